@@ -35,8 +35,8 @@ class PreActBlock(nn.Module):
         # The projection reads the activated input, the identity reads the raw one.
         identity = x if self.shortcut is None else self.shortcut(activated)
         out = self.conv1(activated)
-        out = self.conv2(functional.relu(self.bn2(out)))
-        return out + identity
+        residual: Tensor = self.conv2(functional.relu(self.bn2(out)))
+        return residual + identity
 
 
 class PreActResNet(nn.Module):
@@ -68,7 +68,8 @@ class PreActResNet(nn.Module):
         out = self.layer2(out)
         out = self.layer3(out)
         out = self.layer4(out)  # (N, 8 * width, H / 8, W / 8)
-        return self.linear(torch.flatten(self.avgpool(out), 1))
+        logits: Tensor = self.linear(torch.flatten(self.avgpool(out), 1))
+        return logits
 
 
 def preactresnet18(num_classes: int, *, width: int = 64, in_channels: int = 3) -> PreActResNet:

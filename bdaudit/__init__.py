@@ -1,0 +1,1 @@
+"""bdaudit: is the backdoor in a cleaned model gone, or only asleep?"""

@@ -1,0 +1,1 @@
+"""The public verbs: from paths or objects in memory to a record."""

@@ -1,0 +1,1 @@
+"""Clean labelled samples: read, digest, split."""

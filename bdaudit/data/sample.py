@@ -1,0 +1,45 @@
+"""A clean, labelled sample of images in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Clean images with their true labels.
+
+    Attributes:
+        images: (N, C, H, W) float32 in [0, 1].
+        labels: (N,) int64.
+        names: One stable name an image (its path inside the folder, without the extension, or
+            its index), by which already poisoned images are matched.
+        class_names: Names in order of index, `None` when unknown.
+        source: Where it came from, for the record.
+        sha256: Digest over images and labels as loaded.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    source: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def take(self, indices: Tensor) -> Sample:
+        """Return the sub-sample at `indices`; the digest stays the whole sample's."""
+        return Sample(
+            images=self.images[indices],
+            labels=self.labels[indices],
+            names=tuple(self.names[int(index)] for index in indices),
+            class_names=self.class_names,
+            source=self.source,
+            sha256=self.sha256,
+        )

@@ -1,0 +1,76 @@
+"""Everything bdaudit raises on purpose.
+
+* BdauditError
+  - InputError        a file, model, data set, trigger or record cannot be used
+      · ModelError
+      · DataError
+      · TriggerError
+      · RecordError
+      · PolicyError
+  - ConfigError       a setting is out of range or contradicts another
+  - BudgetError       a query budget would be exceeded
+  - NumericsError     a computation gave a non-finite or meaningless number
+  - RemoteError       a served model could not be asked
+
+A message says what was expected, what came, from which file, and what to try.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BdauditError",
+    "BudgetError",
+    "ConfigError",
+    "DataError",
+    "InputError",
+    "ModelError",
+    "NumericsError",
+    "PolicyError",
+    "RecordError",
+    "RemoteError",
+    "TriggerError",
+]
+
+
+class BdauditError(Exception):
+    """Base of every error that bdaudit raises on purpose."""
+
+
+class InputError(BdauditError):
+    """An input cannot be used as it is."""
+
+
+class ModelError(InputError):
+    """A checkpoint cannot be opened safely, or does not fit its architecture or the data."""
+
+
+class DataError(InputError):
+    """Images or labels cannot be read, or do not fit the model."""
+
+
+class TriggerError(InputError):
+    """A trigger file cannot be read, or the trigger cannot be stamped on these images."""
+
+
+class RecordError(InputError):
+    """A result record cannot be read, or was changed since it was written."""
+
+
+class PolicyError(InputError):
+    """A policy file cannot be read or contradicts itself."""
+
+
+class ConfigError(BdauditError, ValueError):
+    """A setting is out of range or contradicts another."""
+
+
+class BudgetError(BdauditError):
+    """A query budget would be exceeded."""
+
+
+class NumericsError(BdauditError):
+    """A computation gave a non-finite or meaningless number."""
+
+
+class RemoteError(BdauditError):
+    """A served model could not be asked."""

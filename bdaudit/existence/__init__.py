@@ -1,0 +1,1 @@
+"""The backdoor existence coefficient (BEC)."""

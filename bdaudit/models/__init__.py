@@ -1,0 +1,1 @@
+"""Open checkpoints safely and make them classifiers."""

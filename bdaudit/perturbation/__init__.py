@@ -1,0 +1,1 @@
+"""Universal perturbations: norm balls, initialisation, losses."""

@@ -1,0 +1,57 @@
+"""How a long step reports on itself.
+
+A step is a generator: it yields `Progress` while it works and returns its result. Nothing below
+the command line prints; whoever drives the step decides what to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+__all__ = ["Listener", "Progress", "Steps", "finish"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One sign of life.
+
+    Attributes:
+        step: What is being done, in words for a person ("white box on defended, eps 0.02").
+        done: Units finished so far, from 0 to `total`.
+        total: Units of the whole step.
+        note: A figure worth showing beside the bar, or an empty string.
+    """
+
+    step: str
+    done: float
+    total: float
+    note: str = ""
+
+
+Steps = Generator[Progress, None, Result]
+"""A running step: yields `Progress`, returns `Result`."""
+
+Listener = Callable[[Progress], None]
+"""Somebody who wants to hear of progress."""
+
+
+def finish(steps: Steps[Result], listener: Listener | None = None) -> Result:
+    """Run `steps` to the end, tell `listener` of every `Progress`, and give back the result.
+
+    The generator is closed when the listener raises (Ctrl-C included), so that hooks and model
+    modes are put back.
+    """
+    try:
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            if listener is not None:
+                listener(event)
+    finally:
+        steps.close()

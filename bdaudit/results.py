@@ -1,0 +1,473 @@
+"""Frozen records of everything an audit measured, and their JSON form.
+
+A record holds what a report or a verdict needs and nothing else is asked for: a report can be
+redrawn, and a verdict judged again, from the JSON alone. A quantity that was not measured is
+`None` beside a reason, never 0. Fractions are in [0, 1]; durations are seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bdaudit.errors import RecordError
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AttackRun",
+    "AuditRecord",
+    "Baseline",
+    "BecRecord",
+    "Comparison",
+    "Condition",
+    "DataInfo",
+    "Diagnostic",
+    "Environment",
+    "FileDigest",
+    "LayerBec",
+    "ModelInfo",
+    "Outcome",
+    "Rate",
+    "ReactivationRecord",
+    "Record",
+    "Role",
+    "ScoreRecord",
+    "StepStatus",
+    "TriggerInfo",
+    "Verdict",
+    "read_record",
+    "to_json",
+]
+
+SCHEMA_VERSION: Literal[1] = 1
+"""Raised whenever an older reader would misunderstand a newer record."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Role = Literal["defended", "original", "reference", "surrogate"]
+Condition = Literal["trigger", "no_trigger", "wrong_target", "noise"]
+Outcome = Literal["removed", "dormant", "active", "inconclusive"]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown fields, no NaN in the JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Rate(Record):
+    """A share of held-out (or craft) images, with its 95 % Wilson interval.
+
+    Attributes:
+        successes: Images for which the event happened.
+        total: Images asked about; at least 1.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        bits: The event image by image, in the order of the sample, packed eight to a byte (first
+            image in the highest bit) and base64-encoded; `None` where pairs are never needed.
+            Two rates with bits over the same images can be compared image by image.
+    """
+
+    successes: int = Field(ge=0)
+    total: int = Field(ge=1)
+    low: Fraction
+    high: Fraction
+    bits: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rate:
+        if self.successes > self.total:
+            raise ValueError(f"{self.successes} successes out of {self.total}")
+        if self.bits is not None and sum(self.outcomes()) != self.successes:
+            raise ValueError("the packed outcomes do not add up to the count of successes")
+        return self
+
+    @property
+    def value(self) -> float:
+        """The share itself."""
+        return self.successes / self.total
+
+    def outcomes(self) -> list[bool]:
+        """Unpack `bits`, one boolean an image.
+
+        Raises:
+            RecordError: The rate was stored without its outcomes, or they are damaged.
+        """
+        if self.bits is None:
+            raise RecordError("this rate was stored without its image-by-image outcomes")
+        try:
+            packed = base64.b64decode(self.bits, validate=True)
+        except binascii.Error as error:
+            raise RecordError("image-by-image outcomes are not base64") from error
+        if len(packed) != (self.total + 7) // 8:
+            raise RecordError(f"{len(packed)} bytes of outcomes for {self.total} images")
+        flags = [bool(byte >> (7 - k) & 1) for byte in packed for k in range(8)]
+        return flags[: self.total]
+
+    @staticmethod
+    def pack(outcomes: Iterable[bool]) -> str:
+        """Pack booleans as `bits` stores them."""
+        flags = list(outcomes)
+        packed = bytearray((len(flags) + 7) // 8)
+        for index, flag in enumerate(flags):
+            if flag:
+                packed[index // 8] |= 1 << (7 - index % 8)
+        return base64.b64encode(bytes(packed)).decode("ascii")
+
+
+class Diagnostic(Record):
+    """Something that makes a number doubtful; each code has a paragraph in docs/diagnostics.md.
+
+    Attributes:
+        code: A stable identifier such as `clean_accuracy_near_chance`.
+        severity: `error` makes a would-be "removed" inconclusive; `warning` is reported.
+        message: What was seen and what to do, for a person.
+        subject: The model, file or step it is about.
+    """
+
+    code: str
+    severity: Literal["error", "warning", "info"]
+    message: str
+    subject: str
+
+
+class FileDigest(Record):
+    """A file an audit read."""
+
+    role: str
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class Environment(Record):
+    """Where the numbers were made."""
+
+    bdaudit: str
+    python: str
+    platform: str
+    device: str
+    packages: dict[str, str]
+
+
+class ModelInfo(Record):
+    """A model that took part.
+
+    Attributes:
+        name: How the record refers to it ("defended", "reference 1").
+        weights_sha256: Digest over names, types, shapes and bytes of all tensors.
+        notes: What the loader did ("stripped 'module.'", "took logs of probabilities").
+    """
+
+    name: str
+    role: Role
+    arch: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    weights_sha256: str
+    path: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class DataInfo(Record):
+    """The clean sample and its split."""
+
+    source: str
+    sha256: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    n_images: int
+    n_craft: int
+    n_held_out: int
+    n_craft_poisonable: int
+    n_held_out_poisonable: int
+
+
+class TriggerInfo(Record):
+    """The trigger and what it does to an image.
+
+    Attributes:
+        footprint: Mean share of pixels (over the held-out images) changed by more than 1/255.
+        mean_linf: Mean over images of the largest change of a pixel value.
+        mean_l2: Mean over images of the L2 norm of the change.
+        wide: True when the footprint is above the policy-independent limit of 0.10.
+        recovered: True when the trigger was inverted rather than given.
+    """
+
+    kind: str
+    target_rule: str
+    target_label: int | None
+    source: str
+    sha256: str
+    footprint: Fraction
+    mean_linf: float
+    mean_l2: float
+    wide: bool
+    recovered: bool = False
+
+
+class Baseline(Record):
+    """A model with no perturbation at all, on the held-out images.
+
+    Attributes:
+        clean_acc: Share of clean images classified as labelled.
+        asr: Attack success rate of the trigger alone, over images whose true label is not the
+            target; higher means the backdoor is more active.
+        clean_target_rate: The same images without the trigger, share classified as the target.
+        true_label_acc: Share of the triggered images classified as their true label.
+    """
+
+    model: str
+    role: Role
+    clean_acc: Rate
+    asr: Rate
+    clean_target_rate: Rate
+    true_label_acc: Rate
+
+
+class LayerBec(Record):
+    """One layer's part of the coefficient; see docs/bec.md."""
+
+    layer: str
+    channels: int
+    channels_kept: int
+    top_channels: tuple[int, ...]
+    top_tac: tuple[float, ...]
+    cka_defended: float | None
+    cka_reference: float | None
+    coefficient: float | None
+    reason: str | None = None
+
+
+class BecRecord(Record):
+    """The backdoor existence coefficient against one reference.
+
+    Attributes:
+        value: Mean over layers of (S_DA - S_CA) / (1 - S_CA); 1: the whole circuit of the
+            original is there; 0: no more alike than an innocent model. `None` when undefined.
+        low, high: 95 % bootstrap interval over samples, `None` when not asked for.
+        ratio_of_means: The variant that averages CKA over layers before normalising.
+    """
+
+    reference: str
+    value: float | None
+    low: float | None
+    high: float | None
+    ratio_of_means: float | None
+    top_share: Fraction
+    estimator: Literal["plain", "debiased"]
+    n_samples: int
+    n_bootstrap: int
+    layers: tuple[LayerBec, ...]
+    reason: str | None = None
+    elapsed_s: float
+
+
+class AttackRun(Record):
+    """One universal perturbation, made on craft images and scored on held-out images.
+
+    Attributes:
+        model: Name of the model attacked.
+        condition: Which images it was made and scored on: with the `trigger`, with `no_trigger`,
+            with the trigger but toward a `wrong_target`, or a random `noise` delta.
+        target_label: The class attacked toward, `None` when it differs by image.
+        asr: Held-out success of images + delta.
+        delta_only: Held-out success of the *clean* images + the same delta, `None` where the
+            condition has no trigger in it.
+        craft_asr: Success on the craft images; optimistic by construction.
+        loss_trace: Mean craft loss, one value a pass (or a checkpoint of a query search).
+        gradient_passes: Images differentiated / craft images.
+        image_queries: Images the model was asked about while searching.
+        delta_norm: Norm of delta in pixel units; never above eps.
+    """
+
+    mode: Literal["white", "query", "transfer"]
+    model: str
+    role: Role
+    condition: Condition
+    objective: Literal["standard", "specific"] = "standard"
+    norm: Literal["linf", "l2"]
+    eps: float = Field(ge=0.0)
+    target_label: int | None
+    seed: int
+    asr: Rate
+    delta_only: Rate | None = None
+    true_label_acc: Rate | None = None
+    craft_asr: Rate | None = None
+    loss_trace: tuple[float, ...] = ()
+    gradient_passes: float = 0.0
+    image_queries: int = 0
+    delta_norm: float
+    delta_sha256: str
+    diagnostics: tuple[Diagnostic, ...] = ()
+    elapsed_s: float
+
+
+class StepStatus(Record):
+    """A step of the audit and how it ended."""
+
+    name: str
+    status: Literal["done", "failed", "skipped"]
+    elapsed_s: float = 0.0
+    reason: str | None = None
+
+
+class Comparison(Record):
+    """One number that a verdict leaned on.
+
+    Attributes:
+        name: What is compared, in words.
+        kind: `active`, `lift`, `strength`, `samples`, ...: the rule it belongs to.
+        value, low, high: The estimate and its one-sided bounds at the policy's confidence.
+        limit: What it was held against.
+        holds: Whether the rule's condition is met.
+    """
+
+    name: str
+    kind: str
+    eps: float | None = None
+    against: str | None = None
+    value: float
+    low: float | None = None
+    high: float | None = None
+    limit: float
+    holds: bool
+
+
+class Verdict(Record):
+    """The answer, why, and the figures that decided it.
+
+    Attributes:
+        why: One sentence.
+        reasons: For `inconclusive`, everything that stood in the way.
+        deciding: The comparisons that decided.
+        lifts: Every lift over every null, by eps, deciding or not.
+        policy: The limits that applied, by name.
+    """
+
+    outcome: Outcome
+    why: str
+    reasons: tuple[str, ...] = ()
+    deciding: tuple[Comparison, ...] = ()
+    lifts: tuple[Comparison, ...] = ()
+    policy: dict[str, Any]
+    policy_source: str
+
+
+class _Document(Record):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created: datetime
+    command: tuple[str, ...] | None = None
+    seed: int
+    settings: dict[str, Any]
+    environment: Environment
+    inputs: tuple[FileDigest, ...]
+    data: DataInfo
+    trigger: TriggerInfo
+    models: tuple[ModelInfo, ...]
+    diagnostics: tuple[Diagnostic, ...] = ()
+    steps: tuple[StepStatus, ...] = ()
+    elapsed_s: float
+
+    def model_named(self, name: str) -> ModelInfo:
+        """Return the model the record calls `name`."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise RecordError(f"the record has no model named {name!r}")
+
+
+class ScoreRecord(_Document):
+    """What `bdaudit score` measured."""
+
+    kind: Literal["score"] = "score"
+    baselines: tuple[Baseline, ...]
+    bec: tuple[BecRecord, ...]
+
+
+class ReactivationRecord(_Document):
+    """What `bdaudit reactivate` measured."""
+
+    kind: Literal["reactivation"] = "reactivation"
+    baselines: tuple[Baseline, ...]
+    runs: tuple[AttackRun, ...]
+
+
+class AuditRecord(_Document):
+    """What `bdaudit audit` measured, and its verdict."""
+
+    kind: Literal["audit"] = "audit"
+    baselines: tuple[Baseline, ...]
+    bec: tuple[BecRecord, ...]
+    bec_missing: str | None = None
+    runs: tuple[AttackRun, ...]
+    verdict: Verdict | None = None
+
+    def baseline_of(self, model: str) -> Baseline | None:
+        """Return the unperturbed figures of `model`, or `None`."""
+        return next((b for b in self.baselines if b.model == model), None)
+
+    def runs_of(
+        self, *, role: Role | None = None, condition: Condition | None = None
+    ) -> tuple[AttackRun, ...]:
+        """Return the attack runs on models of `role` under `condition`, in order of eps."""
+        chosen = [
+            run
+            for run in self.runs
+            if (role is None or run.role == role)
+            and (condition is None or run.condition == condition)
+        ]
+        return tuple(sorted(chosen, key=lambda run: (run.eps, run.model)))
+
+
+AnyDocument = AuditRecord | ScoreRecord | ReactivationRecord
+_KINDS: dict[str, type[AnyDocument]] = {
+    "audit": AuditRecord,
+    "score": ScoreRecord,
+    "reactivation": ReactivationRecord,
+}
+Document = TypeVar("Document", AuditRecord, ScoreRecord, ReactivationRecord)
+
+
+def to_json(record: Record) -> str:
+    """Write `record` as indented JSON, always the same text for the same record."""
+    return json.dumps(record.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+
+
+def read_record(path: Path) -> AnyDocument:
+    """Read a record that `to_json` wrote.
+
+    Raises:
+        RecordError: The file is missing, not JSON, of a newer schema, or not a bdaudit record.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: expected the JSON that --json writes, got {error}") from error
+    if not isinstance(document, dict) or document.get("kind") not in _KINDS:
+        raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path}: record of schema version {version!r}, this bdaudit reads {SCHEMA_VERSION}; "
+            "use the version of bdaudit that wrote it, or a newer one"
+        )
+    try:
+        return _KINDS[document["kind"]].model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(
+            f"{path}: damaged or edited record, at {where}: {first['msg']}"
+        ) from error
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error

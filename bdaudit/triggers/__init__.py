@@ -1,0 +1,1 @@
+"""Triggers: stamped on images, read from and written to files."""

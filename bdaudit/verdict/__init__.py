@@ -1,0 +1,1 @@
+"""From a record and a policy to a verdict."""
