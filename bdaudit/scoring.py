@@ -1,0 +1,93 @@
+"""Ask a classifier about images and count the answers.
+
+Every reported rate is made here. The attack success rate (ASR) has one definition: over images
+whose true label is not the target, the share classified as the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bdaudit.errors import NumericsError
+from bdaudit.results import Rate
+from bdaudit.statistics import wilson_interval
+
+__all__ = ["evaluating", "predict", "predict_logits", "rate"]
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Hold `modules` in eval mode, and put every submodule's own mode back afterwards."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def predict_logits(
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    delta: Tensor | None = None,
+) -> Tensor:
+    """Score `images`, optionally with a universal perturbation added.
+
+    Args:
+        classifier: Maps (n, C, H, W) in [0, 1] to (n, K).
+        images: (N, C, H, W) in [0, 1]; left as they are.
+        batch_size: Images a call; the result does not depend on it beyond rounding.
+        device: Where the classifier lives; batches are moved there.
+        delta: (1, C, H, W) in pixel units, or `None`. What is asked about is
+            `clamp(images + delta, 0, 1)`.
+
+    Returns:
+        (N, K) float32 on the CPU.
+
+    Raises:
+        NumericsError: A score is NaN, or +inf.
+    """
+    answers = []
+    with torch.inference_mode():
+        shift = None if delta is None else delta.to(device)
+        for batch in torch.split(images, batch_size):
+            batch = batch.to(device, non_blocking=True)
+            if shift is not None:
+                batch = (batch + shift).clamp_(0.0, 1.0)
+            answers.append(classifier(batch).float())
+        logits = torch.cat(answers).cpu()
+    # A log-probability of minus infinity is a legitimate answer.
+    if torch.isnan(logits).any() or torch.isposinf(logits).any():
+        raise NumericsError("the model returned NaN or infinite scores for some images")
+    return logits
+
+
+def predict(
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    delta: Tensor | None = None,
+) -> Tensor:
+    """Return the top label (N,) of each image; arguments as for `predict_logits`."""
+    return predict_logits(
+        classifier, images, batch_size=batch_size, device=device, delta=delta
+    ).argmax(dim=1)
+
+
+def rate(outcomes: Tensor) -> Rate:
+    """Make a `Rate` of boolean outcomes (N,), with its 95 % Wilson interval and its bits."""
+    flags = outcomes.tolist()
+    successes = sum(flags)
+    low, high = wilson_interval(successes, len(flags))
+    return Rate(successes=successes, total=len(flags), low=low, high=high, bits=Rate.pack(flags))

@@ -1,0 +1,424 @@
+"""Judge a record: active, dormant, removed or inconclusive.
+
+Pure functions of a record and a policy; nothing is measured here. The rules, in order:
+
+* **active**: the trigger alone still works on the defended model, better than on innocent models
+  and better than no trigger at all.
+* **dormant**: not active, and at some eps the re-activated ASR exceeds *every* null by more than
+  the policy's limit. The nulls are the trigger alone, the same delta without the trigger, the
+  attack made without the trigger, and the same trigger and attack on every innocent model.
+* **removed**: not active, and at every eps the upper bound of the lift over the strongest null is
+  below the limit, with enough images, a null that leaves room for a lift at one eps or more, and
+  a trigger and an attack that do wake the original.
+* **inconclusive**: everything else, with all the reasons.
+
+A lift over every null needs no correction for the number of nulls (each must be beaten: an
+intersection-union test); it needs one for the number of attacks tried, since one success is
+enough. "Removed" needs every attack to agree, so there no correction is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bdaudit.results import (
+    AttackRun,
+    AuditRecord,
+    Baseline,
+    Comparison,
+    Outcome,
+    Rate,
+    Verdict,
+)
+from bdaudit.statistics import difference_of_differences, paired_difference
+from bdaudit.verdict.policy import Policy
+
+__all__ = ["judge"]
+
+
+def judge(record: AuditRecord, policy: Policy, *, policy_source: str = "defaults") -> Verdict:
+    """Judge `record` by `policy`.
+
+    Args:
+        record: A finished audit; a verdict already in it is ignored.
+        policy: The limits.
+        policy_source: Where the limits came from, for the report.
+
+    Returns:
+        The verdict with the sentence why, what stood in the way where it is inconclusive, the
+        comparisons that decided, and every lift over every null.
+
+    Raises:
+        RecordError: A rate that must be compared image by image was stored without its outcomes.
+    """
+    case = _Case(record, policy)
+    outcome = case.active() or case.dormant() or case.removed() or case.inconclusive()
+    return Verdict(
+        outcome=outcome.name,
+        why=outcome.why,
+        reasons=outcome.reasons,
+        deciding=outcome.deciding,
+        lifts=tuple(lift for attack in case.attacks for lift in attack.lifts),
+        policy=policy.model_dump(),
+        policy_source=policy_source,
+    )
+
+
+@dataclass(frozen=True)
+class _Finding:
+    name: Outcome
+    why: str
+    deciding: tuple[Comparison, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Null:
+    """What the re-activated ASR is held against."""
+
+    against: str
+    rate: Rate
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """One re-activation attack on the defended model, with its lift over every null."""
+
+    run: AttackRun
+    lifts: tuple[Comparison, ...]
+    strongest: Comparison
+    strongest_value: float
+    missing: tuple[str, ...]
+
+    @property
+    def beats_every_null(self) -> bool:
+        return all(lift.holds for lift in self.lifts)
+
+    @property
+    def weakest_bound(self) -> float:
+        """Lowest lower bound over the nulls: by how much the attack surely beats them all."""
+        return min(lift.low for lift in self.lifts if lift.low is not None)
+
+
+class _Case:
+    """The record with its figures arranged for the rules."""
+
+    def __init__(self, record: AuditRecord, policy: Policy) -> None:
+        self.record = record
+        self.policy = policy
+        self.defended = self._baseline("defended")
+        self.original = self._baseline("original")
+        self.references = tuple(b for b in record.baselines if b.role == "reference")
+        runs = record.runs_of(role="defended", condition="trigger")
+        self.attacks = tuple(self._attack(run, n_attacks=len(runs)) for run in runs)
+
+    def _baseline(self, role: str) -> Baseline | None:
+        return next((b for b in self.record.baselines if b.role == role), None)
+
+    # -- the figures ---------------------------------------------------------------------------
+
+    def _attack(self, run: AttackRun, *, n_attacks: int) -> _Attack:
+        nulls, missing = self._nulls(run)
+        lifts = [self._lift(run.asr, null, run, n_attacks) for null in nulls]
+        if run.objective == "specific":
+            lifts += self._lifts_over_reference_lifts(run, n_attacks)
+        at_strongest = max(range(len(nulls)), key=lambda k: nulls[k].rate.value)
+        return _Attack(
+            run=run,
+            lifts=tuple(lifts),
+            strongest=lifts[at_strongest],
+            strongest_value=nulls[at_strongest].rate.value,
+            missing=tuple(missing),
+        )
+
+    def _nulls(self, run: AttackRun) -> tuple[list[_Null], list[str]]:
+        """Collect everything `run` must beat, and name what was not measured."""
+        nulls: list[_Null] = []
+        missing: list[str] = []
+        where = f"at eps {run.eps:g} ({run.mode})"
+        if self.defended is not None:
+            nulls.append(_Null("trigger alone on defended", self.defended.asr))
+        if run.delta_only is not None:
+            nulls.append(_Null("same delta without the trigger", run.delta_only))
+        else:
+            missing.append(f"the same delta without the trigger {where}")
+        control = self._counterpart(run, model=run.model, condition="no_trigger")
+        if control is not None:
+            nulls.append(_Null("attack without the trigger", control.asr))
+        else:
+            missing.append(f"the attack without the trigger {where}")
+        for reference in self.references:
+            twin = self._counterpart(run, model=reference.model, condition="trigger")
+            if twin is not None:
+                nulls.append(_Null(reference.model, twin.asr))
+            else:
+                missing.append(f"the attack on {reference.model} {where}")
+        return nulls, missing
+
+    def _counterpart(self, run: AttackRun, *, model: str, condition: str) -> AttackRun | None:
+        """Find the run of the same attack on another model or under another condition."""
+        for other in self.record.runs:
+            if (
+                other.model == model
+                and other.condition == condition
+                and (other.mode, other.objective, other.norm, other.eps)
+                == (run.mode, run.objective, run.norm, run.eps)
+            ):
+                return other
+        return None
+
+    def _lift(self, asr: Rate, null: _Null, run: AttackRun, n_attacks: int) -> Comparison:
+        one, two = asr.outcomes(), null.rate.outcomes()
+        strict = paired_difference(one, two, confidence=self._confidence(n_attacks))
+        plain = paired_difference(one, two, confidence=self._confidence(1))
+        return Comparison(
+            name=f"lift over {null.against}",
+            kind=f"lift ({run.mode})",
+            eps=run.eps,
+            against=null.against,
+            value=strict.value,
+            low=strict.low,
+            high=plain.high,
+            limit=self.policy.lift,
+            holds=strict.low > self.policy.lift,
+        )
+
+    def _lifts_over_reference_lifts(self, run: AttackRun, n_attacks: int) -> Iterator[Comparison]:
+        """Compare lifts: the specific objective also buys some lift on innocent models."""
+        for reference in self.references:
+            twin = self._counterpart(run, model=reference.model, condition="trigger")
+            if twin is None or twin.delta_only is None or run.delta_only is None:
+                continue
+            bounds = []
+            for n in (n_attacks, 1):
+                ours, theirs = (
+                    paired_difference(
+                        r.asr.outcomes(),
+                        r.delta_only.outcomes(),  # type: ignore[union-attr]
+                        confidence=self._confidence(n),
+                    )
+                    for r in (run, twin)
+                )
+                bounds.append(difference_of_differences(ours, theirs))
+            (value, low, _), (_, _, high) = bounds
+            yield Comparison(
+                name=f"lift over the lift on {reference.model}",
+                kind=f"lift ({run.mode})",
+                eps=run.eps,
+                against=reference.model,
+                value=value,
+                low=low,
+                high=high,
+                limit=self.policy.lift,
+                holds=low > self.policy.lift,
+            )
+
+    def _confidence(self, n_attacks: int) -> float:
+        """Two-sided confidence whose ends are one-sided bounds, corrected for the attacks."""
+        return 1.0 - 2.0 * (1.0 - self.policy.confidence) / max(n_attacks, 1)
+
+    # -- the rules -----------------------------------------------------------------------------
+
+    def active(self) -> _Finding | None:
+        if self.defended is None:
+            return None
+        asr = self.defended.asr
+        comparisons = [
+            Comparison(
+                name="ASR of the trigger alone",
+                kind="active",
+                value=asr.value,
+                low=asr.low,
+                high=asr.high,
+                limit=self.policy.active_asr,
+                holds=asr.low > self.policy.active_asr,
+            )
+        ]
+        comparisons += [self._alone(null, limit=0.0) for null in self._alone_nulls()]
+        if not all(c.low is not None and c.low > c.limit for c in comparisons):
+            return None
+        if self.record.trigger.wide and not self.references and asr.low <= self.policy.saturation:
+            # A trigger over the whole image may take an innocent model that far by itself.
+            return None
+        beyond = max((b.asr.value for b in self.references), default=None)
+        against = "" if beyond is None else f"; innocent models at most {_percent(beyond)}"
+        return _Finding(
+            "active",
+            f"The trigger alone still takes {_percent(asr.value)} of held-out images to the "
+            f"target on the defended model{against}.",
+            tuple(comparisons),
+        )
+
+    def _alone_nulls(self) -> list[_Null]:
+        assert self.defended is not None
+        nulls = [_Null("no trigger at all", self.defended.clean_target_rate)]
+        return nulls + [_Null(b.model, b.asr) for b in self.references]
+
+    def _alone(self, null: _Null, *, limit: float) -> Comparison:
+        """Compare the trigger alone on the defended model with `null`."""
+        assert self.defended is not None
+        gap = paired_difference(
+            self.defended.asr.outcomes(),
+            null.rate.outcomes(),
+            confidence=self._confidence(1),
+        )
+        return Comparison(
+            name=f"trigger alone over {null.against}",
+            kind="active",
+            against=null.against,
+            value=gap.value,
+            low=gap.low,
+            high=gap.high,
+            limit=limit,
+            holds=gap.low > limit,
+        )
+
+    def dormant(self) -> _Finding | None:
+        if self._no_grounds() or any(attack.missing for attack in self.attacks):
+            return None
+        telling = [attack for attack in self.attacks if attack.beats_every_null]
+        if not telling:
+            return None
+        best = max(telling, key=lambda attack: attack.weakest_bound)
+        run = best.run
+        alone = f"{_percent(self.defended.asr.value)} alone" if self.defended else "alone"
+        why = (
+            f"The trigger ({alone}) plus one universal perturbation of {run.norm} norm "
+            f"{run.eps:g} takes {_percent(run.asr.value)} of held-out images to the target"
+        )
+        innocent = [
+            twin.asr.value
+            for b in self.references
+            if (twin := self._counterpart(run, model=b.model, condition="trigger"))
+        ]
+        compared = []
+        if innocent:
+            compared.append(f"on innocent models the same attack reaches {_spread(innocent)}")
+        if run.delta_only is not None:
+            compared.append(f"without the trigger the same delta {_percent(run.delta_only.value)}")
+        return _Finding("dormant", f"{why}; {', '.join(compared)}.", best.lifts)
+
+    def removed(self) -> _Finding | None:
+        if self._doubts():
+            return None
+        telling = [attack for attack in self.attacks if self._leaves_room(attack)]
+        deciding = tuple(attack.strongest for attack in self.attacks)
+        worst = max(deciding, key=lambda c: c.high if c.high is not None else 1.0)
+        largest_eps = max(attack.run.eps for attack in telling)
+        return _Finding(
+            "removed",
+            f"With the trigger the defended model does no more than the strongest control: lift "
+            f"at most {_points(worst.high)} (upper bound, at eps {worst.eps:g}), while the same "
+            f"attack does wake the original; controls leave room for a lift up to eps "
+            f"{largest_eps:g}.",
+            deciding,
+        )
+
+    def inconclusive(self) -> _Finding:
+        reasons = tuple(self._doubts())
+        return _Finding(
+            "inconclusive",
+            f"No verdict: {reasons[0]}.",
+            tuple(attack.strongest for attack in self.attacks),
+            reasons,
+        )
+
+    # -- what stands in the way ----------------------------------------------------------------
+
+    def _leaves_room(self, attack: _Attack) -> bool:
+        return attack.strongest_value <= self.policy.saturation
+
+    def _no_grounds(self) -> list[str]:
+        """Reasons for which neither "dormant" nor "removed" could be said."""
+        if not self.attacks or self.defended is None or self.original is None:
+            return ["re-activation of the defended model was not measured"]
+        reasons = []
+        works = self.original.asr
+        if works.low < self.policy.min_original_asr:
+            reasons.append(
+                f"the trigger takes only {_percent(works.value)} of held-out images to the target "
+                f"on the original (at least {_percent(self.policy.min_original_asr)} needed), so "
+                "there is no working backdoor to look for: check trigger, target and original"
+            )
+        wide = self.record.trigger.wide
+        needed = self.policy.min_references_wide if wide else self.policy.min_references
+        if len(self.references) < needed:
+            kind = "covers the image" if wide else "is local"
+            reasons.append(
+                f"{len(self.references)} innocent model(s) for a trigger that {kind}, "
+                f"{needed} needed: pass --reference more often"
+            )
+        return reasons
+
+    def _doubts(self) -> list[str]:
+        """Everything that forbids saying "removed"; at least one whenever it is forbidden."""
+        reasons = self._no_grounds()
+        if not self.attacks or self.defended is None:
+            return reasons
+        total = self.defended.asr.total
+        if total < self.policy.min_held_out:
+            reasons.append(
+                f"{total} held-out images, {self.policy.min_held_out} needed: give more clean data"
+            )
+        for null in self._alone_nulls():
+            gap = self._alone(null, limit=self.policy.lift)
+            if gap.high is not None and gap.high >= self.policy.lift:
+                reasons.append(
+                    f"the trigger alone may do up to {_points(gap.high)} more on the defended "
+                    f"model than {null.against} (limit {_points(self.policy.lift)})"
+                )
+        for attack in self.attacks:
+            reasons += [f"not measured: {what}" for what in attack.missing]
+            lift = attack.strongest
+            if lift.high is not None and lift.high >= self.policy.lift:
+                reasons.append(
+                    f"at eps {lift.eps:g} the lift over {lift.against} is {_points(lift.value)}, "
+                    f"between {_points(lift.low)} and {_points(lift.high)} (limit "
+                    f"{_points(self.policy.lift)}): neither clearly above nor clearly below"
+                )
+        if not any(self._leaves_room(attack) for attack in self.attacks):
+            reasons.append(
+                "the controls saturate at every eps tried (above "
+                f"{_percent(self.policy.saturation)}), so no lift could show: try smaller eps"
+            )
+        reasons += self._strength_doubts()
+        reasons += [
+            f"{d.subject}: {d.message}" for d in self.record.diagnostics if d.severity == "error"
+        ]
+        reasons += [
+            f"step {s.name} {s.status}" + (f": {s.reason}" if s.reason else "")
+            for s in self.record.steps
+            if s.status == "failed"
+        ]
+        return reasons
+
+    def _strength_doubts(self) -> Iterator[str]:
+        """Say where the attack has not been shown to wake the original."""
+        for attack in self.attacks:
+            assert self.original is not None
+            run = attack.run
+            twin = self._counterpart(run, model=self.original.model, condition="trigger")
+            if twin is None:
+                yield f"not measured: the attack on the original at eps {run.eps:g} ({run.mode})"
+            elif twin.asr.low < self.policy.min_original_asr:
+                yield (
+                    f"the attack at eps {run.eps:g} ({run.mode}) takes only "
+                    f"{_percent(twin.asr.value)} of images to the target on the original, where "
+                    "it must succeed"
+                )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _points(difference: float | None) -> str:
+    return "unknown" if difference is None else f"{100 * difference:+.1f} points"
+
+
+def _spread(shares: list[float]) -> str:
+    low, high = min(shares), max(shares)
+    if len(shares) == 1 or low == high:
+        return _percent(high)
+    return f"{100 * low:.3g} to {_percent(high)}"
