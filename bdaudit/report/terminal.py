@@ -1,0 +1,382 @@
+"""A record on the terminal: the verdict first, then what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from bdaudit.report.chart import Band, Line, draw_chart
+from bdaudit.results import (
+    AttackRun,
+    AuditRecord,
+    Baseline,
+    BecRecord,
+    Diagnostic,
+    Rate,
+    ReactivationRecord,
+    ScoreRecord,
+)
+
+__all__ = ["print_record"]
+
+_HEADLINES = {
+    "removed": ("green", "REMOVED", "no sign that the backdoor sleeps in this model"),
+    "dormant": ("red", "DORMANT", "the backdoor is asleep, not gone"),
+    "active": ("red", "ACTIVE", "the backdoor still works as it is"),
+    "inconclusive": ("yellow", "INCONCLUSIVE", "this audit cannot tell"),
+}
+
+_NOT_PROVED = (
+    "other triggers and other target classes: only the trigger given here was tried",
+    "stronger attackers: larger budgets, other searches, perturbations that are not universal",
+    "backdoors put in after, or by, the defence",
+)
+
+_BAR_WIDTH = 24
+
+
+def print_record(record: AuditRecord | ScoreRecord | ReactivationRecord, console: Console) -> None:
+    """Print `record` on `console`, fitted to its width."""
+    if isinstance(record, AuditRecord):
+        parts = _audit_parts(record, console)
+    elif isinstance(record, ScoreRecord):
+        parts = [_baseline_table(record.baselines, record.bec), *_bec_parts(record.bec, None)]
+    else:
+        parts = [
+            _baseline_table(record.baselines, ()),
+            _reactivation_table(record.runs, console),
+        ]
+        chart = _reactivation_chart(record.runs, record.baselines, console)
+        if chart is not None:
+            parts.append(chart)
+    parts += _diagnostic_parts(record.diagnostics)
+    parts.append(_footer(record))
+    for part in parts:
+        console.print(part)
+        console.print()
+
+
+def _audit_parts(record: AuditRecord, console: Console) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if record.verdict is not None:
+        parts.append(_verdict_panel(record, console))
+    parts.append(_baseline_table(record.baselines, record.bec))
+    if record.runs:
+        parts.append(_reactivation_table(record.runs, console, record))
+        chart = _reactivation_chart(record.runs, record.baselines, console)
+        if chart is not None:
+            parts.append(chart)
+    parts += _bec_parts(record.bec, record.bec_missing)
+    parts.append(
+        Group(
+            _heading("What this does not prove"),
+            *(_bullet(line) for line in _NOT_PROVED),
+        )
+    )
+    return parts
+
+
+def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
+    verdict = record.verdict
+    assert verdict is not None
+    color, word, gist = _HEADLINES[verdict.outcome]
+    lines: list[RenderableType] = [
+        Text.assemble((f" {word} ", f"bold reverse {color}"), "  ", (gist, f"bold {color}")),
+        Text(""),
+        Text(verdict.why),
+    ]
+    if len(verdict.reasons) > 1:
+        lines += [Text(""), Text("All that stood in the way:")]
+        lines += [_bullet(reason) for reason in verdict.reasons]
+    style = box.ASCII if _ascii_only(console) else box.ROUNDED
+    return Panel(Group(*lines), border_style=color, box=style, padding=(0, 1))
+
+
+def _baseline_table(baselines: Sequence[Baseline], bec: Sequence[BecRecord]) -> RenderableType:
+    table = _table()
+    table.add_column("model")
+    for name in ("clean acc", "trigger alone", "no trigger", "true label"):
+        table.add_column(name, justify="right")
+    if bec:
+        table.add_column("BEC", justify="right")
+    for baseline in baselines:
+        cells = [
+            baseline.model,
+            _share(baseline.clean_acc),
+            _share_with_interval(baseline.asr),
+            _share(baseline.clean_target_rate),
+            _share(baseline.true_label_acc),
+        ]
+        if bec:
+            cells.append(_bec_cell(baseline.role, bec))
+        table.add_row(*cells)
+    total = baselines[0].asr.total if baselines else 0
+    return Group(
+        _heading("Without any perturbation", f"{total} held-out images not of the target class"),
+        table,
+    )
+
+
+def _bec_cell(role: str, bec: Sequence[BecRecord]) -> str:
+    """BEC by its definition: 1 for the original, 0 for the reference."""
+    if role == "original":
+        return "1"
+    if role != "defended":
+        return "0" if len(bec) == 1 else ""
+    known = [b for b in bec if b.value is not None]
+    if not known:
+        return "undefined"
+    if len(known) > 1:
+        values = [b.value for b in known if b.value is not None]
+        return f"{min(values):.2f} to {max(values):.2f}"
+    first = known[0]
+    interval = "" if first.low is None else f" ({first.low:.2f} to {first.high:.2f})"
+    return f"{first.value:.2f}{interval}"
+
+
+_CONDITIONS = {
+    "trigger": "{model}",
+    "no_trigger": "  attack without trigger",
+    "wrong_target": "  toward another class",
+    "noise": "  random noise",
+}
+
+
+def _reactivation_table(
+    runs: Sequence[AttackRun], console: Console, record: AuditRecord | None = None
+) -> RenderableType:
+    """One row a model and condition, one column an eps; the lift under them."""
+    parts: list[RenderableType] = []
+    for mode, objective, norm in dict.fromkeys((r.mode, r.objective, r.norm) for r in runs):
+        chosen = [r for r in runs if (r.mode, r.objective, r.norm) == (mode, objective, norm)]
+        ladder = sorted({run.eps for run in chosen})
+        table = _table()
+        table.add_column(f"eps ({norm})")
+        for eps in ladder:
+            table.add_column(f"{eps:g}", justify="right")
+        for model in dict.fromkeys(run.model for run in chosen):
+            own = [run for run in chosen if run.model == model]
+            for condition, label in _CONDITIONS.items():
+                row = {run.eps: run for run in own if run.condition == condition}
+                if row:
+                    bold = "bold" if own[0].role == "defended" and condition == "trigger" else ""
+                    name = label.format(model=model)
+                    table.add_row(
+                        Text(name, style=bold),
+                        *(_run_cell(row.get(eps), bold) for eps in ladder),
+                    )
+                if condition == "trigger" and any(run.delta_only for run in row.values()):
+                    table.add_row(
+                        Text("  same delta, no trigger"),
+                        *(_share(row[eps].delta_only) if eps in row else "-" for eps in ladder),
+                    )
+        if record is not None and record.verdict is not None:
+            _add_lift_rows(table, record, ladder, mode)
+        what = {"white": "white box", "query": "queries only", "transfer": "transfer"}[mode]
+        extra = ", specific objective" if objective == "specific" else ""
+        parts.append(
+            Group(_heading(f"Re-activation ({what}{extra})", "share taken to the target"), table)
+        )
+    return Group(*parts)
+
+
+def _add_lift_rows(table: Table, record: AuditRecord, ladder: Sequence[float], mode: str) -> None:
+    """Show, for each eps, the lift over the strongest control with its bounds."""
+    assert record.verdict is not None
+    values, bounds = [], []
+    for eps in ladder:
+        lifts = [c for c in record.verdict.lifts if c.eps == eps and c.kind == f"lift ({mode})"]
+        if not lifts:
+            values.append(Text("-"))
+            bounds.append("")
+            continue
+        weakest = min(lifts, key=lambda c: c.value)
+        style = "bold red" if all(c.holds for c in lifts) else ""
+        values.append(Text(f"{100 * weakest.value:+.0f}", style=style))
+        low, high = weakest.low, weakest.high
+        bounds.append("" if low is None or high is None else f"{100 * low:+.0f}..{100 * high:+.0f}")
+    table.add_section()
+    table.add_row(Text("lift over strongest (points)", style="bold"), *values)
+    table.add_row(Text("  its bounds", style="dim"), *(Text(b, style="dim") for b in bounds))
+
+
+def _reactivation_chart(
+    runs: Sequence[AttackRun], baselines: Sequence[Baseline], console: Console
+) -> RenderableType | None:
+    """ASR against eps: defended, original, the band of innocents and the controls."""
+    first = next((run for run in runs if run.condition == "trigger"), None)
+    if first is None:
+        return None
+    chosen = [r for r in runs if (r.mode, r.objective) == (first.mode, first.objective)]
+    ladder = sorted({run.eps for run in chosen})
+    if len(ladder) < 2:
+        return None
+    ascii_only = _ascii_only(console)
+    alone = {b.model: b.asr.value for b in baselines}
+
+    def curve(model: str, condition: str) -> list[float | None]:
+        by_eps = {
+            r.eps: r.asr.value for r in chosen if r.model == model and r.condition == condition
+        }
+        start = alone.get(model) if condition == "trigger" else None
+        return [start, *(by_eps.get(eps) for eps in ladder)]
+
+    models = {r.role: r.model for r in chosen}
+    marks = {"defended": "D", "original": "A"} if ascii_only else {"defended": "●", "original": "○"}
+    lines: list[Line] = []
+    if "original" in models:
+        lines.append(
+            Line("original", marks["original"], "magenta", curve(models["original"], "trigger"))
+        )
+    if "defended" in models:
+        name = models["defended"]
+        delta_only = {
+            r.eps: r.delta_only.value
+            for r in chosen
+            if r.model == name and r.condition == "trigger" and r.delta_only is not None
+        }
+        lines.append(Line("attack without trigger", "x", "yellow", curve(name, "no_trigger")))
+        lines.append(
+            Line("same delta, no trigger", "+", "cyan", [None, *map(delta_only.get, ladder)])
+        )
+        lines.append(Line("defended", marks["defended"], "bold red", curve(name, "trigger")))
+    references = [
+        curve(m, "trigger") for m in dict.fromkeys(r.model for r in chosen if r.role == "reference")
+    ]
+    band = None
+    if references:
+        columns = [[v for v in column if v is not None] for column in zip(*references, strict=True)]
+        band = Band(
+            f"innocent models ({len(references)})",
+            "#" if ascii_only else "░",
+            "green",
+            [min(c, default=None) for c in columns],
+            [max(c, default=None) for c in columns],
+        )
+    lines = [line for line in lines if any(v is not None for v in line.values)]
+    ticks = ["alone", *(f"{eps:g}" for eps in ladder)]
+    chart = draw_chart(
+        ticks,
+        lines=lines,
+        band=band,
+        width=min(console.width, 78),
+        axis_label="eps",
+        ascii_only=ascii_only,
+    )
+    return Group(_heading("Trigger + one universal perturbation", "ASR on held-out images"), chart)
+
+
+def _bec_parts(bec: Sequence[BecRecord], missing: str | None) -> list[RenderableType]:
+    if not bec:
+        if missing is None:
+            return []
+        return [Group(_heading("Backdoor existence coefficient"), _bullet(missing))]
+    parts: list[RenderableType] = []
+    for record in bec[:1]:
+        table = _table()
+        table.add_column("layer", overflow="fold")
+        for name in ("kept", "S_DA", "S_CA", "BEC"):
+            table.add_column(name, justify="right")
+        table.add_column("0 ... 1")
+        for layer in record.layers:
+            table.add_row(
+                layer.layer,
+                f"{layer.channels_kept}/{layer.channels}",
+                _number(layer.cka_defended),
+                _number(layer.cka_reference),
+                _number(layer.coefficient),
+                _bar(layer.coefficient),
+            )
+        summary = [f"mean {_number(record.value)}"]
+        if record.low is not None and record.high is not None:
+            summary.append(f"95 % interval {record.low:.2f} to {record.high:.2f}")
+        summary.append(f"averaged before normalising {_number(record.ratio_of_means)}")
+        parts.append(
+            Group(
+                _heading(
+                    f"Backdoor existence coefficient against {record.reference}",
+                    "1: the original's whole circuit; 0: like an innocent model. It explains, it "
+                    "never decides",
+                ),
+                table,
+                Text("; ".join(summary)),
+            )
+        )
+    if len(bec) > 1:
+        others = ", ".join(f"{b.reference} {_number(b.value)}" for b in bec[1:])
+        parts.append(Text(f"against the other references: {others}"))
+    return parts
+
+
+def _diagnostic_parts(diagnostics: Sequence[Diagnostic]) -> list[RenderableType]:
+    if not diagnostics:
+        return []
+    styles = {"error": "bold red", "warning": "yellow", "info": "dim"}
+    lines = [
+        Text.assemble(
+            (f"{d.severity}: ", styles[d.severity]), (d.code, "bold"), f" ({d.subject}) {d.message}"
+        )
+        for d in diagnostics
+    ]
+    return [Group(_heading("Diagnostics"), *(Padding(line, (0, 0, 0, 2)) for line in lines))]
+
+
+def _footer(record: AuditRecord | ScoreRecord | ReactivationRecord) -> RenderableType:
+    models = ", ".join(f"{m.name} {m.weights_sha256[:12]}" for m in record.models)
+    trigger = record.trigger
+    origin = "recovered" if trigger.recovered else "given"
+    return Text(
+        f"{record.data.n_craft} craft and {record.data.n_held_out} held-out images of "
+        f"{record.data.source}; {trigger.kind} trigger ({origin}, {trigger.target_rule}); seed "
+        f"{record.seed}; {record.environment.device}; {record.elapsed_s:.0f} s; "
+        f"bdaudit {record.environment.bdaudit}\nweights: {models}",
+        style="dim",
+    )
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _heading(title: str, gloss: str = "") -> Text:
+    text = Text(title, style="bold")
+    if gloss:
+        text.append(f"  {gloss}", style="dim")
+    return text
+
+
+def _bullet(line: str) -> RenderableType:
+    return Padding(Text(f"- {line}"), (0, 0, 0, 2))
+
+
+def _share(rate: Rate | None) -> str:
+    return "-" if rate is None else f"{100 * rate.value:.1f} %"
+
+
+def _share_with_interval(rate: Rate) -> str:
+    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+
+
+def _run_cell(run: AttackRun | None, style: str) -> Text:
+    return Text("-" if run is None else _share(run.asr), style=style)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _bar(value: float | None) -> Text:
+    if value is None:
+        return Text("left out", style="dim")
+    filled = round(min(max(value, 0.0), 1.0) * _BAR_WIDTH)
+    return Text.assemble(("#" * filled, "magenta"), ("." * (_BAR_WIDTH - filled), "dim"))
+
+
+def _ascii_only(console: Console) -> bool:
+    return not console.encoding.lower().startswith("utf")
