@@ -1,0 +1,46 @@
+"""The poisoned test images of a BackdoorBench record folder.
+
+BackdoorBench writes `bd_test_dataset/<true label>/<index in the clean test set>.png` beside its
+checkpoints. These images already carry the trigger: they serve a `paired` trigger, and are never
+a clean sample. Paths stored in its result files are not followed; the tree itself says it all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bdaudit.data.catalogue import Catalogue
+from bdaudit.data.files import list_images
+from bdaudit.data.folder import files_catalogue
+from bdaudit.errors import DataError
+
+__all__ = ["POISONED_TREE", "backdoorbench_catalogue", "find_poisoned_tree"]
+
+POISONED_TREE = "bd_test_dataset"
+
+
+def find_poisoned_tree(folder: Path) -> Path | None:
+    """Find the tree of poisoned test images: `folder` itself or one in it."""
+    for place in (folder, folder / POISONED_TREE):
+        if place.name == POISONED_TREE and place.is_dir():
+            return place
+    return None
+
+
+def backdoorbench_catalogue(tree: Path) -> Catalogue:
+    """Describe a `bd_test_dataset` tree; images are named by their clean test index.
+
+    Raises:
+        DataError: The tree is empty, or a path in it is not `<true label>/<index>.<extension>`.
+    """
+    paths = list_images(tree)
+    if not paths:
+        raise DataError(f"{tree}: expected images under <true label>/<index>.png, found none")
+    labels, names = [], []
+    for path in paths:
+        parts = path.relative_to(tree).with_suffix("").parts
+        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise DataError(f"{path}: expected <true label>/<index in the clean test set>.png")
+        labels.append(int(parts[0]))
+        names.append(str(int(parts[1])))
+    return files_catalogue(paths, labels, names=names, class_names=None, source=str(tree))

@@ -1,0 +1,75 @@
+"""What a data set holds, known before any image is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bdaudit.data.images import ImageShape
+from bdaudit.data.sample import Sample
+from bdaudit.digests import digest_tensors
+from bdaudit.errors import DataError
+
+__all__ = ["Catalogue", "read_catalogue"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalogue:
+    """Labels and names of a source, and a way to read the images at chosen indices.
+
+    A subset is thus chosen by label first, and only its images are ever decoded.
+
+    Attributes:
+        labels: (N,) int64.
+        names: One name an image.
+        class_names: In order of index, `None` when unknown.
+        source: Where it is, for the record.
+        read: From indices (M,) and an image shape (or `None`: all must agree) to images
+            (M, C, H, W), float32 in [0, 1].
+    """
+
+    labels: Tensor
+    names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    source: str
+    read: Callable[[Tensor, ImageShape | None], Tensor]
+
+
+def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShape | None) -> Sample:
+    """Read the images at `indices` (M,) into a sample.
+
+    Raises:
+        DataError: There are no images, all have the same label, a label is below 0 or beyond the
+            class names, or an image cannot be read.
+    """
+    labels = catalogue.labels[indices]
+    _check_labels(labels, catalogue)
+    images = catalogue.read(indices, image_shape)
+    return Sample(
+        images=images,
+        labels=labels,
+        names=tuple(catalogue.names[int(index)] for index in indices),
+        class_names=catalogue.class_names,
+        source=catalogue.source,
+        sha256=digest_tensors({"images": images, "labels": labels}),
+    )
+
+
+def _check_labels(labels: Tensor, catalogue: Catalogue) -> None:
+    if labels.numel() == 0:
+        raise DataError(f"{catalogue.source}: expected labelled images, found none")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise DataError(f"{catalogue.source}: expected labels of 0 and above, got {low}")
+    if catalogue.class_names is not None and high >= len(catalogue.class_names):
+        raise DataError(
+            f"{catalogue.source}: label {high} is out of range for the "
+            f"{len(catalogue.class_names)} class names given"
+        )
+    if low == high:
+        raise DataError(
+            f"{catalogue.source}: all {labels.numel()} images have label {low}; expected at least "
+            "two classes (one folder a class, or labels of several values)"
+        )
