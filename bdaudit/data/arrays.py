@@ -18,7 +18,12 @@ from bdaudit.data.images import ImageShape, fit_images
 from bdaudit.data.sample import Sample
 from bdaudit.errors import DataError
 
-__all__ = ["array_file_catalogue", "arrays_catalogue", "from_arrays"]
+__all__ = [
+    "array_file_catalogue",
+    "arrays_catalogue",
+    "from_arrays",
+    "unit_range",
+]
 
 IMAGE_KEYS = ("images", "x", "data")
 LABEL_KEYS = ("labels", "y", "targets")
@@ -101,7 +106,7 @@ def arrays_catalogue(
 
     def read(indices: Tensor, image_shape: ImageShape | None) -> Tensor:
         chosen = _channels_first(images[indices], image_shape, source)
-        scaled = _unit_range(chosen, source)
+        scaled = unit_range(chosen, source)
         return scaled if image_shape is None else fit_images(scaled, image_shape)
 
     return Catalogue(
@@ -206,7 +211,7 @@ def _channels_first(images: Tensor, image_shape: ImageShape | None, source: str)
     )
 
 
-def _unit_range(images: Tensor, source: str) -> Tensor:
+def unit_range(images: Tensor, source: str) -> Tensor:
     """Bring uint8 or float images to float32 in [0, 1]."""
     if images.dtype == torch.uint8:
         if images.max() == 1:

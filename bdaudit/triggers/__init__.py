@@ -1,1 +1,48 @@
 """Triggers: stamped on images, read from and written to files."""
+
+from bdaudit.triggers.files import read_trigger, write_trigger
+from bdaudit.triggers.function import Function, load_function
+from bdaudit.triggers.paired import Paired
+from bdaudit.triggers.poisoning import MIN_POISONED, Footprint, Poisoned, footprint, poison
+from bdaudit.triggers.preview import preview_strip
+from bdaudit.triggers.rules import NOT_COUNTED, AllToAll, AllToOne, SourceSpecific, TargetRule
+from bdaudit.triggers.transforms import (
+    Additive,
+    Blend,
+    Patch,
+    Sinusoid,
+    Transform,
+    Warp,
+    control_grid,
+    elastic_grid,
+)
+from bdaudit.triggers.trigger import Trigger, from_callable
+
+__all__ = [
+    "MIN_POISONED",
+    "NOT_COUNTED",
+    "Additive",
+    "AllToAll",
+    "AllToOne",
+    "Blend",
+    "Footprint",
+    "Function",
+    "Paired",
+    "Patch",
+    "Poisoned",
+    "Sinusoid",
+    "SourceSpecific",
+    "TargetRule",
+    "Transform",
+    "Trigger",
+    "Warp",
+    "control_grid",
+    "elastic_grid",
+    "footprint",
+    "from_callable",
+    "load_function",
+    "poison",
+    "preview_strip",
+    "read_trigger",
+    "write_trigger",
+]

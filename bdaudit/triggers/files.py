@@ -1,0 +1,370 @@
+"""Trigger files: a small TOML, and the tensors, images or code that lie beside it.
+
+A trigger file may come from anywhere. It can name no file outside its own folder, and the one kind
+that runs code is refused unless the caller says that the code is trusted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bdaudit.data.arrays import unit_range
+from bdaudit.data.backdoorbench import POISONED_TREE
+from bdaudit.data.files import is_inside
+from bdaudit.data.images import EXTENSIONS, read_image
+from bdaudit.errors import ConfigError, DataError, TriggerError
+from bdaudit.triggers.function import Function, load_function
+from bdaudit.triggers.paired import Paired
+from bdaudit.triggers.rules import AllToAll, AllToOne, SourceSpecific, TargetRule
+from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform, Warp
+from bdaudit.triggers.trigger import Trigger
+
+__all__ = ["read_trigger", "write_trigger"]
+
+_VERSION = 1
+_REQUIRED = object()
+Value = TypeVar("Value")
+
+
+def read_trigger(path: str | Path, *, allow_code: bool = False) -> Trigger:
+    """Read a trigger file.
+
+    Args:
+        path: A TOML file as docs/triggers.md describes it.
+        allow_code: Whether a trigger of kind "python" may run the code it names.
+
+    Raises:
+        TriggerError: The file is missing or not TOML, has an unknown or a missing key or a value
+            out of range, names a file that is missing, damaged or outside its folder, wants to run
+            code that was not allowed, or is not what its own `sha256` says.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TriggerError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise TriggerError(f"{path}: expected a TOML trigger file: {error}") from error
+    try:
+        return _parse(document, path, allow_code=allow_code)
+    except (ConfigError, DataError) as error:
+        raise TriggerError(f"{path}: {error}") from error
+
+
+def _parse(document: Mapping[str, Any], path: Path, *, allow_code: bool) -> Trigger:
+    kind = document.get("kind")
+    if kind not in _READERS:
+        raise TriggerError(f"{path}: kind: " + _unknown(str(kind), list(_READERS)))
+    top = _Table(
+        document, path, known=("version", "kind", "recovered", "sha256", "target", str(kind))
+    )
+    if top.value("version", int, _VERSION) != _VERSION:
+        raise TriggerError(f"{path}: expected version {_VERSION}, got {document['version']!r}")
+    section = top.value(str(kind), dict)
+    transform = _READERS[kind](section, path, allow_code)
+    trigger = Trigger(
+        transform=transform,
+        rule=_read_rule(top.value("target", dict), path),
+        source=str(path),
+        recovered=top.value("recovered", bool, False),
+    )
+    stated = top.value("sha256", str, trigger.sha256)
+    if stated != trigger.sha256:
+        raise TriggerError(
+            f"{path}: its sha256 line does not match its content; the file or one beside it was "
+            "changed since it was written. Remove the line if that was intended"
+        )
+    return trigger
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+class _Table:
+    """One table of the document: typed look-ups, and unknown keys are errors."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, *, known: Sequence[str]) -> None:
+        self.values = values
+        self.path = path
+        for key in values:
+            if key not in known:
+                raise TriggerError(f"{path}: " + _unknown(key, known))
+
+    def value(self, key: str, kind: type[Value], default: object = _REQUIRED) -> Value:
+        if key not in self.values:
+            if default is _REQUIRED:
+                raise TriggerError(f"{self.path}: expected the key {key!r}")
+            return default  # type: ignore[return-value]
+        value = self.values[key]
+        # A whole number will do for a float; true and false are not numbers.
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise TriggerError(
+                f"{self.path}: {key}: expected {kind.__name__}, got {type(value).__name__}"
+            )
+        return value
+
+    def integers(self, key: str, default: object = _REQUIRED) -> tuple[int, ...]:
+        values = self.value(key, list, default)
+        if not all(type(value) is int for value in values):
+            raise TriggerError(f"{self.path}: {key}: expected whole numbers, got {values}")
+        return tuple(values)
+
+    def file(self, key: str) -> Path:
+        return _beside(self.path, self.value(key, str))
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"expected one of {', '.join(known)}, got {name!r}{hint}"
+
+
+def _beside(toml: Path, name: str) -> Path:
+    """Resolve a path written in a trigger file; it may not leave the file's folder."""
+    parts = Path(name).parts
+    outside = not parts or ".." in parts or Path(name).is_absolute() or PureWindowsPath(name).drive
+    found = toml.parent / name
+    if outside or not is_inside(found, toml.parent):
+        raise TriggerError(
+            f"{toml}: {name!r} is outside the trigger file's folder; put what it needs beside it "
+            "and write a relative path without '..'"
+        )
+    if not found.exists():
+        raise TriggerError(f"{toml}: {name!r} is not there ({found})")
+    return found
+
+
+def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
+    rules = {rule.name: rule for rule in (AllToOne, AllToAll, SourceSpecific)}
+    name = values.get("rule", AllToOne.name)
+    if name not in rules:
+        raise TriggerError(f"{path}: target rule: " + _unknown(str(name), list(rules)))
+    keys = {
+        AllToOne.name: ("label",),
+        AllToAll.name: (),
+        SourceSpecific.name: ("label", "sources"),
+    }[name]
+    table = _Table(values, path, known=("rule", *keys))
+    if name == AllToAll.name:
+        return AllToAll()
+    label = table.value("label", int)
+    if name == AllToOne.name:
+        return AllToOne(label)
+    return SourceSpecific(label, table.integers("sources"))
+
+
+def _read_patch(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("image", "mask", "corner", "offset"))
+    offset = table.integers("offset", [0, 0])
+    if len(offset) != 2:
+        raise TriggerError(f"{path}: offset: expected [rows, columns], got {list(offset)}")
+    return Patch(
+        image=_read_picture(table.file("image"), "image"),
+        mask=_read_picture(table.file("mask"), "mask") if "mask" in values else None,
+        corner=table.value("corner", str, "bottom-right"),  # type: ignore[arg-type]
+        offset=(offset[0], offset[1]),
+    )
+
+
+def _read_blend(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("image", "alpha"))
+    return Blend(
+        image=_read_picture(table.file("image"), "image"), alpha=table.value("alpha", float)
+    )
+
+
+def _read_sinusoid(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("amplitude", "frequency"))
+    return Sinusoid(
+        amplitude=table.value("amplitude", float), frequency=table.value("frequency", float)
+    )
+
+
+def _read_additive(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("delta",))
+    return Additive(delta=_read_floats(table.file("delta"), "delta"))
+
+
+def _read_warp(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("grid",))
+    return Warp(grid=_read_floats(table.file("grid"), "grid"))
+
+
+def _read_paired(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("folder", "layout"))
+    folder = table.file("folder")
+    usual = "backdoorbench" if folder.name == POISONED_TREE else "names"
+    return Paired(folder=folder, layout=table.value("layout", str, usual))  # type: ignore[arg-type]
+
+
+def _read_python(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("function",))
+    reference = table.value("function", str)
+    file, _, name = reference.partition(":")
+    if not name.isidentifier():
+        raise TriggerError(f"{path}: function: expected 'file.py:function', got {reference!r}")
+    code = _beside(path, file)
+    if not allow_code:
+        raise TriggerError(
+            f"{path}: this trigger runs the Python code of {code}; read that file, and if you "
+            "trust it pass --allow-trigger-code (allow_code=True)"
+        )
+    return load_function(code, name)
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Transform]] = {
+    Patch.kind: _read_patch,
+    Blend.kind: _read_blend,
+    Sinusoid.kind: _read_sinusoid,
+    Additive.kind: _read_additive,
+    Warp.kind: _read_warp,
+    Paired.kind: _read_paired,
+    Function.kind: _read_python,
+}
+
+
+def _read_picture(path: Path, key: str) -> Tensor:
+    """Read a picture or mask (C, h, w) in [0, 1] from an image or tensor file.
+
+    Tensors are channels first; one that can only be channels last is turned round.
+    """
+    if path.suffix.lower() in EXTENSIONS:
+        return read_image(path)
+    values = _read_tensor(path, key)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3:
+        raise TriggerError(f"{path}: expected an image (C, h, w), got {tuple(values.shape)}")
+    if values.shape[0] not in (1, 3) and values.shape[2] in (1, 3):
+        values = values.permute(2, 0, 1)
+    return unit_range(values, str(path))
+
+
+def _read_floats(path: Path, key: str) -> Tensor:
+    return _read_tensor(path, key).float()
+
+
+def _read_tensor(path: Path, key: str) -> Tensor:
+    """Read a `.npy` file, or the tensor called `key` (or the only one) of a `.safetensors`."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, framework="pt") as content:
+                names = list(content.keys())
+                name = names[0] if len(names) == 1 else key
+                if name not in names:
+                    raise TriggerError(f"{path}: expected a tensor called {key!r}, found {names}")
+                return content.get_tensor(name)  # type: ignore[no-any-return]
+    except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
+        raise TriggerError(f"{path}: expected a tensor: {error}") from error
+    raise TriggerError(f"{path}: expected .npy, .safetensors or, for pictures, an image file")
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_trigger(path: str | Path, trigger: Trigger) -> None:
+    """Write a trigger file, and beside it whatever the trigger needs.
+
+    Tensors go to `<stem>.safetensors`, the images of a paired trigger to `<stem>_images/` and the
+    code of a Python one to `<stem>.py`. Every file appears whole or not at all and the TOML comes
+    last; it states the digest of the whole, so that a mixture of an old and a new trigger is
+    noticed when it is read.
+
+    Args:
+        path: The TOML file; its folder exists.
+        trigger: What is written.
+
+    Raises:
+        TriggerError: The folder cannot be written to, or the trigger is a function that was handed
+            over in memory.
+    """
+    path = Path(path)
+    try:
+        section = {**trigger.transform.settings(), **_write_companions(path, trigger.transform)}
+        document: dict[str, Any] = {
+            "version": _VERSION,
+            "kind": trigger.kind,
+            "recovered": trigger.recovered,
+            "sha256": trigger.sha256,
+            "target": {"rule": trigger.rule.name, **trigger.rule.settings()},
+            trigger.kind: section,
+        }
+        _write_atomically(path, _to_toml(document).encode())
+    except OSError as error:
+        raise TriggerError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_companions(path: Path, transform: Transform) -> dict[str, str]:
+    """Write the files that go with the TOML; return the keys that name them."""
+    if isinstance(transform, Function):
+        if transform.path is None:
+            raise TriggerError(
+                f"{path}: a function handed over in memory cannot be written; put it in a Python "
+                "file and load it from there"
+            )
+        beside = path.with_suffix(".py")
+        _write_atomically(beside, transform.path.read_bytes())
+        return {"function": f"{beside.name}:{transform.settings()['function']}"}
+    if isinstance(transform, Paired):
+        beside = path.with_name(f"{path.stem}_images")
+        if beside.resolve() != transform.folder.resolve():
+            _copy_folder_atomically(transform.folder, beside)
+        return {"folder": beside.name}
+    tensors = transform.tensors()
+    if not tensors:
+        return {}
+    beside = path.with_suffix(".safetensors")
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _write_atomically(beside, save(packed))
+    return dict.fromkeys(tensors, beside.name)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _copy_folder_atomically(source: Path, target: Path) -> None:
+    if target.exists():
+        raise TriggerError(f"{target}: is there already; remove it or choose another name")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as staging:
+        shutil.copytree(source, Path(staging) / "images")
+        (Path(staging) / "images").rename(target)
+
+
+def _to_toml(document: Mapping[str, Any]) -> str:
+    """Write plain values first, then one table for every mapping."""
+    lines = [f"{k} = {_literal(v)}" for k, v in document.items() if not isinstance(v, Mapping)]
+    for key, table in document.items():
+        if isinstance(table, Mapping):
+            lines += ["", f"[{key}]", *(f"{k} = {_literal(v)}" for k, v in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    """Write text, booleans, numbers and lists of them, whose JSON form is valid TOML too."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
