@@ -1,1 +1,33 @@
 """Open checkpoints safely and make them classifiers."""
+
+from bdaudit.models.architectures import build_network
+from bdaudit.models.backdoorbench import BackdoorBenchRecord, locate_checkpoint, open_record
+from bdaudit.models.checkpoint import Checkpoint, open_checkpoint
+from bdaudit.models.classifier import Classifier, LoadedModel
+from bdaudit.models.inspection import ArchitectureGuess, Inspection, inspect_checkpoint
+from bdaudit.models.loading import load_model, wrap_module
+from bdaudit.models.outputs import check_outputs
+from bdaudit.models.preactresnet import PreActResNet, preactresnet18
+from bdaudit.models.saving import save_model
+from bdaudit.models.settings import ModelSettings
+
+__all__ = [
+    "ArchitectureGuess",
+    "BackdoorBenchRecord",
+    "Checkpoint",
+    "Classifier",
+    "Inspection",
+    "LoadedModel",
+    "ModelSettings",
+    "PreActResNet",
+    "build_network",
+    "check_outputs",
+    "inspect_checkpoint",
+    "load_model",
+    "locate_checkpoint",
+    "open_checkpoint",
+    "open_record",
+    "preactresnet18",
+    "save_model",
+    "wrap_module",
+]

@@ -1,0 +1,153 @@
+"""Put a checkpoint's tensors into the architecture they were trained in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bdaudit.errors import ModelError
+from bdaudit.models.architectures import (
+    blueprint,
+    blueprint_of,
+    build_network,
+    build_unfilled,
+    canonical_name,
+    is_python_factory,
+    training_only_prefixes,
+)
+from bdaudit.models.checkpoint import Checkpoint
+from bdaudit.models.fingerprint import (
+    Match,
+    closest_architectures,
+    drop_wrapper_prefix,
+    match_blueprint,
+)
+from bdaudit.models.settings import ModelSettings
+
+__all__ = ["build_and_fill"]
+
+_MISMATCHES_SHOWN = 5
+
+
+def build_and_fill(
+    checkpoint: Checkpoint, settings: ModelSettings, notes: list[str]
+) -> tuple[nn.Module, ModelSettings, str]:
+    """Build the network with the checkpoint's weights; settle architecture and class count."""
+    path, tensors = checkpoint.path, checkpoint.tensors
+    if settings.arch is not None and is_python_factory(settings.arch):
+        arch = settings.arch
+        in_channels = settings.image_shape[0] if settings.image_shape else 3
+        network = build_network(arch, num_classes=settings.num_classes, in_channels=in_channels)
+        plan = blueprint_of(network, arch)
+        tensors = _fit_names(tensors, set(plan.shapes), notes)
+        _demand_fit(path, match_blueprint(plan, tensors), tensors)
+    else:
+        arch, match, tensors = _settle_architecture(path, settings.arch, tensors, notes)
+        if match.num_classes is None or match.in_channels is None:
+            raise ModelError(f"{path}: {arch}: cannot tell the class count from the head's tensors")
+        if settings.num_classes not in (None, match.num_classes):
+            raise ModelError(
+                f"{path}: expected a head of {settings.num_classes} classes, got one of "
+                f"{match.num_classes}; pass num_classes={match.num_classes} or leave it out"
+            )
+        settings = dataclasses.replace(settings, num_classes=match.num_classes)
+        network = build_unfilled(arch, num_classes=match.num_classes, in_channels=match.in_channels)
+        tensors = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(training_only_prefixes(arch) or "\0")
+        }
+    # Not strict, for the batch counters that old files lack.
+    network.load_state_dict(_in_float32(tensors, notes), strict=False, assign=True)
+    return network, settings, arch
+
+
+def _settle_architecture(
+    path: Path, arch: str | None, tensors: dict[str, Tensor], notes: list[str]
+) -> tuple[str, Match, dict[str, Tensor]]:
+    """Return the architecture, how it fits, and the tensors under its names."""
+    if arch is None:
+        unwrapped = drop_wrapper_prefix(tensors)
+        for candidate in [tensors, *([unwrapped[0]] if unwrapped else [])]:
+            matches = closest_architectures(candidate)
+            if matches and matches[0].fits:
+                arch = matches[0].arch
+                notes.append(f"recognised {arch} by its tensors")
+                return arch, matches[0], _fit_names(tensors, set(candidate), notes)
+        raise ModelError(
+            f"{path}: no architecture given, and the tensors fit none exactly; pass "
+            f"arch.{_closest(tensors)}"
+        )
+    arch = canonical_name(arch)
+    plan = blueprint(arch)
+    tensors = _fit_names(tensors, set(plan.shapes), notes)
+    match = match_blueprint(plan, tensors)
+    _demand_fit(path, match, tensors)
+    return arch, match, tensors
+
+
+def _demand_fit(path: Path, match: Match, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ModelError that says what differs, unless the match fits."""
+    if not match.fits:
+        raise ModelError(f"{path}: does not fit {match.arch}:{_explain(match)}{_closest(tensors)}")
+
+
+def _fit_names(tensors: dict[str, Tensor], wanted: set[str], notes: list[str]) -> dict[str, Tensor]:
+    """Drop a wrapper's prefix where only then the names are the wanted ones."""
+    unwrapped = drop_wrapper_prefix(tensors)
+    if unwrapped is None or not wanted.isdisjoint(tensors):
+        return tensors
+    inner, prefix = unwrapped
+    if wanted.isdisjoint(inner):
+        return tensors
+    notes.append(
+        f"stripped {prefix!r}"
+        + (
+            ": saved as a Sequential whose first part, the preprocessing, is not in the file"
+            if prefix == "1."
+            else ""
+        )
+    )
+    return inner
+
+
+def _explain(match: Match) -> str:
+    """List the first differences, one a line."""
+    lines = [
+        f"{name!r}: expected {expected}, got {got}"
+        for name, expected, got in match.wrong_shapes[:_MISMATCHES_SHOWN]
+    ]
+    for kind, names in (("missing", match.missing), ("unexpected", match.unexpected)):
+        if names:
+            shown = ", ".join(repr(name[:80]) for name in names[:_MISMATCHES_SHOWN])
+            lines.append(f"{kind} {len(names)}: {shown}{', ...' if len(names) > 5 else ''}")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _closest(tensors: Mapping[str, Tensor]) -> str:
+    matches = closest_architectures(tensors, limit=1)
+    if not matches:
+        return "\n  No known architecture resembles it; write file.py:factory that builds yours"
+    best = matches[0]
+    return f"\n  The closest known architecture is {best.arch} ({best.score:.0%} of tensors agree)"
+
+
+def _in_float32(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    cast = sorted(
+        {
+            str(tensor.dtype).removeprefix("torch.")
+            for tensor in tensors.values()
+            if tensor.is_floating_point() and tensor.dtype != torch.float32
+        }
+    )
+    if cast:
+        notes.append(f"cast {', '.join(cast)} weights to float32")
+    # Copied, so that the network does not hang on the mapped file.
+    return {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in tensors.items()
+    }

@@ -1,0 +1,160 @@
+"""Say what is in a checkpoint, hostile or not, without building or running anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bdaudit.digests import digest_file, digest_tensors
+from bdaudit.errors import ModelError
+from bdaudit.models.architectures import is_python_factory
+from bdaudit.models.backdoorbench import locate_checkpoint
+from bdaudit.models.checkpoint import (
+    Checkpoint,
+    demand_finite,
+    non_finite_tensors,
+    read_checkpoint,
+)
+from bdaudit.models.fingerprint import closest_architectures, drop_wrapper_prefix
+from bdaudit.models.pickles import wanted_globals
+
+__all__ = ["ArchitectureGuess", "Inspection", "inspect_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitectureGuess:
+    """A known architecture that the tensors resemble.
+
+    Attributes:
+        arch: Its name, as `--arch` spells it.
+        score: Share of tensors that agree in name and shape; 1.0 fits.
+        num_classes: Length of the head, `None` when it cannot be told.
+        in_channels: Channels of the stem, `None` when it cannot be told.
+    """
+
+    arch: str
+    score: float
+    num_classes: int | None
+    in_channels: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What `inspect_checkpoint` found; everything in it is plain and JSON-able.
+
+    Attributes:
+        path: The file looked at.
+        size_bytes: Its size.
+        file_sha256: Digest of its bytes.
+        problem: Why it cannot be opened or loaded, `None` when nothing stands in the way.
+        wanted_globals: Names that its pickle wants and that are never run; a file with any is not
+            safe to open by plain unpickling. Empty for a harmless file.
+        container: The format found, `None` when it cannot be opened.
+        n_tensors: Tensors in the file.
+        n_parameters: Numbers in the floating-point tensors.
+        dtypes: Tensors by type.
+        metadata: What the file says about itself. Not to be trusted.
+        notes: What opening it did to the content.
+        non_finite: Names of tensors with NaN or infinity.
+        guesses: Known architectures that resemble the tensors, best first.
+        weights_sha256: Digest of the tensors, the same whatever file they are in.
+    """
+
+    path: str
+    size_bytes: int
+    file_sha256: str
+    problem: str | None
+    wanted_globals: tuple[str, ...]
+    container: str | None = None
+    n_tensors: int = 0
+    n_parameters: int = 0
+    dtypes: dict[str, int] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    non_finite: tuple[str, ...] = ()
+    guesses: tuple[ArchitectureGuess, ...] = ()
+    weights_sha256: str | None = None
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the file was opened and wants nothing run."""
+        return self.problem is None and not self.wanted_globals
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the findings as plain containers, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def inspect_checkpoint(path: Path | str) -> Inspection:
+    """Look into a checkpoint file or a BackdoorBench folder.
+
+    A damaged or hostile file is described, not refused.
+
+    Raises:
+        ModelError: There is no such file, it cannot be read, or it is a folder with no result.
+    """
+    # A defence with a separate layer cannot be loaded, but its file can be described.
+    file = locate_checkpoint(path) if Path(path).is_dir() else Path(path)
+    try:
+        size, file_sha256 = file.stat().st_size, digest_file(file) if file.is_file() else ""
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from error
+    wanted = wanted_globals(file) if file.is_file() else ()
+    try:
+        checkpoint = read_checkpoint(file)
+        locate_checkpoint(file)
+    except ModelError as error:
+        return Inspection(
+            path=str(file),
+            size_bytes=size,
+            file_sha256=file_sha256,
+            problem=str(error),
+            wanted_globals=wanted,
+        )
+    tensors = checkpoint.tensors
+    return Inspection(
+        path=str(file),
+        size_bytes=size,
+        file_sha256=file_sha256,
+        problem=_problem(checkpoint),
+        wanted_globals=wanted,
+        container=checkpoint.container,
+        n_tensors=len(tensors),
+        n_parameters=sum(t.numel() for t in tensors.values() if t.is_floating_point()),
+        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
+        metadata=checkpoint.metadata,
+        notes=checkpoint.notes,
+        non_finite=tuple(non_finite_tensors(tensors)),
+        guesses=_guesses(checkpoint),
+        weights_sha256=digest_tensors(tensors),
+    )
+
+
+def _problem(checkpoint: Checkpoint) -> str | None:
+    """Say why `load_model` would refuse what could be read."""
+    if is_python_factory(checkpoint.metadata.get("arch")):
+        return f"its metadata names Python code to run as arch: {checkpoint.metadata['arch']!r}"
+    try:
+        demand_finite(str(checkpoint.path), checkpoint.tensors)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _guesses(checkpoint: Checkpoint) -> tuple[ArchitectureGuess, ...]:
+    matches = closest_architectures(checkpoint.tensors)
+    unwrapped = drop_wrapper_prefix(checkpoint.tensors)
+    if not matches and unwrapped is not None:
+        matches = closest_architectures(unwrapped[0])
+    return tuple(
+        ArchitectureGuess(
+            arch=match.arch,
+            score=match.score,
+            num_classes=match.num_classes,
+            in_channels=match.in_channels,
+        )
+        for match in matches
+    )

@@ -1,0 +1,217 @@
+"""Read the tensors out of a pickle without running anything that the pickle asks for.
+
+`torch.load(weights_only=True)` has an interpreter of its own that knows tensors and refuses every
+other name. Checkpoints of the field also hold numpy arrays and a few settings objects beside the
+weights. Those names are mapped here to *inert stand-ins*, which keep what the file says and do
+nothing, so that neither numpy's nor any other library's unpickling code ever sees hostile bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from bdaudit.errors import ModelError
+
+__all__ = ["InertArray", "InertObject", "read_pickle", "wanted_globals"]
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_PLAIN_DTYPE = re.compile(r"[biufSU]\d{1,4}")
+# Names that torch's own interpreter accepts, and so appear in harmless files.
+_TENSOR_GLOBAL = re.compile(
+    r"torch\.(Size|Tensor|device|bool|\w+Storage|b?float\w+|u?int\d+)"
+    r"|torch\.storage\.(Typed|Untyped)Storage|torch\.serialization\._get_layout"
+    r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
+    r"|torch\.nn\.parameter\.Parameter|collections\.(OrderedDict|Counter)"
+    r"|_codecs\.encode|(builtins|__builtin__)\.(bytearray|set|complex)"
+)
+_LEGACY_PICKLES = 5  # magic number, protocol, system information, object, storage keys
+
+
+class InertObject:
+    """Stands for an object the checkpoint holds beside its weights; does nothing.
+
+    Attributes:
+        arguments: What its constructor would have been given.
+        state: What its `__setstate__` would have been given.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _InertDtype(InertObject):
+    """Stands for a `numpy.dtype`."""
+
+    def resolve(self) -> np.dtype[Any] | None:
+        """Return the type when it is a plain number or text type, else `None`."""
+        code = self.arguments[0] if self.arguments else None
+        if not isinstance(code, str) or not _PLAIN_DTYPE.fullmatch(code):
+            return None
+        order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "="
+        return np.dtype((order if order in ("<", ">") else "=") + code)
+
+
+class InertArray(InertObject):
+    """Stands for a `numpy.ndarray`: its description and raw bytes."""
+
+    def to_numpy(self) -> np.ndarray[Any, Any] | None:
+        """Make the array when it holds plain numbers or text, else return `None`."""
+        match self.state:
+            case (int(), tuple(shape), _InertDtype() as dtype, fortran, bytes(data)):
+                plain = dtype.resolve()
+                if plain is None:
+                    return None
+                order = "F" if fortran else "C"
+                return np.frombuffer(data, plain).reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+        return None
+
+
+def _inert_array(*_: Any) -> InertArray:
+    return InertArray()
+
+
+def _scalar(dtype: Any, data: Any = b"") -> Any:
+    """Stand for `numpy.core.multiarray.scalar`, giving a plain Python number or text."""
+    plain = dtype.resolve() if isinstance(dtype, _InertDtype) else None
+    if plain is None or not isinstance(data, bytes):
+        return InertObject(dtype, data)
+    return np.frombuffer(data, plain, count=1)[0].item()
+
+
+# name in the file -> inert stand-in
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "numpy.ndarray": InertArray,
+    "numpy.dtype": _InertDtype,
+    **{
+        f"{package}.multiarray.{name}": function
+        for package in ("numpy.core", "numpy._core")
+        for name, function in (("_reconstruct", _inert_array), ("scalar", _scalar))
+    },
+    # Training scripts keep their options and paths beside the weights.
+    "argparse.Namespace": InertObject,
+    "pathlib.PosixPath": InertObject,
+    "pathlib.WindowsPath": InertObject,
+    "pathlib._local.PosixPath": InertObject,
+    "pathlib._local.WindowsPath": InertObject,
+}
+
+
+def read_pickle(path: Path) -> Any:
+    """Read what `torch.save` wrote to `path`, tensors on the CPU.
+
+    Files of the zip form are memory-mapped, so that opening costs no second copy.
+
+    Returns:
+        The object tree, made of plain containers, tensors, numbers, text and inert stand-ins.
+
+    Raises:
+        ModelError: The file is damaged, or its pickle wants a name outside the allow-list; the
+            message names what it wanted. Nothing in the file was run.
+    """
+    allowed = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
+            # A foreign pickle protocol is worth a warning to torch and none to the user.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    # Junk makes the unpickler raise KeyError, IndexError, EOFError, struct.error and more.
+    except Exception as error:
+        wanted = wanted_globals(path)
+        if wanted:
+            raise ModelError(_refusal(path, wanted)) from error
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{path}: expected a checkpoint that torch.save wrote, got a damaged or different "
+            f"file ({reason}); copy or download it again, or save it as .safetensors"
+        ) from error
+
+
+def wanted_globals(path: Path) -> tuple[str, ...]:
+    """Name what a pickle would import beyond the allow-list, without running it.
+
+    Returns:
+        Sorted "module.name" entries; empty for a harmless file and for one that holds no pickle.
+    """
+    names: set[str] = set()
+    # A damaged stream ends the scan: what was seen until then still counts.
+    try:
+        with _open_pickles(path) as stream:
+            for _ in range(_LEGACY_PICKLES):
+                for name in _globals_in(stream):
+                    names.add(name)
+    except Exception:  # noqa: S110 - the reader of the file reports the damage
+        pass
+    return tuple(
+        sorted(n for n in names if n not in _STAND_INS and not _TENSOR_GLOBAL.fullmatch(n))
+    )
+
+
+def _globals_in(stream: IO[bytes]) -> Iterator[str]:
+    """Yield "module.name" for each global of the next pickle in `stream`.
+
+    `STACK_GLOBAL` takes its two names from the stack; they are followed through the memo, which
+    covers what pickle writes. A file that hides them otherwise is refused all the same, since
+    the interpreter of `torch.load` knows no `STACK_GLOBAL`.
+    """
+    texts: list[str] = []
+    memo: dict[int, str] = {}
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "GLOBAL":
+            yield str(argument).replace(" ", ".", 1)
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(texts[-2:]) if len(texts) > 1 else "a computed name"
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1] if texts else ""
+        elif "UNICODE" in opcode.name:
+            texts.append(str(argument))
+        elif opcode.name in ("BINGET", "LONG_BINGET") and argument in memo:
+            texts.append(memo[argument])
+
+
+def _open_pickles(path: Path) -> IO[bytes]:
+    if not _is_zip(path):
+        stream = path.open("rb")
+        if stream.read(9)[8:] == b"{":  # safetensors, whose length field can look like opcodes
+            stream.seek(0, io.SEEK_END)
+        else:
+            stream.seek(0)
+        return stream
+    archive = zipfile.ZipFile(path)
+    name = next(n for n in archive.namelist() if n.split("/")[-1] == "data.pkl")
+    return archive.open(name)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+
+
+def _refusal(path: Path, wanted: tuple[str, ...]) -> str:
+    shown = ", ".join(repr(name) for name in wanted[:8])
+    more = f" and {len(wanted) - 8} more" if len(wanted) > 8 else ""
+    if any(
+        name.startswith(("torch.nn.modules.", "torchvision.models.", "timm.")) for name in wanted
+    ):
+        return (
+            f"{path}: expected a state_dict, got a whole pickled module; unpickling one runs its "
+            f"code ({shown}{more}), so it was not loaded. Where you trust it, re-save its weights: "
+            "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pt')"
+        )
+    return (
+        f"{path}: refused: its pickle wants {shown}{more}, which rebuilding tensors never needs; "
+        "nothing was run. Ask its author for a state_dict or a .safetensors file"
+    )
