@@ -1,1 +1,112 @@
-"""bdaudit: is the backdoor in a cleaned model gone, or only asleep?"""
+"""bdaudit: is the backdoor in a cleaned model gone, or only asleep?
+
+The verbs of the command line are functions here:
+
+    record = bdaudit.audit(defended, original=..., data=..., trigger=..., references=[...])
+    print(record.verdict.outcome, record.verdict.why)
+
+Models and data may be paths or objects in memory; see `audit`, `score`, `reactivate`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bdaudit.version import __version__
+
+if TYPE_CHECKING:
+    from bdaudit.auditing import (
+        AuditSettings,
+        ComputeSettings,
+        ExistenceConfig,
+        ModelOptions,
+        Reactivation,
+        SplitSettings,
+        WhiteboxConfig,
+        audit,
+        reactivate,
+        save_delta,
+        score,
+    )
+    from bdaudit.data import Sample, load_sample
+    from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
+    from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord, read_record, to_json
+    from bdaudit.triggers import Trigger, from_callable, read_trigger, write_trigger
+    from bdaudit.verdict import Policy, judge, read_policy
+
+# Names are imported when first asked for, so that `import bdaudit` does not load torch.
+_HOMES = {
+    "AuditSettings": "auditing",
+    "ComputeSettings": "auditing",
+    "ExistenceConfig": "auditing",
+    "ModelOptions": "auditing",
+    "Reactivation": "auditing",
+    "SplitSettings": "auditing",
+    "WhiteboxConfig": "auditing",
+    "audit": "auditing",
+    "reactivate": "auditing",
+    "save_delta": "auditing",
+    "score": "auditing",
+    "Sample": "data",
+    "load_sample": "data",
+    "LoadedModel": "models",
+    "inspect_checkpoint": "models",
+    "load_model": "models",
+    "save_model": "models",
+    "AuditRecord": "results",
+    "ReactivationRecord": "results",
+    "ScoreRecord": "results",
+    "read_record": "results",
+    "to_json": "results",
+    "Trigger": "triggers",
+    "from_callable": "triggers",
+    "read_trigger": "triggers",
+    "write_trigger": "triggers",
+    "Policy": "verdict",
+    "judge": "verdict",
+    "read_policy": "verdict",
+}
+
+__all__ = [
+    "AuditRecord",
+    "AuditSettings",
+    "ComputeSettings",
+    "ExistenceConfig",
+    "LoadedModel",
+    "ModelOptions",
+    "Policy",
+    "Reactivation",
+    "ReactivationRecord",
+    "Sample",
+    "ScoreRecord",
+    "SplitSettings",
+    "Trigger",
+    "WhiteboxConfig",
+    "__version__",
+    "audit",
+    "from_callable",
+    "inspect_checkpoint",
+    "judge",
+    "load_model",
+    "load_sample",
+    "reactivate",
+    "read_policy",
+    "read_record",
+    "read_trigger",
+    "save_delta",
+    "save_model",
+    "score",
+    "to_json",
+    "write_trigger",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bdaudit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"bdaudit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -300,7 +300,7 @@ class AttackRun(Record):
     asr: Rate
     delta_only: Rate | None = None
     true_label_acc: Rate | None = None
-    craft_asr: Rate | None = None
+    craft_asr: Fraction | None = None
     loss_trace: tuple[float, ...] = ()
     gradient_passes: float = 0.0
     image_queries: int = 0

@@ -23,7 +23,7 @@ from bdaudit.results import (
     ScoreRecord,
 )
 
-__all__ = ["print_record"]
+__all__ = ["one_line", "print_record"]
 
 _HEADLINES = {
     "removed": ("green", "REMOVED", "no sign that the backdoor sleeps in this model"),
@@ -41,10 +41,21 @@ _NOT_PROVED = (
 _BAR_WIDTH = 24
 
 
-def print_record(record: AuditRecord | ScoreRecord | ReactivationRecord, console: Console) -> None:
-    """Print `record` on `console`, fitted to its width."""
+def print_record(
+    record: AuditRecord | ScoreRecord | ReactivationRecord,
+    console: Console,
+    *,
+    brief: bool = False,
+) -> None:
+    """Print `record` on `console`, fitted to its width.
+
+    Args:
+        record: What to show.
+        console: Where; colour and characters are those it can show.
+        brief: Of an audit, show the verdict, the attack and the diagnostics only.
+    """
     if isinstance(record, AuditRecord):
-        parts = _audit_parts(record, console)
+        parts = _audit_parts(record, console, brief=brief)
     elif isinstance(record, ScoreRecord):
         parts = [_baseline_table(record.baselines, record.bec), *_bec_parts(record.bec, None)]
     else:
@@ -62,7 +73,24 @@ def print_record(record: AuditRecord | ScoreRecord | ReactivationRecord, console
         console.print()
 
 
-def _audit_parts(record: AuditRecord, console: Console) -> list[RenderableType]:
+def one_line(record: AuditRecord | ScoreRecord | ReactivationRecord) -> str:
+    """Say what `record` found in one line of plain text."""
+    if isinstance(record, AuditRecord):
+        verdict = record.verdict
+        return "no verdict" if verdict is None else f"{verdict.outcome}: {verdict.why}"
+    if isinstance(record, ScoreRecord):
+        values = ", ".join(f"{_number(b.value)} against {b.reference}" for b in record.bec)
+        return f"BEC {values}" if values else "BEC undefined: no reference"
+    run = next(r for r in record.runs if r.role == "defended" and r.condition == "trigger")
+    alone = next(b for b in record.baselines if b.role == "defended")
+    return (
+        f"ASR {_share(run.asr)} with a {run.norm} perturbation of eps {run.eps:g}, "
+        f"{_share(alone.asr)} without; the same perturbation without the trigger "
+        f"{_share(run.delta_only)}"
+    )
+
+
+def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if record.verdict is not None:
         parts.append(_verdict_panel(record, console))
@@ -72,6 +100,8 @@ def _audit_parts(record: AuditRecord, console: Console) -> list[RenderableType]:
         chart = _reactivation_chart(record.runs, record.baselines, console)
         if chart is not None:
             parts.append(chart)
+    if brief:
+        return parts
     parts += _bec_parts(record.bec, record.bec_missing)
     parts.append(
         Group(

@@ -1,0 +1,149 @@
+"""What every model does without any perturbation, and what that says about the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bdaudit.auditing.inputs import Inputs, Subject
+from bdaudit.auditing.runs import Compute
+from bdaudit.progress import Progress, Steps
+from bdaudit.results import Baseline, Diagnostic
+from bdaudit.scoring import predict, rate
+from bdaudit.statistics import paired_difference
+
+__all__ = ["check_baselines", "check_inputs", "measure_baselines"]
+
+_REFERENCE_LOOKS_BACKDOORED = 0.5
+_REFERENCE_ACC_GAP = 0.15
+_CONFIDENCE = 0.95
+
+
+def measure_baselines(inputs: Inputs, compute: Compute) -> Steps[tuple[Baseline, ...]]:
+    """Score every model on held-out clean and triggered images, no perturbation."""
+    baselines = []
+    total = len(inputs.subjects)
+    for done, subject in enumerate(inputs.subjects):
+        yield Progress(f"clean accuracy and plain ASR of {subject.name}", done, total)
+        baselines.append(_measure(subject, inputs, compute))
+    yield Progress("clean accuracy and plain ASR", total, total)
+    return tuple(baselines)
+
+
+def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
+    poisoned = inputs.held_out_poisoned
+    classifier, size = subject.model.classifier, compute.batch_size
+    clean = predict(classifier, inputs.held_out.images, batch_size=size, device=compute.device)
+    triggered = predict(classifier, poisoned.triggered, batch_size=size, device=compute.device)
+    return Baseline(
+        model=subject.name,
+        role=subject.role,
+        clean_acc=rate(clean == inputs.held_out.labels),
+        asr=rate(triggered == poisoned.targets),
+        # The poisonable images are among the clean ones, so they need not be asked about again.
+        clean_target_rate=rate(clean[poisoned.indices] == poisoned.targets),
+        true_label_acc=rate(triggered == poisoned.labels),
+    )
+
+
+def check_inputs(inputs: Inputs) -> Iterator[Diagnostic]:
+    """Compare digests: are these really different models?"""
+    subjects = inputs.subjects
+    for position, one in enumerate(subjects):
+        for other in subjects[:position]:
+            if one.model.weights_sha256 != other.model.weights_sha256:
+                continue
+            yield Diagnostic(
+                code="same_weights",
+                severity="error",
+                subject=f"{other.name}, {one.name}",
+                message=f"these are the same weights: {other.name} and {one.name} hold equal "
+                "tensors; is one of the paths wrong, or did the defence save the model it "
+                "started from?",
+            )
+
+
+def check_baselines(
+    baselines: Sequence[Baseline], num_classes: int, *, max_clean_acc_loss: float
+) -> Iterator[Diagnostic]:
+    """Say what the plain figures give reason to doubt.
+
+    Args:
+        baselines: One a model.
+        num_classes: K, from which chance follows.
+        max_clean_acc_loss: Loss of clean accuracy against the original that is worth a warning.
+    """
+    by_role: dict[str, Baseline] = {}
+    for baseline in baselines:
+        by_role.setdefault(baseline.role, baseline)
+        if baseline.clean_acc.low <= 1.5 / num_classes:
+            yield Diagnostic(
+                code="clean_accuracy_near_chance",
+                severity="error",
+                subject=baseline.model,
+                message=f"clean accuracy is {baseline.clean_acc.value:.1%}, chance is "
+                f"{1 / num_classes:.1%}: labels or normalisation probably do not match; check "
+                "--classes, --mean and --std",
+            )
+    defended, original = by_role.get("defended"), by_role.get("original")
+    if defended is not None and original is not None:
+        yield from _check_defended(defended, original, max_clean_acc_loss)
+    if original is not None:
+        yield from _check_original(original)
+    for baseline in baselines:
+        if baseline.role == "reference":
+            yield from _check_reference(baseline, defended)
+
+
+def _check_defended(
+    defended: Baseline, original: Baseline, max_clean_acc_loss: float
+) -> Iterator[Diagnostic]:
+    loss = paired_difference(
+        original.clean_acc.outcomes(), defended.clean_acc.outcomes(), confidence=_CONFIDENCE
+    )
+    if loss.low > max_clean_acc_loss:
+        yield Diagnostic(
+            code="clean_accuracy_lost",
+            severity="warning",
+            subject=defended.model,
+            message=f"clean accuracy is {loss.value:.1%} below the original's; references that "
+            "lost as much make the fairest comparison",
+        )
+
+
+def _check_original(original: Baseline) -> Iterator[Diagnostic]:
+    gain = paired_difference(
+        original.asr.outcomes(), original.clean_target_rate.outcomes(), confidence=_CONFIDENCE
+    )
+    if gain.low <= 0.0:
+        yield Diagnostic(
+            code="trigger_does_nothing_to_original",
+            severity="error",
+            subject=original.model,
+            message="the trigger takes no more images to the target than no trigger at all: "
+            "wrong trigger, wrong target, or wrong original",
+        )
+
+
+def _check_reference(reference: Baseline, defended: Baseline | None) -> Iterator[Diagnostic]:
+    if reference.asr.low > _REFERENCE_LOOKS_BACKDOORED:
+        yield Diagnostic(
+            code="reference_looks_backdoored",
+            severity="error",
+            subject=reference.model,
+            message=f"the trigger alone takes {reference.asr.value:.1%} of images to the target "
+            "on this reference: it is not innocent, or the trigger is no trigger but a feature "
+            "of the class",
+        )
+    if defended is None:
+        return
+    gap = paired_difference(
+        defended.clean_acc.outcomes(), reference.clean_acc.outcomes(), confidence=_CONFIDENCE
+    )
+    if gap.low > _REFERENCE_ACC_GAP:
+        yield Diagnostic(
+            code="reference_much_weaker",
+            severity="warning",
+            subject=reference.model,
+            message=f"clean accuracy is {gap.value:.1%} below the defended model's, so it is a "
+            "poor stand-in for an innocent version of it",
+        )

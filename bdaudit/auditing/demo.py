@@ -1,0 +1,89 @@
+"""The embedded demonstration: real images, real models, two different verdicts."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+
+from bdaudit.auditing.audit import audit_steps
+from bdaudit.auditing.inputs import Sources
+from bdaudit.auditing.runs import RunCache
+from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
+from bdaudit.errors import InputError
+from bdaudit.progress import Progress, Steps
+from bdaudit.results import AuditRecord
+
+__all__ = ["DEMO_MODELS", "demo_steps", "export_demo"]
+
+DEMO_MODELS = ("dormant", "removed")
+"""The defended models of the demonstration, by file name and by what they are."""
+
+_FILES = resources.files("bdaudit") / "demo_files"
+_REFERENCES = ("innocent-1", "innocent-2", "innocent-3")
+_N_CRAFT = 300
+
+
+def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditRecord]]:
+    """Audit both defended models of the demonstration; docs/demo.md says what they are.
+
+    The original and the innocent models meet the same attacks in both audits, so their runs are
+    made once.
+
+    Returns:
+        The records by name of the defended model.
+    """
+    cache: RunCache = {}
+    records = {}
+    settings = AuditSettings(
+        compute=ComputeSettings(seed=seed, device=device), split=SplitSettings(n_craft=_N_CRAFT)
+    )
+    with resources.as_file(_FILES) as folder:
+        for number, name in enumerate(DEMO_MODELS):
+            steps = audit_steps(
+                Sources(
+                    defended=folder / f"{name}.safetensors",
+                    original=folder / "original.safetensors",
+                    references=[folder / f"{ref}.safetensors" for ref in _REFERENCES],
+                    data=folder / "clean.npz",
+                    trigger=folder / "trigger.toml",
+                ),
+                settings=settings,
+                cache=cache,
+            )
+            records[name] = yield from _one_of_several(steps, number, len(DEMO_MODELS))
+    return records
+
+
+def _one_of_several(steps: Steps[AuditRecord], number: int, total: int) -> Steps[AuditRecord]:
+    """Scale the progress of one audit to its part of all."""
+    try:
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            share = event.done / event.total if event.total else 0.0
+            yield Progress(event.step, number + share, total, event.note)
+    finally:
+        steps.close()
+
+
+def export_demo(folder: Path) -> list[Path]:
+    """Copy the demonstration's files into a new or empty `folder`.
+
+    Raises:
+        InputError: The folder holds something already, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty; name a new folder")
+        copied = []
+        with resources.as_file(_FILES) as source:
+            for file in sorted(source.iterdir()):
+                if file.is_file():
+                    copied.append(Path(shutil.copyfile(file, folder / file.name)))
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}") from error
+    return copied

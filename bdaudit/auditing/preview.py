@@ -1,0 +1,48 @@
+"""A picture of a trigger on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bdaudit.data import load_sample
+from bdaudit.triggers import preview_strip, read_trigger
+
+__all__ = ["preview_trigger"]
+
+_N_READ = 200
+
+
+def preview_trigger(
+    trigger: Path,
+    *,
+    data: Path,
+    out: Path,
+    n: int,
+    image_shape: tuple[int, int, int] | None = None,
+    classes: Sequence[str] | Path | None = None,
+    allow_trigger_code: bool = False,
+) -> None:
+    """Write a PNG strip: clean, triggered, difference times ten.
+
+    Args:
+        trigger: Trigger file.
+        data: Clean labelled images, of which a few hundred at most are read.
+        out: The PNG; it appears whole or not at all.
+        n: Images to show.
+        image_shape: (C, H, W) to bring the images to, where they differ in size.
+        classes: Class names, or a file of them.
+        allow_trigger_code: Whether the trigger file may name Python code to run.
+
+    Raises:
+        InputError: Trigger or data cannot be read, or do not fit each other.
+    """
+    stamp = read_trigger(trigger, allow_code=allow_trigger_code)
+    sample = load_sample(data, image_shape=image_shape, classes=classes, limit=_N_READ)
+    picture = preview_strip(sample, stamp, n=n)
+    temporary = out.with_name(f".{out.name}.part")
+    try:
+        picture.save(temporary, format="PNG")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""The existence coefficient alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
+from bdaudit.auditing.documents import document_fields
+from bdaudit.auditing.environment import resolve_device
+from bdaudit.auditing.existence import existence_steps
+from bdaudit.auditing.inputs import (
+    DataSource,
+    ModelOptions,
+    ModelSource,
+    Sources,
+    TriggerSource,
+    open_inputs,
+)
+from bdaudit.auditing.runs import Compute
+from bdaudit.auditing.settings import ComputeSettings, SplitSettings
+from bdaudit.existence import ExistenceConfig
+from bdaudit.progress import Listener, Progress, Steps, finish
+from bdaudit.results import Diagnostic, ScoreRecord
+from bdaudit.verdict import Policy
+
+__all__ = ["score", "score_steps"]
+
+
+def score(
+    defended: ModelSource,
+    *,
+    original: ModelSource,
+    data: DataSource,
+    trigger: TriggerSource,
+    references: Sequence[ModelSource] = (),
+    existence: ExistenceConfig | None = None,
+    compute: ComputeSettings | None = None,
+    split: SplitSettings | None = None,
+    classes: Sequence[str] | Path | None = None,
+    model_options: ModelOptions | None = None,
+    target_label: int | None = None,
+    allow_trigger_code: bool = False,
+    command: Sequence[str] | None = None,
+    listener: Listener | None = None,
+) -> ScoreRecord:
+    """Measure how much of the original's backdoor circuit is left in the defended model.
+
+    Args:
+        defended: The release candidate.
+        original: The suspected model before the defence.
+        data: Clean labelled images.
+        trigger: The trigger.
+        references: Innocent models of the same task. Without one the coefficient is undefined
+            and the record says so.
+        existence: Layers, share of channels, estimator, bootstrap.
+        compute: Device, seed, batch size.
+        split: Sizes of the halves; the coefficient is measured on the held-out one.
+        classes: Class names in order of index, or a file with one a line.
+        model_options: Architecture, normalisation and so on where the files do not say.
+        target_label: Replaces the target of the trigger's rule.
+        allow_trigger_code: Run Python code that the trigger file names.
+        command: What to record as the command that reproduces this.
+        listener: Told of progress.
+
+    Returns:
+        The record, with one coefficient a reference.
+
+    Raises:
+        InputError: An input cannot be used.
+        NumericsError: A model returned NaN.
+    """
+    sources = Sources(
+        defended=defended,
+        original=original,
+        references=references,
+        data=data,
+        trigger=trigger,
+        classes=classes,
+        model_options=model_options or ModelOptions(),
+        target_label=target_label,
+        allow_trigger_code=allow_trigger_code,
+    )
+    steps = score_steps(
+        sources,
+        existence=existence or ExistenceConfig(),
+        compute=compute or ComputeSettings(),
+        split=split or SplitSettings(),
+        command=command,
+    )
+    return finish(steps, listener)
+
+
+def score_steps(
+    sources: Sources,
+    *,
+    existence: ExistenceConfig,
+    compute: ComputeSettings,
+    split: SplitSettings,
+    command: Sequence[str] | None = None,
+) -> Steps[ScoreRecord]:
+    """Run `score` step by step, for whoever drives the generator; as `score` otherwise."""
+    started = time.perf_counter()
+    device = resolve_device(compute.device)
+    yield Progress("opening models and data", 0, 1)
+    inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
+    run = Compute(device, compute.seed, compute.batch_size)
+    baselines = yield from measure_baselines(inputs, run)
+    diagnostics = [
+        *check_inputs(inputs),
+        *check_baselines(
+            baselines, inputs.num_classes, max_clean_acc_loss=Policy().max_clean_acc_loss
+        ),
+    ]
+    bec, reason = yield from existence_steps(inputs, run, existence)
+    if reason is not None:
+        diagnostics.append(
+            Diagnostic(code="bec_undefined", severity="warning", subject="defended", message=reason)
+        )
+    return ScoreRecord(
+        **document_fields(
+            inputs,
+            run,
+            settings={
+                "compute": asdict(compute),
+                "split": asdict(split),
+                "existence": asdict(existence),
+            },
+            diagnostics=diagnostics,
+            steps=(),
+            command=command,
+            started=started,
+        ),
+        baselines=baselines,
+        bec=bec,
+    )

@@ -1,0 +1,54 @@
+"""The `bdaudit` command: its subcommands and its entry point.
+
+Modules of commands import the library inside their functions, so that `bdaudit --help` answers
+without loading torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bdaudit.cli import audit, demo, inspect, reactivate, report, score, trigger
+from bdaudit.version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="bdaudit",
+    help="Is the backdoor in a cleaned model gone, or only asleep?",
+    epilog="Exit codes: 0 removed, 1 active or dormant, 2 usage, 3 inconclusive, "
+    "4 unusable input, 70 internal error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bdaudit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and leave.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Is the backdoor in a cleaned model gone, or only asleep?"""
+
+
+for module in (demo, audit, score, reactivate, inspect, report):
+    module.register(app)
+app.add_typer(trigger.app)
+
+
+def main() -> None:
+    """Run the command line; the console script of the package."""
+    app()

@@ -1,0 +1,95 @@
+"""`bdaudit demo`: the whole job on embedded real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bdaudit.cli import options
+from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
+from bdaudit.cli.output import JsonSink, showing_progress, stdout_console
+
+if TYPE_CHECKING:
+    from bdaudit.results import AuditRecord
+
+__all__ = ["register"]
+
+_INTRO = (
+    "Ten kinds of clothing, one backdoor: a small patch in the corner turns anything into class 0 "
+    "for original.safetensors. Two defences were run on it; with each the patch alone no longer "
+    "works. Is the backdoor gone?"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="demo")(demo)
+
+
+@reporting_errors
+def demo(
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Only write the demonstration's files to this new folder, to try on."),
+    ] = None,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Audit two small real models that both look clean. No download, about a minute."""
+    from bdaudit.auditing.demo import DEMO_MODELS, demo_steps, export_demo
+
+    sink = JsonSink(json)
+    if export is not None:
+        for path in export_demo(export):
+            typer.echo(path)
+        return
+
+    from bdaudit.progress import finish
+
+    console = stdout_console()
+    if not quiet and not sink.to_stdout:
+        console.print(_INTRO + "\n")
+    with showing_progress(quiet) as listener:
+        records = finish(demo_steps(seed=seed, device=device), listener)
+    sink.write(_as_json(records))
+    if not sink.to_stdout:
+        _show(records, quiet)
+    verdicts = {name: r.verdict.outcome for name, r in records.items() if r.verdict is not None}
+    if verdicts != {name: name for name in DEMO_MODELS}:
+        typer.echo(f"bdaudit: the demonstration came out otherwise: {verdicts}", err=True)
+        raise typer.Exit(EXIT_INTERNAL)
+
+
+def _as_json(records: dict[str, AuditRecord]) -> str:
+    import json as json_module
+
+    document = {name: record.model_dump(mode="json") for name, record in records.items()}
+    return json_module.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _show(records: dict[str, AuditRecord], quiet: bool) -> None:
+    from rich.rule import Rule
+
+    from bdaudit.report.terminal import one_line, print_record
+
+    console = stdout_console()
+    for name, record in records.items():
+        if quiet:
+            typer.echo(f"{name}.safetensors {one_line(record)}")
+            continue
+        console.print(Rule(f"{name}.safetensors", style="dim"))
+        print_record(record, console, brief=True)
+    if quiet:
+        return
+    console.print(
+        "Both models look equally clean to a test of the trigger alone. Try it on the files:\n\n"
+        "  bdaudit demo --export demo && cd demo\n"
+        "  bdaudit audit dormant.safetensors --original original.safetensors --data clean.npz \\\n"
+        "    --trigger trigger.toml --reference innocent-1.safetensors \\\n"
+        "    --reference innocent-2.safetensors --reference innocent-3.safetensors --craft 300"
+    )

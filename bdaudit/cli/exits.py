@@ -1,0 +1,87 @@
+"""Exit codes, and how an exception becomes one."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from bdaudit.errors import BdauditError, ConfigError, InputError
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_INCONCLUSIVE",
+    "EXIT_INPUT",
+    "EXIT_INTERNAL",
+    "EXIT_INTERRUPTED",
+    "EXIT_OF_OUTCOME",
+    "EXIT_USAGE",
+    "reporting_errors",
+]
+
+EXIT_PASSED = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_INPUT = 4
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+
+EXIT_OF_OUTCOME = {
+    "removed": EXIT_PASSED,
+    "dormant": EXIT_FAILED,
+    "active": EXIT_FAILED,
+    "inconclusive": EXIT_INCONCLUSIVE,
+}
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+def reporting_errors(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Turn an exception of `command` into one line on stderr and an exit code.
+
+    The traceback follows under `--debug`.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            _say("interrupted; nothing was written", None)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of our output went away (`| head`): nothing is wrong with the input.
+            raise typer.Exit(EXIT_INTERNAL) from None
+        except Exception as error:
+            line, code = _describe(error)
+            _say(line, error if kwargs.get("debug") else None)
+            raise typer.Exit(code) from None
+
+    return wrapped
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    if isinstance(error, ConfigError):
+        return f"usage: {error}", EXIT_USAGE
+    if isinstance(error, InputError):
+        return f"unusable input: {error}", EXIT_INPUT
+    if isinstance(error, BdauditError):
+        return f"failed: {error}", EXIT_INTERNAL
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: try a smaller --batch-size or --craft", EXIT_INTERNAL
+    first = str(error).strip().splitlines()
+    gist = f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+    return f"internal error: {gist} (--debug shows where)", EXIT_INTERNAL
+
+
+def _say(line: str, error: Exception | None) -> None:
+    if error is not None:
+        typer.echo("".join(traceback.format_exception(error)), err=True)
+    typer.echo(f"bdaudit: {line}", err=True)

@@ -1,0 +1,107 @@
+"""`bdaudit inspect`: what is in a checkpoint."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bdaudit.cli import options
+from bdaudit.cli.exits import EXIT_INPUT, reporting_errors
+from bdaudit.cli.output import JsonSink, stdout_console
+
+if TYPE_CHECKING:
+    from bdaudit.models import Inspection
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="inspect")(inspect)
+
+
+@reporting_errors
+def inspect(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint or a BackdoorBench folder.", show_default=False),
+    ],
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say what is in a checkpoint, whether it is safe to open, and which architecture fits.
+
+    Nothing in the file is executed. Exit code 0: it can be opened; 4: it cannot.
+    """
+    from bdaudit.models import inspect_checkpoint
+
+    sink = JsonSink(json)
+    found = inspect_checkpoint(checkpoint)
+    sink.write(json_module.dumps(found.to_dict(), indent=2) + "\n")
+    if not sink.to_stdout:
+        if quiet:
+            typer.echo(_gist(found))
+        else:
+            _show(found)
+    if not found.is_safe:
+        raise typer.Exit(EXIT_INPUT)
+
+
+def _gist(found: Inspection) -> str:
+    if found.problem is not None:
+        return found.problem
+    if found.wanted_globals:
+        return f"{found.path}: wants to run {', '.join(found.wanted_globals)}"
+    return f"{found.path}: {found.container}, {found.n_tensors} tensors, safe to open"
+
+
+def _show(found: Inspection) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = stdout_console()
+    style = "bold green" if found.is_safe else "bold red"
+    console.print(Text("safe to open" if found.is_safe else "NOT to be opened", style=style))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [
+        ("file", found.path),
+        ("size", f"{found.size_bytes:,} bytes"),
+        ("sha256", found.file_sha256 or "-"),
+    ]
+    if found.problem is not None:
+        rows.append(("problem", found.problem))
+    if found.wanted_globals:
+        rows.append(("wants to run", ", ".join(found.wanted_globals) + " (nothing was run)"))
+    if found.container is not None:
+        dtypes = ", ".join(f"{n} {name}" for name, n in sorted(found.dtypes.items()))
+        rows += [
+            ("container", found.container),
+            ("tensors", f"{found.n_tensors} ({dtypes})"),
+            ("parameters", f"{found.n_parameters:,}"),
+            ("weights", found.weights_sha256 or "-"),
+        ]
+    rows += [("metadata", f"{key} = {value}") for key, value in found.metadata.items()]
+    rows += [("note", note) for note in found.notes]
+    if found.non_finite:
+        rows.append(("not finite", ", ".join(found.non_finite)))
+    for guess in found.guesses:
+        fit = "fits" if guess.score == 1.0 else f"{guess.score:.0%} of tensors agree"
+        shape = ", ".join(
+            f"{what} {n}"
+            for what, n in (("classes", guess.num_classes), ("channels", guess.in_channels))
+            if n is not None
+        )
+        rows.append(("architecture", f"{guess.arch} ({fit}{', ' + shape if shape else ''})"))
+    if found.container is not None and not found.guesses:
+        rows.append(
+            ("architecture", "none known; pass --arch FILE.py:FACTORY to the other commands")
+        )
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    console.print(table)

@@ -1,0 +1,36 @@
+"""`bdaudit report`: redraw a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdaudit.cli import options
+from bdaudit.cli.exits import EXIT_OF_OUTCOME, reporting_errors
+from bdaudit.cli.output import JsonSink, show_record
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="report")(report)
+
+
+@reporting_errors
+def report(
+    record: Annotated[Path, typer.Argument(help="A record that --json wrote.", show_default=False)],
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Redraw a record; of an audit, with the exit code of its verdict. Nothing is computed."""
+    from bdaudit.results import AuditRecord, read_record
+
+    sink = JsonSink(json)
+    document = read_record(record)
+    show_record(document, sink=sink, quiet=quiet)
+    if isinstance(document, AuditRecord) and document.verdict is not None:
+        raise typer.Exit(EXIT_OF_OUTCOME[document.verdict.outcome])
