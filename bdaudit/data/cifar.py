@@ -96,10 +96,10 @@ def cifar_catalogue(folder: Path, *, split: str) -> Catalogue:
 def _read_batch(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise DataError(f"{path}: larger than any CIFAR batch")
+            raise DataError("larger than any CIFAR batch")
         content = load_plain_pickle(path.read_bytes())
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
     # A hostile or damaged pickle can make the unpickler raise nearly anything.

@@ -119,6 +119,8 @@ def _open(path: Path, class_names: Sequence[str] | None, split: str) -> Catalogu
 
 
 def _open_folder(folder: Path, class_names: Sequence[str] | None, split: str) -> Catalogue:
+    if folder.name in {"", ".."}:
+        folder = folder.resolve()  # layouts are told by the folder's own name
     if (cifar := find_cifar_folder(folder)) is not None:
         return cifar_catalogue(cifar, split=split)
     if (idx := find_idx_folder(folder)) is not None:

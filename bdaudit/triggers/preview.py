@@ -101,7 +101,7 @@ def _draw(rows: dict[str, Tensor], titles: list[tuple[str, str]]) -> Image.Image
     for column, (true_name, target_name) in enumerate(titles):
         left = _MARGIN + column * (cell_width + _GAP)
         draw.text((left, 4), _shorten(true_name, cell_width, font), _INK, font)
-        draw.text((left, 20), _shorten(f"→ {target_name}", cell_width, font), _FAINT, font)
+        draw.text((left, 20), _shorten(f"to {target_name}", cell_width, font), _FAINT, font)
     for row, (name, images) in enumerate(rows.items()):
         top = _HEADER + row * (cell_height + _GAP)
         draw.text((_GAP, top + cell_height // 2), name, _INK, font, anchor="lm")
@@ -114,9 +114,9 @@ def _draw(rows: dict[str, Tensor], titles: list[tuple[str, str]]) -> Image.Image
 def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and font.getlength(text + "..") > width:
         text = text[:-1]
-    return text + "…"
+    return text + ".."
 
 
 def _to_picture(image: Tensor, factor: int) -> Image.Image:
