@@ -79,11 +79,9 @@ def export_demo(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise InputError(f"{folder}: is not empty; name a new folder")
-        copied = []
         with resources.as_file(_FILES) as source:
-            for file in sorted(source.iterdir()):
-                if file.is_file():
-                    copied.append(Path(shutil.copyfile(file, folder / file.name)))
+            files = [file for file in sorted(source.iterdir()) if file.is_file()]
+            copied = [Path(shutil.copyfile(file, folder / file.name)) for file in files]
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror or error}") from error
     return copied

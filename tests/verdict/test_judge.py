@@ -1,0 +1,219 @@
+"""Verdicts on records with chosen figures: the rows of the method's table, and its traps."""
+
+from __future__ import annotations
+
+import pytest
+
+from bdaudit.results import AttackRun, AuditRecord, Diagnostic, StepStatus
+from bdaudit.verdict import Policy, judge
+from tests.records import audit_record, run
+
+QUIET = {0.01: 0.03, 0.02: 0.05, 0.03: 0.08, 0.05: 0.30}
+
+
+def outcome(record: AuditRecord, policy: Policy | None = None) -> str:
+    return judge(record, policy or Policy()).outcome
+
+
+def test_a_dormant_backdoor_beats_every_control_at_a_small_eps() -> None:
+    verdict = judge(
+        audit_record(
+            alone=0.09,
+            defended={0.01: 0.15, 0.02: 0.25, 0.03: 0.37, 0.05: 0.60},
+            innocents=[QUIET, QUIET, QUIET],
+        ),
+        Policy(),
+    )
+    assert verdict.outcome == "dormant"
+    # The largest sure lift decides: at .03 it is .37 - .09 (trigger alone), at .05 .60 - .30.
+    assert {c.eps for c in verdict.deciding} == {0.05}
+    assert all(c.low is not None and c.low > c.limit for c in verdict.deciding)
+    assert "60 %" in verdict.why
+
+
+def test_no_more_than_innocent_models_do_is_removed() -> None:
+    record = audit_record(
+        defended={0.01: 0.03, 0.02: 0.05, 0.03: 0.08, 0.05: 0.31}, innocents=[QUIET] * 3
+    )
+    assert outcome(record) == "removed"
+
+
+def test_a_high_reactivated_asr_is_not_dormant_when_innocents_reach_it_too() -> None:
+    """The first trap: .65 at eps .05 looks like a sleeping backdoor, and an innocent gives .76."""
+    record = audit_record(
+        defended={0.02: 0.04, 0.05: 0.65},
+        no_trigger={0.02: 0.04, 0.05: 0.68},
+        innocents=[{0.02: 0.06, 0.05: 0.76}],
+    )
+    assert outcome(record) == "removed"
+
+
+def test_same_model_controls_cannot_call_an_image_wide_trigger_dormant() -> None:
+    """The second trap: Blended, unlearned: .27 against .02, and four innocents at .61 to .93."""
+    wide = {
+        "defended": {0.02: 0.27, 0.04: 0.66},
+        "no_trigger": {0.02: 0.02, 0.04: 0.19},
+        "delta_only": 0.01,
+        "wide": True,
+    }
+    innocents = [{0.02: asr, 0.04: 0.97} for asr in (0.61, 0.75, 0.80, 0.93)]
+    with_innocents = judge(audit_record(innocents=innocents, **wide), Policy())
+    assert with_innocents.outcome == "inconclusive"
+    assert any("saturate" in reason for reason in with_innocents.reasons)
+    without = judge(audit_record(innocents=[], **wide), Policy())
+    assert without.outcome == "inconclusive"
+    assert any("covers the image" in reason for reason in without.reasons)
+
+
+def test_one_innocent_model_as_high_as_the_defended_one_is_enough_to_stop_dormant() -> None:
+    """The maximum of the innocents counts, never their mean."""
+    curves = [{0.02: 0.05}, {0.02: 0.05}, {0.02: 0.35}]
+    assert outcome(audit_record(defended={0.02: 0.40}, innocents=curves)) != "dormant"
+    assert outcome(audit_record(defended={0.02: 0.40}, innocents=curves[:2] * 2)) == "dormant"
+
+
+def test_the_trigger_alone_makes_it_active_only_above_innocent_models() -> None:
+    flat = {0.02: 0.5}
+    assert outcome(audit_record(alone=0.5, defended=flat, innocents=[QUIET])) == "active"
+    # A trigger that moves innocent models as much is no working backdoor.
+    as_innocents = audit_record(
+        alone=0.5, defended=flat, innocents=[{0.02: 0.5}] * 3, innocents_alone=0.5
+    )
+    assert outcome(as_innocents) != "active"
+
+
+def test_a_model_that_always_answers_the_target_is_not_active() -> None:
+    record = audit_record(alone=0.9, defended={0.02: 0.95}, innocents=[QUIET])
+    constant = record.baselines[0].model_copy(update={"clean_target_rate": record.baselines[0].asr})
+    record = record.model_copy(update={"baselines": (constant, *record.baselines[1:])})
+    assert outcome(record) != "active"
+
+
+def test_a_lift_between_the_bounds_is_inconclusive() -> None:
+    record = audit_record(defended={0.02: 0.15}, innocents=[{0.02: 0.05}] * 3)
+    verdict = judge(record, Policy())
+    assert verdict.outcome == "inconclusive"
+    assert "neither clearly above nor clearly below" in verdict.why
+
+
+def test_dormant_is_corrected_for_the_number_of_eps_tried() -> None:
+    """A lift that suffices when one eps was planned need not when twenty were tried."""
+    policy = Policy(lift=0.10)
+    curve = {0.02: 0.124}
+    innocent = {0.02: 0.0}
+
+    def record(extra: int) -> AuditRecord:
+        others = {0.001 * k: 0.001 for k in range(1, extra + 1)}
+        return audit_record(
+            alone=0.0,
+            delta_only=0.0,
+            no_trigger=dict.fromkeys({**curve, **others}, 0.0),
+            defended={**curve, **others},
+            innocents=[{**innocent, **dict.fromkeys(others, 0.0)}],
+        )
+
+    assert outcome(record(0), policy) == "dormant"
+    assert outcome(record(19), policy) != "dormant"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"n": 60}, "held-out images"),
+        ({"original": 0.2}, "no working backdoor"),
+        ({"original_run": 0.2}, "where it must succeed"),
+    ],
+)
+def test_what_stands_in_the_way_of_removed_is_named(change: dict[str, float], reason: str) -> None:
+    record = audit_record(defended={0.02: 0.03}, innocents=[{0.02: 0.03}] * 3, **change)
+    verdict = judge(record, Policy())
+    assert verdict.outcome == "inconclusive"
+    assert any(reason in text for text in verdict.reasons)
+
+
+def test_diagnostics_of_severity_error_and_failed_steps_forbid_removed() -> None:
+    fine = audit_record(defended={0.02: 0.03}, innocents=[{0.02: 0.03}] * 3)
+    assert outcome(fine) == "removed"
+    doubt = Diagnostic(code="x", severity="error", message="something is off", subject="defended")
+    verdict = judge(fine.model_copy(update={"diagnostics": (doubt,)}), Policy())
+    assert verdict.outcome == "inconclusive"
+    assert any("something is off" in reason for reason in verdict.reasons)
+    mild = doubt.model_copy(update={"severity": "warning"})
+    assert outcome(fine.model_copy(update={"diagnostics": (mild,)})) == "removed"
+    failed = StepStatus(name="existence", status="failed", reason="NaN")
+    assert outcome(fine.model_copy(update={"steps": (failed,)})) == "inconclusive"
+
+
+def drop(record: AuditRecord, wanted: str) -> AuditRecord:
+    def keep(r: AttackRun) -> bool:
+        return wanted not in (r.condition, r.model)
+
+    return record.model_copy(update={"runs": tuple(r for r in record.runs if keep(r))})
+
+
+@pytest.mark.parametrize("missing", ["no_trigger", "reference 2", "original"])
+def test_a_missing_measurement_forbids_removed(missing: str) -> None:
+    record = audit_record(defended={0.02: 0.03}, innocents=[{0.02: 0.03}] * 3)
+    verdict = judge(drop(record, missing), Policy())
+    assert verdict.outcome == "inconclusive"
+    assert any("not measured" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("missing", ["no_trigger", "reference 2"])
+def test_a_missing_null_forbids_dormant(missing: str) -> None:
+    record = audit_record(defended={0.02: 0.8}, innocents=[{0.02: 0.03}] * 3)
+    assert outcome(record) == "dormant"
+    assert outcome(drop(record, missing)) == "inconclusive"
+
+
+def test_no_runs_at_all_is_inconclusive() -> None:
+    verdict = judge(audit_record(defended={}, innocents=[{}]), Policy())
+    assert verdict.outcome == "inconclusive"
+    assert "not measured" in verdict.why
+
+
+def test_the_specific_objective_is_held_against_the_lift_it_buys_on_innocent_models() -> None:
+    """A lift of .30 over the same delta alone is nothing where an innocent gives .28."""
+
+    def specific(reference_asr: float) -> AuditRecord:
+        base = audit_record(defended={}, innocents=[{}], alone=0.02)
+        runs = (
+            run("defended", "defended", 0.05, 0.5, delta_only=0.2, objective="specific"),
+            run("original", "original", 0.05, 1.0, objective="specific"),
+            run(
+                "defended",
+                "defended",
+                0.05,
+                0.05,
+                condition="no_trigger",
+                delta_only=None,
+                objective="specific",
+            ),
+            run(
+                "reference 1",
+                "reference",
+                0.05,
+                reference_asr,
+                delta_only=0.02,
+                objective="specific",
+            ),
+        )
+        return base.model_copy(update={"runs": runs})
+
+    assert outcome(specific(0.05)) == "dormant"
+    assert outcome(specific(0.30)) != "dormant"
+
+
+def test_a_stored_verdict_is_not_looked_at() -> None:
+    record = audit_record(defended={0.02: 0.8}, innocents=[{0.02: 0.03}] * 3)
+    fooled = record.model_copy(
+        update={"verdict": judge(record, Policy()).model_copy(update={"outcome": "removed"})}
+    )
+    assert outcome(fooled) == "dormant"
+
+
+def test_a_stricter_policy_changes_the_verdict() -> None:
+    record = audit_record(defended={0.02: 0.30}, innocents=[{0.02: 0.05}] * 3)
+    assert outcome(record) == "dormant"
+    assert outcome(record, Policy(lift=0.4)) == "removed"
+    assert outcome(record, Policy(min_references=4, min_references_wide=4)) == "inconclusive"
