@@ -1,0 +1,412 @@
+"""The backdoor existence coefficient: how much of the original's backdoor circuit is still there.
+
+    BEC = mean over layers of (S_DA - S_CA) / (1 - S_CA)
+
+S_DA is the linear CKA between the defended model and the original, over the channels of the
+original that react most to the trigger, on triggered images; S_CA the same for a reference model
+that never had the backdoor. 1: the circuit is all there; 0: no more alike than an innocent model;
+below 0: less alike than that.
+
+Source: Zhu, Liang, Wu, "Breaking the False Sense of Security in Backdoor Defense through
+Re-Activation Attack" (NeurIPS 2024, arXiv 2405.16134). docs/bec.md says how this differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
+from bdaudit.existence.cka import Estimator, cka, gram, half_samples
+from bdaudit.existence.layers import network_of, select_layers
+from bdaudit.existence.passes import (
+    MapShape,
+    PassOptions,
+    at_work,
+    collect_features,
+    find_shapes,
+)
+from bdaudit.existence.summary import LayerEvidence, combine_layers
+from bdaudit.existence.tac import SPARE, count_kept, measure_tac, top_channels
+from bdaudit.progress import Progress, Steps
+from bdaudit.results import BecRecord
+
+__all__ = ["ExistenceConfig", "existence_coefficient"]
+
+MIN_SAMPLES = 4
+"""The unbiased estimator divides by N - 3."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExistenceConfig:
+    """Settings of the backdoor existence coefficient.
+
+    Attributes:
+        top_share: Share of each layer's channels that is compared, those with the largest TAC;
+            rounded down, at least one. In (0, 1].
+        estimator: "plain" CKA as in the paper, or "debiased", which few images do not inflate.
+        n_samples: Images used at most; more are drawn from at random. At least 4.
+        n_bootstrap: Half-samples for the interval; 0 for no interval.
+        confidence: Coverage of the interval, in (0, 1).
+        batch_size: Images a forward pass.
+        include: Shell patterns that choose layers instead of the default rule.
+        exclude: Shell patterns of layers to leave out.
+        precision: Of the forward passes; "bfloat16" pays on GPUs, not on most CPUs.
+        channels_last: Run convolutions in channels-last memory order; same numbers up to rounding.
+        memory_mb: Kept maps held at once, in MiB. Layers that do not fit together are measured in
+            groups, with more forward passes; a single layer may exceed it.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    top_share: float = 0.10
+    estimator: Estimator = "plain"
+    n_samples: int = 500
+    n_bootstrap: int = 200
+    confidence: float = 0.95
+    batch_size: int = 64
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    memory_mb: int = 2048
+
+    def __post_init__(self) -> None:
+        for name, value, fine, expected in (
+            ("top_share", self.top_share, 0 < self.top_share <= 1, "above 0 and at most 1"),
+            ("estimator", self.estimator, self.estimator in ("plain", "debiased"),
+             "'plain' or 'debiased'"),
+            ("n_samples", self.n_samples, self.n_samples >= MIN_SAMPLES, "at least 4"),
+            ("n_bootstrap", self.n_bootstrap, self.n_bootstrap == 0 or self.n_bootstrap >= 20,
+             "0 (no interval) or at least 20"),
+            ("confidence", self.confidence, 0 < self.confidence < 1, "between 0 and 1"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("precision", self.precision, self.precision in ("float32", "bfloat16"),
+             "'float32' or 'bfloat16'"),
+            ("memory_mb", self.memory_mb, self.memory_mb >= 1, "at least 1"),
+        ):  # fmt: skip
+            if not fine:
+                raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+def existence_coefficient(
+    original: nn.Module,
+    defended: nn.Module,
+    references: Sequence[tuple[str, nn.Module]],
+    *,
+    clean: Tensor,
+    triggered: Tensor,
+    config: ExistenceConfig | None = None,
+    generator: torch.Generator,
+    device: torch.device | None = None,
+) -> Steps[tuple[BecRecord, ...]]:
+    """Measure the backdoor existence coefficient of `defended` against every reference.
+
+    The passes over `original` and `defended` are made once for all references. Models are left as
+    they were found: no hook stays, modes and devices are put back, no parameter gets a gradient.
+
+    Args:
+        original: The suspected backdoored model: a classifier of images in [0, 1].
+        defended: What the defence made of it; has the layers of `original`, by name and size.
+        references: Models without the backdoor, each with the name its record carries.
+        clean: Images (N, C, H, W) in [0, 1] whose true label is not the target.
+        triggered: The same images, in the same order, with the trigger on them.
+        config: Settings; the defaults when `None`.
+        generator: Seeded CPU generator; draws the sample and the half-samples.
+        device: Where to compute; that of `original` when `None`.
+
+    Returns:
+        A record for each reference, in order. Its value is higher the more of the backdoor circuit
+        is left, and `None`, with a reason, where it is undefined: the reference has other layers,
+        or is as similar to the original as the original itself in every layer. `elapsed_s` is
+        the time of the whole measurement, all references together.
+
+    Raises:
+        ModelError: No layer fits the patterns, or `defended` lacks one.
+        DataError: Fewer than 4 images, or images that do not pair up.
+        NumericsError: A layer gave activations that are not finite.
+    """
+    config = config or ExistenceConfig()
+    started = time.perf_counter()
+    clean, triggered = _draw_sample(clean, triggered, config.n_samples, generator)
+    n_samples = len(clean)
+    n_halves = config.n_bootstrap if n_samples >= 2 * MIN_SAMPLES else 0
+    options = PassOptions(
+        device=device or _device_of(original),
+        batch_size=config.batch_size,
+        precision=config.precision,
+        channels_last=config.channels_last,
+    )
+    halves = half_samples(n_samples, n_halves, generator).to(options.device)
+    cast = _cast(original, defended, references, clean[:1], config, options)
+    groups = _group_layers(cast.shapes, n_samples, config)
+    # The original runs on clean and on triggered images; after that, every group of layers takes
+    # everybody through the triggered images, but for the original whose first group is kept.
+    tally = _Tally(total=n_samples * (1 + len(groups) * (1 + len(cast.others))))
+
+    with at_work(original, options.device):
+        tac, stash = yield from tally.follow(
+            "original",
+            measure_tac(
+                original,
+                {name: SPARE * _count_kept(cast.shapes[name], config) for name in groups[0]},
+                tuple(chain.from_iterable(groups[1:])),
+                clean,
+                triggered,
+                options,
+            ),
+        )
+    kept = {name: top_channels(tac[name], _count_kept(cast.shapes[name], config)) for name in tac}
+
+    similarities: dict[tuple[int, str], Tensor] = {}
+    for group in groups:
+        wanted = {layer: kept[layer] for layer in group}
+        features = _take_from_stash(stash, wanted)
+        if missed := {layer: wanted[layer] for layer in group if layer not in features}:
+            tally.total += n_samples if group is groups[0] else 0
+            with at_work(original, options.device):
+                features |= yield from tally.follow(
+                    "original", collect_features(original, missed, triggered, options)
+                )
+        own = _grams("original", features)
+        for index, (name, model) in cast.others.items():
+            with at_work(model, options.device):
+                features = yield from tally.follow(
+                    name, collect_features(model, wanted, triggered, options)
+                )
+            for layer, other in _grams(name, features).items():
+                if own[layer].any():
+                    similarities[index, layer] = _similarity(other, own[layer], halves, config)
+
+    def evidence(layer: str, index: int) -> LayerEvidence:
+        if layer not in cast.shapes:
+            return LayerEvidence(layer=layer, reason="never runs in a forward pass of the original")
+        measured = (index, layer) in similarities
+        return LayerEvidence(
+            layer=layer,
+            tac=tac[layer].cpu(),
+            kept=kept[layer].cpu(),
+            defended=similarities.get((_DEFENDED, layer)),
+            reference=similarities.get((index, layer)),
+            reason=None if measured else "the original's channels do not vary over these images",
+        )
+
+    return tuple(
+        _record(
+            name,
+            [evidence(layer, index) for layer in cast.layers] if index in cast.others else [],
+            cast.refused.get(index),
+            config,
+            n_samples=n_samples,
+            n_bootstrap=n_halves,
+            elapsed_s=time.perf_counter() - started,
+        )
+        for index, (name, _) in enumerate(references)
+    )
+
+
+_DEFENDED = -1
+"""Where the defended model stands among the `others`, before the references from 0 on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cast:
+    """Who takes part, and with which layers.
+
+    Attributes:
+        layers: All layers chosen.
+        shapes: Size of the maps of those that run in the original.
+        others: The models compared with the original, by index, with their names.
+        refused: Why a reference, by index, cannot be compared.
+    """
+
+    layers: tuple[str, ...]
+    shapes: Mapping[str, MapShape]
+    others: Mapping[int, tuple[str, nn.Module]]
+    refused: Mapping[int, str]
+
+
+def _cast(
+    original: nn.Module,
+    defended: nn.Module,
+    references: Sequence[tuple[str, nn.Module]],
+    image: Tensor,
+    config: ExistenceConfig,
+    options: PassOptions,
+) -> _Cast:
+    """Run one image through every model, so that a misfit shows before the long passes."""
+    network = network_of(original)
+    layers = select_layers(network, include=config.include, exclude=config.exclude)
+    with at_work(original, options.device):
+        shapes = find_shapes(original, layers, image, options)
+    if not shapes:
+        raise ModelError(f"original: none of the layers {', '.join(layers)} ever runs")
+    others: dict[int, tuple[str, nn.Module]] = {}
+    refused: dict[int, str] = {}
+    for index, (name, model) in enumerate([("defended", defended), *references], _DEFENDED):
+        try:
+            with at_work(model, options.device):
+                _check_layers(shapes, find_shapes(model, shapes, image, options))
+        except ModelError as error:
+            if index == _DEFENDED:
+                raise ModelError(f"{name}: {error}") from error
+            refused[index] = str(error)
+        else:
+            others[index] = (name, model)
+    return _Cast(layers=layers, shapes=shapes, others=others, refused=refused)
+
+
+def _check_layers(expected: Mapping[str, MapShape], found: Mapping[str, MapShape]) -> None:
+    """Raise `ModelError` at the first layer of another size than the original's."""
+    for layer, shape in expected.items():
+        if found.get(layer) != shape:
+            raise ModelError(
+                f"layer {layer}: expected maps of {shape} as in the original, got "
+                f"{found.get(layer, 'none')}; layers are matched by name, so the model must be of "
+                "the original's architecture"
+            )
+
+
+def _group_layers(
+    shapes: Mapping[str, MapShape], n_samples: int, config: ExistenceConfig
+) -> list[tuple[str, ...]]:
+    """Cut the layers, in order, into groups whose kept float32 maps fit in the memory allowed."""
+    allowed = config.memory_mb * 2**20
+    groups: list[tuple[str, ...]] = []
+    used = allowed
+    for layer, shape in shapes.items():
+        needed = 4 * n_samples * shape.positions * SPARE * _count_kept(shape, config)
+        if not groups or used + needed > allowed:
+            groups.append(())
+            used = 0
+        groups[-1] = (*groups[-1], layer)
+        used += needed
+    return groups
+
+
+def _count_kept(shape: MapShape, config: ExistenceConfig) -> int:
+    return count_kept(shape.channels, config.top_share)
+
+
+class _Tally:
+    """Counts images through the networks, and turns batches into progress events."""
+
+    def __init__(self, total: int) -> None:
+        self.done = 0
+        self.total = total
+
+    def follow(self, name: str, batches: Generator[int, None, Result]) -> Steps[Result]:
+        """Run `batches` to the end, give back its result, and tell of every batch."""
+        try:
+            while True:
+                try:
+                    self.done += next(batches)
+                except StopIteration as stop:
+                    return stop.value  # type: ignore[no-any-return]
+                yield Progress(f"existence: activations of {name}", self.done, self.total)
+        finally:
+            batches.close()
+
+
+@torch.inference_mode()
+def _take_from_stash(
+    stash: dict[str, tuple[Tensor, Tensor]], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Move out of `stash` the maps of the layers whose wanted channels are all there."""
+    found = {}
+    for layer, channels in wanted.items():
+        if layer not in stash:
+            continue
+        listed, maps = stash.pop(layer)
+        place = listed == channels[:, None]  # (wanted, listed)
+        if bool(place.any(1).all()):
+            found[layer] = maps[:, :, place.int().argmax(1)]
+    return found
+
+
+@torch.inference_mode()
+def _grams(name: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn features into Gram matrices, emptying `features` as it goes."""
+    grams = {}
+    for layer in tuple(features):
+        grams[layer] = gram(features.pop(layer))
+        if not bool(grams[layer].isfinite().all()):
+            raise NumericsError(
+                f"{name}: layer {layer} gave activations that are not finite; check the weights "
+                "and the preprocessing"
+            )
+    return grams
+
+
+@torch.inference_mode()
+def _similarity(other: Tensor, original: Tensor, halves: Tensor, config: ExistenceConfig) -> Tensor:
+    """CKA on the whole sample, then on every half: (1 + B,) float64 on the CPU."""
+    # The estimate is made in float64; the halves only give its spread.
+    whole = cka(other.double(), original.double(), estimator=config.estimator)
+    spread = cka(other, original, halves, estimator=config.estimator)
+    return torch.cat([whole, spread.double()]).cpu()
+
+
+def _record(
+    reference: str,
+    evidence: Iterable[LayerEvidence],
+    refused: str | None,
+    config: ExistenceConfig,
+    *,
+    n_samples: int,
+    n_bootstrap: int,
+    elapsed_s: float,
+) -> BecRecord:
+    layers = tuple(evidence)
+    result = combine_layers(layers, config.confidence)
+    reason = refused
+    if reason is None and result.value is None:
+        reason = "undefined in every layer"
+    return BecRecord(
+        reference=reference,
+        value=result.value,
+        low=result.low,
+        high=result.high,
+        ratio_of_means=result.ratio_of_means,
+        top_share=config.top_share,
+        estimator=config.estimator,
+        n_samples=n_samples,
+        n_bootstrap=n_bootstrap if result.low is not None else 0,
+        layers=tuple(layer.record() for layer in layers),
+        reason=reason,
+        elapsed_s=elapsed_s,
+    )
+
+
+def _draw_sample(
+    clean: Tensor, triggered: Tensor, n_samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw the same `n_samples` images of both, or take all where there are no more."""
+    if clean.ndim != 4 or clean.shape != triggered.shape:
+        raise DataError(
+            "clean and triggered images: expected two tensors (N, C, H, W) of the same images, "
+            f"got {tuple(clean.shape)} and {tuple(triggered.shape)}"
+        )
+    if len(clean) < MIN_SAMPLES:
+        raise DataError(
+            f"the backdoor existence coefficient needs at least {MIN_SAMPLES} images whose true "
+            f"label is not the target, got {len(clean)}"
+        )
+    if len(clean) <= n_samples:
+        return clean, triggered
+    chosen = torch.randperm(len(clean), generator=generator)[:n_samples].sort().values
+    return clean[chosen], triggered[chosen]
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device

@@ -1,0 +1,109 @@
+"""Which layers the coefficient looks at, chosen by what they are and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from bdaudit.errors import ModelError
+from bdaudit.models.classifier import Classifier
+
+__all__ = ["READABLE", "network_of", "select_layers"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+READABLE = (*_CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
+"""Kinds of module whose output has a known channel axis."""
+
+# One component of a dotted name is enough: `layer2.0.shortcut.0`, `layer2.0.downsample.0`.
+_SHORTCUT_PARTS = frozenset({"shortcut", "convshortcut", "downsample", "skip", "identity", "proj"})
+_STEM_PARTS = frozenset({"stem", "patch_embed", "conv_proj"})
+_ATTENTION_OUTPUTS = (
+    "*attn.proj",  # timm
+    "*attn.c_proj",
+    "*attn.out_proj",
+    "*attention.out_proj",
+    "*attention.output.dense",
+    "*.to_out",
+    "*.to_out.0",
+)
+_MLP_PARTS = ("mlp", "ffn", "feed_forward")
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """Return the bare network, whose layer names are those of the checkpoint."""
+    return model.network if isinstance(model, Classifier) else model
+
+
+def select_layers(
+    network: nn.Module, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Name the layers to compare, in the order in which the network registers them.
+
+    Without `include` these are: every convolution except the stem (the first convolution, and
+    whatever is called `stem`, `patch_embed` or `conv_proj`) and those on shortcut paths; every
+    attention output projection (`nn.MultiheadAttention` as a whole, since its fused path never
+    calls `out_proj`); and the last linear layer of every transformer MLP.
+
+    Args:
+        network: The bare network; see `network_of`.
+        include: Shell patterns over full layer names. Where given, they alone choose, among all
+            convolutions, linear layers and attention modules.
+        exclude: Shell patterns of layers to leave out, of either choice.
+
+    Returns:
+        At least one layer name.
+
+    Raises:
+        ModelError: Nothing is left.
+    """
+    readable: dict[str, nn.Module] = {
+        name: m for name, m in network.named_modules() if isinstance(m, READABLE)
+    }
+    if include:
+        chosen = {name for name in readable if _matches(name, include)}
+    else:
+        chosen = {*_trunk_convolutions(readable), *_transformer_outputs(network, readable)}
+    layers = tuple(name for name in readable if name in chosen and not _matches(name, exclude))
+    if not layers:
+        some = ", ".join(list(readable)[:8]) or "none"
+        raise ModelError(
+            f"no layer to compare in {type(network).__name__} with include={tuple(include)} and "
+            f"exclude={tuple(exclude)}; it has these convolutions, linear and attention layers: "
+            f"{some}; choose some by pattern"
+        )
+    return layers
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _trunk_convolutions(readable: dict[str, nn.Module]) -> Iterator[str]:
+    """Convolutions behind the stem and not on a shortcut path."""
+    names = [name for name, module in readable.items() if isinstance(module, _CONVOLUTIONS)]
+    for name in names[1:]:
+        parts = set(name.lower().split("."))
+        if not parts & (_SHORTCUT_PARTS | _STEM_PARTS):
+            yield name
+
+
+def _transformer_outputs(network: nn.Module, readable: dict[str, nn.Module]) -> Iterator[str]:
+    """Layers whose output a transformer block adds to its residual stream."""
+    for name, module in network.named_modules():
+        last_part = name.rpartition(".")[2]
+        if isinstance(module, nn.MultiheadAttention) or (
+            isinstance(module, nn.Linear) and _matches(name, _ATTENTION_OUTPUTS)
+        ):
+            yield name
+        elif isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            yield f"{name}.linear2" if name else "linear2"
+        elif last_part.startswith(_MLP_PARTS) and "head" not in last_part:
+            inside = [
+                inner
+                for inner, candidate in readable.items()
+                if inner.startswith(name + ".") and isinstance(candidate, nn.Linear)
+            ]
+            yield from inside[-1:]
