@@ -26,7 +26,7 @@ from bdaudit.data.arrays import unit_range
 from bdaudit.data.backdoorbench import POISONED_TREE
 from bdaudit.data.files import is_inside
 from bdaudit.data.images import EXTENSIONS, read_image
-from bdaudit.errors import ConfigError, DataError, TriggerError
+from bdaudit.errors import ConfigError, InputError, TriggerError
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.rules import AllToAll, AllToOne, SourceSpecific, TargetRule
@@ -61,19 +61,19 @@ def read_trigger(path: str | Path, *, allow_code: bool = False) -> Trigger:
         raise TriggerError(f"{path}: expected a TOML trigger file: {error}") from error
     try:
         return _parse(document, path, allow_code=allow_code)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, InputError) as error:
         raise TriggerError(f"{path}: {error}") from error
 
 
 def _parse(document: Mapping[str, Any], path: Path, *, allow_code: bool) -> Trigger:
     kind = document.get("kind")
     if kind not in _READERS:
-        raise TriggerError(f"{path}: kind: " + _unknown(str(kind), list(_READERS)))
+        raise TriggerError("kind: " + _unknown(str(kind), list(_READERS)))
     top = _Table(
         document, path, known=("version", "kind", "recovered", "sha256", "target", str(kind))
     )
     if top.value("version", int, _VERSION) != _VERSION:
-        raise TriggerError(f"{path}: expected version {_VERSION}, got {document['version']!r}")
+        raise TriggerError(f"expected version {_VERSION}, got {document['version']!r}")
     section = top.value(str(kind), dict)
     transform = _READERS[kind](section, path, allow_code)
     trigger = Trigger(
@@ -85,7 +85,7 @@ def _parse(document: Mapping[str, Any], path: Path, *, allow_code: bool) -> Trig
     stated = top.value("sha256", str, trigger.sha256)
     if stated != trigger.sha256:
         raise TriggerError(
-            f"{path}: its sha256 line does not match its content; the file or one beside it was "
+            "its sha256 line does not match its content; the file or one beside it was "
             "changed since it was written. Remove the line if that was intended"
         )
     return trigger
@@ -102,27 +102,25 @@ class _Table:
         self.path = path
         for key in values:
             if key not in known:
-                raise TriggerError(f"{path}: " + _unknown(key, known))
+                raise TriggerError(_unknown(key, known))
 
     def value(self, key: str, kind: type[Value], default: object = _REQUIRED) -> Value:
         if key not in self.values:
             if default is _REQUIRED:
-                raise TriggerError(f"{self.path}: expected the key {key!r}")
+                raise TriggerError(f"expected the key {key!r}")
             return default  # type: ignore[return-value]
         value = self.values[key]
         # A whole number will do for a float; true and false are not numbers.
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise TriggerError(
-                f"{self.path}: {key}: expected {kind.__name__}, got {type(value).__name__}"
-            )
+            raise TriggerError(f"{key}: expected {kind.__name__}, got {type(value).__name__}")
         return value
 
     def integers(self, key: str, default: object = _REQUIRED) -> tuple[int, ...]:
         values = self.value(key, list, default)
         if not all(type(value) is int for value in values):
-            raise TriggerError(f"{self.path}: {key}: expected whole numbers, got {values}")
+            raise TriggerError(f"{key}: expected whole numbers, got {values}")
         return tuple(values)
 
     def file(self, key: str) -> Path:
@@ -142,11 +140,11 @@ def _beside(toml: Path, name: str) -> Path:
     found = toml.parent / name
     if outside or not is_inside(found, toml.parent):
         raise TriggerError(
-            f"{toml}: {name!r} is outside the trigger file's folder; put what it needs beside it "
+            f"{name!r} is outside the trigger file's folder; put what it needs beside it "
             "and write a relative path without '..'"
         )
     if not found.exists():
-        raise TriggerError(f"{toml}: {name!r} is not there ({found})")
+        raise TriggerError(f"{name!r} is not there ({found})")
     return found
 
 
@@ -154,7 +152,7 @@ def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
     rules = {rule.name: rule for rule in (AllToOne, AllToAll, SourceSpecific)}
     name = values.get("rule", AllToOne.name)
     if name not in rules:
-        raise TriggerError(f"{path}: target rule: " + _unknown(str(name), list(rules)))
+        raise TriggerError("target rule: " + _unknown(str(name), list(rules)))
     keys = {
         AllToOne.name: ("label",),
         AllToAll.name: (),
@@ -173,7 +171,7 @@ def _read_patch(values: Mapping[str, Any], path: Path, allow_code: bool) -> Tran
     table = _Table(values, path, known=("image", "mask", "corner", "offset"))
     offset = table.integers("offset", [0, 0])
     if len(offset) != 2:
-        raise TriggerError(f"{path}: offset: expected [rows, columns], got {list(offset)}")
+        raise TriggerError(f"offset: expected [rows, columns], got {list(offset)}")
     return Patch(
         image=_read_picture(table.file("image"), "image"),
         mask=_read_picture(table.file("mask"), "mask") if "mask" in values else None,
@@ -218,11 +216,11 @@ def _read_python(values: Mapping[str, Any], path: Path, allow_code: bool) -> Tra
     reference = table.value("function", str)
     file, _, name = reference.partition(":")
     if not name.isidentifier():
-        raise TriggerError(f"{path}: function: expected 'file.py:function', got {reference!r}")
+        raise TriggerError(f"function: expected 'file.py:function', got {reference!r}")
     code = _beside(path, file)
     if not allow_code:
         raise TriggerError(
-            f"{path}: this trigger runs the Python code of {code}; read that file, and if you "
+            f"this trigger runs the Python code of {code}; read that file, and if you "
             "trust it pass --allow-trigger-code (allow_code=True)"
         )
     return load_function(code, name)
@@ -342,6 +340,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
+        Path(temporary).chmod(0o644)  # temporary files are private
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,324 @@
+"""Trigger files: round trips, hand-written ones, and those that must be refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from bdaudit.errors import ConfigError, TriggerError
+from bdaudit.triggers import (
+    Additive,
+    AllToAll,
+    AllToOne,
+    Blend,
+    Paired,
+    Patch,
+    Sinusoid,
+    SourceSpecific,
+    Transform,
+    Trigger,
+    Warp,
+    control_grid,
+    elastic_grid,
+    from_callable,
+    read_trigger,
+    write_trigger,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "triggers"
+TARGET = "\n[target]\nlabel = 1\n"
+SINUSOID = 'kind = "sinusoid"\n' + TARGET + "[sinusoid]\namplitude = 0.1\nfrequency = 6\n"
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def write_png(path: Path, pixels: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+    return path
+
+
+def write_toml(folder: Path, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "trigger.toml").write_text(text)
+    return folder / "trigger.toml"
+
+
+TRANSFORMS = [
+    Patch(image=torch.rand(3, 2, 3, generator=generator()), corner="top-right", offset=(1, 2)),
+    # Three pixels wide: a shape that could be channels last must come back as it was.
+    Patch(image=torch.rand(1, 3, 3), mask=torch.rand(1, 3, 3)),
+    Blend(image=torch.rand(1, 5, 5, generator=generator()), alpha=1),
+    Sinusoid(amplitude=20 / 255, frequency=6),
+    Additive(delta=torch.randn(3, 8, 8, generator=generator())),
+    Warp(grid=elastic_grid(control_grid(4, generator()), (8, 8))),
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: t.kind)
+@pytest.mark.parametrize("rule", [AllToOne(3), AllToAll(), SourceSpecific(0, (1, 4))])
+def test_round_trip(tmp_path: Path, transform: Transform, rule: AllToOne) -> None:
+    trigger = Trigger(transform=transform, rule=rule, recovered=True)
+    write_trigger(tmp_path / "t.toml", trigger)
+    back = read_trigger(tmp_path / "t.toml")
+    images = torch.rand(4, 3, 8, 8, generator=generator())
+    assert torch.equal(back.stamp(images), trigger.stamp(images))
+    assert back.rule == rule
+    assert back.kind == transform.kind
+    assert back.sha256 == trigger.sha256
+    assert back.recovered
+    assert back.source == str(tmp_path / "t.toml")
+
+
+def test_paired_round_trip_takes_its_images_along(tmp_path: Path) -> None:
+    for index in range(3):
+        write_png(tmp_path / "made" / str(index) / f"{index}.png", np.full((4, 4), 50 * index))
+    trigger = Trigger(transform=Paired(folder=tmp_path / "made"), rule=AllToOne(0))
+    (tmp_path / "out").mkdir()
+    write_trigger(tmp_path / "out" / "t.toml", trigger)
+    back = read_trigger(tmp_path / "out" / "t.toml")
+    stamped = back.stamp(torch.zeros(2, 1, 4, 4), names=["2/2", "1/1"])
+    assert (stamped[:, 0, 0, 0] * 255).round().tolist() == [100, 50]
+    assert back.sha256 == trigger.sha256
+    with pytest.raises(TriggerError, match="is there already"):
+        write_trigger(tmp_path / "out" / "t.toml", trigger)
+
+
+def test_python_round_trip_takes_its_code_along(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("def invert(images):\n    return 1 - images\n")
+    path = write_toml(
+        tmp_path, 'kind = "python"\n' + TARGET + '[python]\nfunction = "code.py:invert"\n'
+    )
+    trigger = read_trigger(path, allow_code=True)
+    (tmp_path / "out").mkdir()
+    write_trigger(tmp_path / "out" / "t.toml", trigger)
+    back = read_trigger(tmp_path / "out" / "t.toml", allow_code=True)
+    assert back.stamp(torch.full((1, 1, 1, 1), 0.25)).item() == 0.75
+    assert back.sha256 == trigger.sha256
+
+
+def test_code_runs_only_when_allowed(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\ndef f(x): return x\n"
+    )
+    text = 'kind = "python"\n' + TARGET + '[python]\nfunction = "code.py:f"\n'
+    path = write_toml(tmp_path, text)
+    with pytest.raises(TriggerError, match="--allow-trigger-code"):
+        read_trigger(path)
+    assert not (tmp_path / "ran").exists()
+    read_trigger(path, allow_code=True)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "reference", "message"),
+    [
+        ("def f(x): return x", "code.py", "file.py:function"),
+        ("def f(x): return x", "code.py:g", "no function called 'g'"),
+        ("f = 3", "code.py:f", "no function called 'f'"),
+        ("raise ValueError('no')", "code.py:f", "ValueError: no"),
+        ("def f(x) return x", "code.py:f", "SyntaxError"),
+    ],
+)
+def test_code_that_cannot_be_used(tmp_path: Path, code: str, reference: str, message: str) -> None:
+    (tmp_path / "code.py").write_text(code)
+    text = 'kind = "python"\n' + TARGET + f'[python]\nfunction = "{reference}"\n'
+    with pytest.raises(TriggerError, match=message):
+        read_trigger(write_toml(tmp_path, text), allow_code=True)
+
+
+def test_a_function_in_memory_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(TriggerError, match="in memory"):
+        write_trigger(tmp_path / "t.toml", from_callable(lambda x: x, 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hand_written_patch_with_pictures(tmp_path: Path) -> None:
+    write_png(tmp_path / "art" / "patch.png", [[[255, 0, 0], [0, 255, 0]]])
+    write_png(tmp_path / "art" / "mask.png", [[255, 0]])
+    path = write_toml(
+        tmp_path,
+        'kind = "patch"\n[target]\nrule = "source-specific"\nlabel = 2\nsources = [0, 1]\n'
+        '[patch]\nimage = "art/patch.png"\nmask = "art/mask.png"\ncorner = "top-left"\n',
+    )
+    trigger = read_trigger(path)
+    stamped = trigger.stamp(torch.full((1, 3, 2, 2), 0.5))
+    assert stamped[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert stamped[0, :, 0, 1].tolist() == [0.5, 0.5, 0.5]
+    assert trigger.rule == SourceSpecific(2, (0, 1))
+    assert not trigger.recovered
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_pictures_from_tensor_files(tmp_path: Path, suffix: str) -> None:
+    last = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    if suffix == "npy":
+        np.save(tmp_path / "p.npy", last)
+    else:
+        save_file({"whatever": torch.from_numpy(last)}, tmp_path / "p.safetensors")
+    text = f'kind = "blend"\n{TARGET}[blend]\nimage = "p.{suffix}"\nalpha = 1\n'
+    stamped = read_trigger(write_toml(tmp_path, text)).stamp(torch.zeros(1, 3, 4, 5))
+    assert stamped[0, 2, 3, 4] == last[3, 4, 2] / np.float32(255)
+
+
+def test_one_tensor_file_may_hold_several(tmp_path: Path) -> None:
+    tensors = {"grid": torch.zeros(4, 4, 2), "delta": torch.full((1, 2, 2), 0.5)}
+    save_file(tensors, tmp_path / "t.safetensors")
+    text = 'kind = "additive"\n' + TARGET + '[additive]\ndelta = "t.safetensors"\n'
+    path = write_toml(tmp_path, text)
+    assert read_trigger(path).stamp(torch.zeros(1, 1, 2, 2)).unique().tolist() == [0.5]
+    save_file({"a": tensors["grid"], "b": tensors["delta"]}, tmp_path / "t.safetensors")
+    with pytest.raises(TriggerError, match=r"called 'delta'"):
+        read_trigger(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "kind"),
+        ("kind = ", "TOML"),
+        ('kind = "pach"', "did you mean 'patch'"),
+        (SINUSOID.replace("amplitude", "amplitud"), "did you mean 'amplitude'"),
+        ("recoverd = true\n" + SINUSOID, "did you mean 'recovered'"),
+        (SINUSOID.replace("label", "lable"), "did you mean 'label'"),
+        (SINUSOID.replace("label = 1", 'label = "1"'), "label: expected int, got str"),
+        (SINUSOID.replace("label = 1", "label = true"), "label: expected int, got bool"),
+        (SINUSOID.replace("label = 1", "label = -1"), "0 or above"),
+        (SINUSOID.replace("label = 1", ""), "expected the key 'label'"),
+        (SINUSOID.replace("label", 'rule = "all-to-on"\nlabel'), "did you mean 'all-to-one'"),
+        (SINUSOID.replace("label", 'rule = "all-to-all"\nlabel'), "'label'"),
+        (SINUSOID.replace("0.1", "20"), "divide"),
+        (SINUSOID.replace("0.1", "nan"), "amplitude"),
+        (SINUSOID.replace("frequency = 6", ""), "'frequency'"),
+        (SINUSOID.split("[sinusoid]")[0], "'sinusoid'"),
+        ("version = 2\n" + SINUSOID, "version 1, got 2"),
+        (SINUSOID + "[patch]\n", "'patch'"),
+        ('kind = "patch"\n' + TARGET + '[patch]\nimage = "no.png"', "is not there"),
+        ('kind = "patch"\n' + TARGET + '[patch]\nimage = "t.txt"', "an image file"),
+        ('kind = "patch"\n' + TARGET + '[patch]\nimage = "junk.png"', "expected an image"),
+        ('kind = "warp"\n' + TARGET + '[warp]\ngrid = "junk.npy"', "expected a tensor"),
+        ('kind = "warp"\n' + TARGET + '[warp]\ngrid = "junk.safetensors"', "expected a tensor"),
+        ('kind = "patch"\n' + TARGET + '[patch]\nimage = "ok.png"\noffset = [1]', "offset"),
+        ('kind = "patch"\n' + TARGET + '[patch]\nimage = "ok.png"\noffset = [1, 2.5]', "offset"),
+        ('kind = "patch"\n' + TARGET + '[patch]\nimage = "ok.png"\ncorner = "up"', "corner"),
+        ('kind = "paired"\n' + TARGET + '[paired]\nfolder = "empty"', "no images"),
+        ('kind = "paired"\n' + TARGET + '[paired]\nfolder = "ok.png"', "expected a folder"),
+        ('kind = "paired"\n' + TARGET + '[paired]\nfolder = "empty"\nlayout = "x"', "layout"),
+    ],
+)
+def test_files_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:
+    write_png(tmp_path / "ok.png", [[0, 255]])
+    (tmp_path / "empty").mkdir()
+    for name in ("t.txt", "junk.png", "junk.npy", "junk.safetensors"):
+        (tmp_path / name).write_bytes(b"junk")
+    path = write_toml(tmp_path, text)
+    with pytest.raises(TriggerError, match=message) as caught:
+        read_trigger(path)
+    assert str(caught.value).count("trigger.toml") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "a/../../secret.png", "link.png", "linked/secret.png", "ABSOLUTE", ""]
+)
+@pytest.mark.parametrize("kind", ["patch", "blend"])
+def test_no_file_outside_the_folder_is_read(tmp_path: Path, name: str, kind: str) -> None:
+    secret = write_png(tmp_path / "secret.png", [[0, 255]])
+    home = tmp_path / "home"
+    (home / "a").mkdir(parents=True)
+    (home / "link.png").symlink_to(secret)
+    (home / "linked").symlink_to(tmp_path)
+    name = str(secret) if name == "ABSOLUTE" else name
+    extra = "alpha = 0.5\n" if kind == "blend" else ""
+    path = write_toml(home, f'kind = "{kind}"\n{TARGET}[{kind}]\nimage = "{name}"\n{extra}')
+    with pytest.raises(TriggerError, match="outside"):
+        read_trigger(path)
+
+
+def test_folders_and_code_cannot_be_outside_either(tmp_path: Path) -> None:
+    write_png(tmp_path / "images" / "0.png", [[0, 255]])
+    (tmp_path / "code.py").write_text("def f(x): return x")
+    for section in (
+        'paired"\nX[paired]\nfolder = "../images"',
+        'python"\nX[python]\nfunction = "../code.py:f"',
+    ):
+        text = 'kind = "' + section.replace("X", TARGET)
+        with pytest.raises(TriggerError, match="outside"):
+            read_trigger(write_toml(tmp_path / "home", text), allow_code=True)
+
+
+def test_pickles_in_npy_are_not_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    np.save(tmp_path / "d.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    path = write_toml(tmp_path, 'kind = "additive"\n' + TARGET + '[additive]\ndelta = "d.npy"')
+    with pytest.raises(TriggerError, match="expected a tensor"):
+        read_trigger(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(TriggerError, match="No such file"):
+        read_trigger(tmp_path / "none.toml")
+
+
+def test_a_mixture_of_two_triggers_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    write_trigger(path, Trigger(transform=TRANSFORMS[0], rule=AllToOne(0)))
+    save_file({"image": torch.zeros(3, 2, 3)}, tmp_path / "t.safetensors")
+    with pytest.raises(TriggerError, match="sha256"):
+        read_trigger(path)
+    lines = [line for line in path.read_text().splitlines() if "sha256" not in line]
+    path.write_text("\n".join(lines))
+    assert read_trigger(path).stamp(torch.ones(1, 3, 8, 8)).min() == 0
+
+
+def test_digest_tells_triggers_apart() -> None:
+    one = Sinusoid(amplitude=0.1, frequency=6)
+    digests = {
+        Trigger(transform=transform, rule=rule).sha256
+        for transform in (*TRANSFORMS, one)
+        for rule in (AllToOne(0), AllToOne(1), AllToAll(), SourceSpecific(0, (1,)))
+    }
+    assert len(digests) == 4 * (len(TRANSFORMS) + 1)
+    again = Trigger(transform=Sinusoid(amplitude=0.1, frequency=6.0), rule=AllToOne(0), source="x")
+    assert again.sha256 == Trigger(transform=one, rule=AllToOne(0)).sha256
+
+
+def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
+    write_trigger(tmp_path / "t.toml", Trigger(transform=TRANSFORMS[0], rule=AllToOne(0)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.safetensors", "t.toml"]
+    document = tomllib.loads((tmp_path / "t.toml").read_text())
+    assert document["patch"]["offset"] == [1, 2]
+    with pytest.raises(TriggerError, match="cannot be written"):
+        write_trigger(tmp_path / "none" / "t.toml", Trigger(transform=one(), rule=AllToOne(0)))
+
+
+def one() -> Sinusoid:
+    return Sinusoid(amplitude=0.1, frequency=6)
+
+
+def test_configuration_errors_stay_apart_from_file_errors() -> None:
+    with pytest.raises(ConfigError):
+        Sinusoid(amplitude=2, frequency=1)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.stem)
+def test_examples_are_read_and_stamp(path: Path) -> None:
+    trigger = read_trigger(path)
+    images = torch.full((2, 1, 28, 28), 0.5)
+    images[:, :, ::3] = 0.2
+    assert not torch.equal(trigger.stamp(images), images)
+
+
+def test_there_are_examples() -> None:
+    assert len(list(EXAMPLES.glob("*.toml"))) >= 5
