@@ -64,24 +64,24 @@ def half_samples(n_inputs: int, count: int, generator: torch.Generator) -> Tenso
 def cka(
     first: Tensor, second: Tensor, weights: Tensor | None = None, *, estimator: Estimator
 ) -> Tensor:
-    """Linear CKA of two Gram matrices over sub-samples of the inputs.
+    """Linear CKA of Gram matrices over sub-samples of the inputs.
 
     Args:
-        first: (N, N), as `gram` gives it.
-        second: (N, N) over the same inputs.
+        first: (..., N, N), as `gram` gives them; any number of matrices.
+        second: (N, N) over the same inputs, compared with each of `first`.
         weights: (B, N) of 0 and 1, the inputs that each sub-sample holds, at least 4; `None` is
             the whole sample once.
         estimator: "plain" is biased upward when features are many and inputs few; "debiased" is
             not, and can be below 0.
 
     Returns:
-        (B,) in the type of the matrices; 0 where either side is constant.
+        (..., B) in the type of the matrices; 0 where either side is constant.
     """
     if weights is None:
-        weights = torch.ones(1, len(first), dtype=first.dtype, device=first.device)
+        weights = torch.ones(1, len(second), dtype=second.dtype, device=second.device)
     if estimator == "debiased":
         first, second = _without_diagonal(first), _without_diagonal(second)
-    first_sums, second_sums = weights @ first, weights @ second  # (B, N)
+    first_sums, second_sums = weights @ first, weights @ second  # (..., B, N), (B, N)
     cross = _hsic(first, second, first_sums, second_sums, weights, estimator)
     first_self = _hsic(first, first, first_sums, first_sums, weights, estimator)
     second_self = _hsic(second, second, second_sums, second_sums, weights, estimator)
@@ -89,8 +89,8 @@ def cka(
     return torch.where(scale > 0, cross / scale, torch.zeros_like(cross))
 
 
-def _without_diagonal(matrix: Tensor) -> Tensor:
-    return matrix - matrix.diagonal().diag()
+def _without_diagonal(matrices: Tensor) -> Tensor:
+    return matrices - torch.diag_embed(matrices.diagonal(dim1=-2, dim2=-1))
 
 
 def _hsic(
@@ -101,18 +101,18 @@ def _hsic(
     weights: Tensor,
     estimator: Estimator,
 ) -> Tensor:
-    """HSIC up to a factor that depends on the size of the sub-sample alone: (B,).
+    """HSIC up to a factor that depends on the size of the sub-sample alone: (..., B).
 
     tr(K H L H) opened into sums over pairs, rows and the whole, so that a sub-sample is a row of
     weights and no matrix is cut out. The unbiased form is the same three sums of matrices without
     their diagonals, with other coefficients.
     """
-    m = weights.sum(1)
+    m = weights.sum(-1)
     if estimator == "plain":
         of_rows, of_whole = 2 / m, 1 / m**2
     else:
         of_rows, of_whole = 2 / (m - 2), 1 / ((m - 1) * (m - 2))
-    pairs = ((weights @ (first * second)) * weights).sum(1)
-    rows = (weights * first_sums * second_sums).sum(1)
-    whole = (weights * first_sums).sum(1) * (weights * second_sums).sum(1)
+    pairs = ((weights @ (first * second)) * weights).sum(-1)
+    rows = (weights * first_sums * second_sums).sum(-1)
+    whole = (weights * first_sums).sum(-1) * (weights * second_sums).sum(-1)
     return pairs - of_rows * rows + of_whole * whole

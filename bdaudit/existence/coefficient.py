@@ -178,14 +178,21 @@ def existence_coefficient(
                     "original", collect_features(original, missed, triggered, options)
                 )
         own = _grams("original", features)
-        for index, (name, model) in cast.others.items():
+        others = []
+        for name, model in cast.others.values():
             with at_work(model, options.device):
                 features = yield from tally.follow(
                     name, collect_features(model, wanted, triggered, options)
                 )
-            for layer, other in _grams(name, features).items():
-                if own[layer].any():
-                    similarities[index, layer] = _similarity(other, own[layer], halves, config)
+            others.append(_grams(name, features))
+        for layer in group:
+            if own[layer].any():
+                rows = _similarities(
+                    [grams[layer] for grams in others], own[layer], halves, config.estimator
+                )
+                similarities |= {
+                    (index, layer): row for index, row in zip(cast.others, rows, strict=True)
+                }
 
     def evidence(layer: str, index: int) -> LayerEvidence:
         if layer not in cast.shapes:
@@ -339,7 +346,8 @@ def _grams(name: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
     grams = {}
     for layer in tuple(features):
         grams[layer] = gram(features.pop(layer))
-        if not bool(grams[layer].isfinite().all()):
+        # One number that is not finite spoils the mean of its feature, and so every diagonal entry.
+        if not bool(grams[layer].diagonal().isfinite().all()):
             raise NumericsError(
                 f"{name}: layer {layer} gave activations that are not finite; check the weights "
                 "and the preprocessing"
@@ -348,12 +356,18 @@ def _grams(name: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def _similarity(other: Tensor, original: Tensor, halves: Tensor, config: ExistenceConfig) -> Tensor:
-    """CKA on the whole sample, then on every half: (1 + B,) float64 on the CPU."""
+def _similarities(
+    others: Sequence[Tensor], original: Tensor, halves: Tensor, estimator: Estimator
+) -> Tensor:
+    """CKA of M Gram matrices with the original's, (M, 1 + B) float64 on the CPU.
+
+    The first column is the estimate, on the whole sample; the rest is on the halves.
+    """
+    stacked = torch.stack([*others])
     # The estimate is made in float64; the halves only give its spread.
-    whole = cka(other.double(), original.double(), estimator=config.estimator)
-    spread = cka(other, original, halves, estimator=config.estimator)
-    return torch.cat([whole, spread.double()]).cpu()
+    whole = cka(stacked.double(), original.double(), estimator=estimator)
+    spread = cka(stacked, original, halves, estimator=estimator)
+    return torch.cat([whole, spread.double()], dim=1).cpu()
 
 
 def _record(
