@@ -17,9 +17,7 @@ from bdaudit.models.architectures import (
 
 __all__ = ["Match", "closest_architectures", "drop_wrapper_prefix", "match_blueprint"]
 
-# A tensor that every network of a torchvision family has, so that only the family in question
-# is built to compare against.
-_FAMILIES = (
+FAMILIES = (
     (r"(resnet|resnext|wide_resnet)\d+\w*", "layer1.0.conv1.weight"),
     (r"alexnet|vgg\w+", "features.0.weight"),
     (r"squeezenet\w+", "features.3.squeeze.weight"),
@@ -38,6 +36,8 @@ _FAMILIES = (
     (r"googlenet", "inception3a.branch1.conv.weight"),
     (r"inception_v3", "Mixed_5b.branch1x1.conv.weight"),
 )
+"""Torchvision's names by family, with a tensor that every member has, so that only the family in
+question is built to compare against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def _candidates(tensors: Mapping[str, Tensor]) -> Iterator[str]:
         width = int(stem.shape[0])
         if "linear.weight" in tensors and 1 <= width <= 1024:
             yield "bdaudit/preactresnet18" + ("" if width == 64 else f"_w{width}")
-    for pattern, marker in _FAMILIES:
+    for pattern, marker in FAMILIES:
         if marker in tensors:
             for name in known_torchvision():
                 if re.fullmatch(pattern, name):

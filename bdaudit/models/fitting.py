@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,42 +28,78 @@ from bdaudit.models.fingerprint import (
 )
 from bdaudit.models.settings import ModelSettings
 
-__all__ = ["build_and_fill"]
+__all__ = ["Fitted", "build_and_fill"]
 
 _MISMATCHES_SHOWN = 5
 
 
-def build_and_fill(
-    checkpoint: Checkpoint, settings: ModelSettings, notes: list[str]
-) -> tuple[nn.Module, ModelSettings, str]:
-    """Build the network with the checkpoint's weights; settle architecture and class count."""
-    path, tensors = checkpoint.path, checkpoint.tensors
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A network that holds a checkpoint's weights.
+
+    Attributes:
+        network: In float32 on the CPU.
+        arch: Its architecture, in full.
+        num_classes: Length of its logits, `None` where only running it tells.
+        in_channels: Channels it takes, `None` where only running it tells.
+    """
+
+    network: nn.Module
+    arch: str
+    num_classes: int | None = None
+    in_channels: int | None = None
+
+
+def build_and_fill(checkpoint: Checkpoint, settings: ModelSettings, notes: list[str]) -> Fitted:
+    """Build the architecture that is named, or recognised, and give it the checkpoint's weights.
+
+    Shapes are compared before memory is taken, so that a file cannot ask for more than it holds.
+
+    Args:
+        checkpoint: The tensors.
+        settings: `arch` and `num_classes` where they are known; `image_shape` tells a Python
+            factory how many channels to build for.
+        notes: Takes what was done, in words.
+
+    Raises:
+        ModelError: No architecture fits, or the one named does not; the message lists the first
+            differences and the closest known architecture.
+    """
     if settings.arch is not None and is_python_factory(settings.arch):
-        arch = settings.arch
-        in_channels = settings.image_shape[0] if settings.image_shape else 3
-        network = build_network(arch, num_classes=settings.num_classes, in_channels=in_channels)
-        plan = blueprint_of(network, arch)
-        tensors = _fit_names(tensors, set(plan.shapes), notes)
-        _demand_fit(path, match_blueprint(plan, tensors), tensors)
-    else:
-        arch, match, tensors = _settle_architecture(path, settings.arch, tensors, notes)
-        if match.num_classes is None or match.in_channels is None:
-            raise ModelError(f"{path}: {arch}: cannot tell the class count from the head's tensors")
-        if settings.num_classes not in (None, match.num_classes):
-            raise ModelError(
-                f"{path}: expected a head of {settings.num_classes} classes, got one of "
-                f"{match.num_classes}; pass num_classes={match.num_classes} or leave it out"
-            )
-        settings = dataclasses.replace(settings, num_classes=match.num_classes)
-        network = build_unfilled(arch, num_classes=match.num_classes, in_channels=match.in_channels)
-        tensors = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if not name.startswith(training_only_prefixes(arch) or "\0")
-        }
+        return _fill_from_factory(checkpoint, settings.arch, settings, notes)
+    path = checkpoint.path
+    arch, match, tensors = _settle_architecture(path, settings.arch, checkpoint.tensors, notes)
+    if match.num_classes is None or match.in_channels is None:
+        raise ModelError(f"{path}: cannot tell the classes and channels of {arch} by its tensors")
+    if settings.num_classes not in (None, match.num_classes):
+        raise ModelError(
+            f"{path}: expected a head of {settings.num_classes} classes, got one of "
+            f"{match.num_classes}; pass num_classes={match.num_classes} or leave it out"
+        )
+    network = build_unfilled(arch, num_classes=match.num_classes, in_channels=match.in_channels)
+    auxiliary = training_only_prefixes(arch)
+    kept = {name: t for name, t in tensors.items() if not name.startswith(auxiliary)}
+    _fill(network, kept, notes)
+    return Fitted(
+        network=network, arch=arch, num_classes=match.num_classes, in_channels=match.in_channels
+    )
+
+
+def _fill_from_factory(
+    checkpoint: Checkpoint, arch: str, settings: ModelSettings, notes: list[str]
+) -> Fitted:
+    in_channels = settings.image_shape[0] if settings.image_shape else 3
+    network = build_network(arch, num_classes=settings.num_classes, in_channels=in_channels)
+    plan = blueprint_of(network, arch)
+    tensors = _fit_names(checkpoint.tensors, set(plan.shapes), notes)
+    _demand_fit(checkpoint.path, match_blueprint(plan, tensors), tensors)
+    _fill(network, tensors, notes)
+    return Fitted(network=network, arch=arch)
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> None:
     # Not strict, for the batch counters that old files lack.
     network.load_state_dict(_in_float32(tensors, notes), strict=False, assign=True)
-    return network, settings, arch
 
 
 def _settle_architecture(

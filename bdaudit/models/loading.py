@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bdaudit.digests import digest_tensors
 from bdaudit.errors import ModelError
 from bdaudit.models import backdoorbench
-from bdaudit.models.architectures import is_python_factory, native_input_size
+from bdaudit.models.architectures import native_input_size
 from bdaudit.models.checkpoint import (
     Checkpoint,
     demand_finite,
@@ -20,7 +20,7 @@ from bdaudit.models.checkpoint import (
     read_checkpoint,
 )
 from bdaudit.models.classifier import Classifier, LoadedModel
-from bdaudit.models.fitting import build_and_fill
+from bdaudit.models.fitting import Fitted, build_and_fill
 from bdaudit.models.outputs import ask
 from bdaudit.models.settings import ModelSettings, Outputs, read_model_toml
 
@@ -80,13 +80,12 @@ def load_model(
     file = backdoorbench.locate_checkpoint(path)
     checkpoint = open_checkpoint(file)
     notes = list(checkpoint.notes)
-    settings = arguments.over(_settings_of(checkpoint, notes))
-    network, settings, arch = build_and_fill(checkpoint, settings, notes)
+    settings = _complete(arguments, checkpoint, notes)
+    fitted = build_and_fill(checkpoint, settings, notes)
     return _finish(
-        network,
+        fitted,
         settings.over(ModelSettings(image_shape=fallback_image_shape)),
         name=name,
-        arch=arch,
         path=file,
         notes=notes,
         device=device,
@@ -152,37 +151,39 @@ def wrap_module(
         ) from error
     demand_finite(name, _tensors_of(network))
     return _finish(
-        network,
+        Fitted(network=network, arch=type(network).__name__),
         settings,
         name=name,
-        arch=type(network).__name__,
         path=None,
         notes=[],
         device=device,
     )
 
 
-def _settings_of(checkpoint: Checkpoint, notes: list[str]) -> ModelSettings:
-    """Gather what the file and its neighbours say, strongest first."""
-    path, metadata = checkpoint.path, checkpoint.metadata
+def _complete(arguments: ModelSettings, checkpoint: Checkpoint, notes: list[str]) -> ModelSettings:
+    """Fill what the arguments leave open from the file and its neighbours, strongest first."""
+    path = checkpoint.path
+    settings = arguments.over(ModelSettings.from_metadata(_own_metadata(checkpoint), path))
     beside, toml = read_model_toml(path)
+    settings = settings.over(beside)
     if toml is not None:
         notes.append(f"read settings from {toml.name}")
-    settings = beside
-    if checkpoint.container == "safetensors":
-        return ModelSettings.from_metadata(metadata, path).over(settings)
+    metadata = {} if checkpoint.container == "safetensors" else checkpoint.metadata
     settings = settings.over(ModelSettings.from_backdoorbench(metadata, path))
     attack = backdoorbench.attack_result_of(path)
     if attack is not None:
         # A defence's result names neither its data set nor its image size.
-        attack_metadata = read_checkpoint(attack).metadata
-        settings = settings.over(ModelSettings.from_backdoorbench(attack_metadata, attack))
-        notes.append(f"read the data set and image size from {attack.name}")
-        metadata = {**attack_metadata, **metadata}
+        metadata = {**read_checkpoint(attack).metadata, **metadata}
+        settings = settings.over(ModelSettings.from_backdoorbench(metadata, attack))
+        notes.append(f"read what it lacks from {attack.name}")
     normalisation = backdoorbench.normalisation_of(metadata)
     if normalisation is not None and (settings.mean, settings.std) == normalisation[1:]:
         notes.append(f"normalised as BackdoorBench does for {normalisation[0]}")
     return settings
+
+
+def _own_metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    return checkpoint.metadata if checkpoint.container == "safetensors" else {}
 
 
 def _settings_within(classifier: Classifier) -> ModelSettings:
@@ -195,25 +196,23 @@ def _settings_within(classifier: Classifier) -> ModelSettings:
 
 
 def _finish(
-    network: nn.Module,
+    fitted: Fitted,
     settings: ModelSettings,
     *,
     name: str,
-    arch: str,
     path: Path | None,
     notes: list[str],
     device: torch.device | str,
 ) -> LoadedModel:
     """Wrap a network with its preprocessing and try it once."""
     subject = f"{name} ({path})" if path else name
+    network = fitted.network
     if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
         notes.append("cast parameters to float32")
     network = network.float().eval().requires_grad_(False)
     digest = digest_tensors(_tensors_of(network))
-    stem = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = stem.in_channels if stem is not None else None
-    image_shape = settings.image_shape or _assumed_shape(subject, arch, network, channels, notes)
-    mean, std = _normalisation(subject, settings, image_shape[0], channels, notes)
+    image_shape = settings.image_shape or _assumed_shape(subject, fitted, notes)
+    mean, std = _normalisation(subject, settings, image_shape[0], fitted.in_channels, notes)
     classifier = Classifier(
         network,
         mean=mean,
@@ -235,7 +234,7 @@ def _finish(
         classifier=classifier,
         num_classes=num_classes,
         image_shape=image_shape,
-        arch=arch,
+        arch=fitted.arch,
         weights_sha256=digest,
         path=path,
         notes=tuple(notes),
@@ -267,36 +266,38 @@ def _normalisation(
     notes: list[str],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std; three values on a grey image repeat it over the three channels."""
-    mean, std = settings.mean, settings.std
-    if mean is None and std is None:
+    mean, std = settings.mean or (0.0,), settings.std or (1.0,)
+    if settings.mean is None and settings.std is None:
         notes.append("no normalisation known: images go in as they are, in [0, 1]")
-    mean, std = mean or (0.0,), std or (1.0,)
-    repeats = image_channels == 1 and network_channels == 3
-    if repeats:
+    lengths = {len(mean), len(std)}
+    if image_channels == 1 and network_channels == 3 and lengths == {1}:
+        mean, std, lengths = mean * 3, std * 3, {3}
+    if image_channels == 1 and network_channels in (None, 3) and lengths == {3}:
         notes.append("grey images are repeated over the three channels the network takes")
-        if len(mean) == len(std) == 1:
-            mean, std = mean * 3, std * 3
-    elif network_channels not in (None, image_channels):
+        return mean, std
+    if network_channels not in (None, image_channels):
         raise ModelError(
             f"{subject}: the network takes images of {network_channels} channels, got images of "
             f"{image_channels}; give the images that it was trained on, or the right image_shape"
         )
-    lengths = {len(mean), len(std)}
-    if lengths != {3} if repeats else not lengths <= {1, image_channels}:
+    if not lengths <= {1, image_channels}:
         raise ModelError(
-            f"{subject}: mean and std: expected 1 or {network_channels or image_channels} values, "
-            f"got {mean} and {std}"
+            f"{subject}: mean and std: expected 1 or {image_channels} values, got {mean} and {std}"
         )
     return mean, std
 
 
-def _assumed_shape(
-    subject: str, arch: str, network: nn.Module, channels: int | None, notes: list[str]
-) -> tuple[int, int, int]:
-    if channels is None or is_python_factory(arch):
+def _assumed_shape(subject: str, fitted: Fitted, notes: list[str]) -> tuple[int, int, int]:
+    """Guess the image shape of a named architecture.
+
+    Raises:
+        ModelError: The network is the user's own, so nothing is known about it.
+    """
+    if fitted.in_channels is None:
         raise ModelError(
             f"{subject}: expected the image shape; pass image_shape, such as (3, 32, 32)"
         )
-    height, width = native_input_size(network) or ((32, 32) if "bdaudit/" in arch else (224, 224))
-    notes.append(f"image shape not known: took {(channels, height, width)}")
-    return channels, height, width
+    usual = (32, 32) if fitted.arch.startswith("bdaudit/") else (224, 224)
+    shape = (fitted.in_channels, *(native_input_size(fitted.network) or usual))
+    notes.append(f"image shape not known: took {shape}")
+    return shape
