@@ -102,9 +102,10 @@ class L2Ball:
     def project(self, delta: Tensor) -> Tensor:
         """Shorten `delta` to length `eps` where it is longer."""
         length = self.norm(delta)
-        # The shrink is a factor of at most 1, so rounding cannot push a short delta out; a scaled
-        # one may end a few units in the last place outside, hence the hair's breadth.
-        return torch.where(length > self.eps, delta * (self.eps * _INSIDE / length), delta)
+        # float32 lengths are off by a few parts in ten million. What may be outside is brought a
+        # hair's breadth inside, and what was brought there is not touched again.
+        may_be_outside = length > self.eps * (1 - _HAIR)
+        return torch.where(may_be_outside, delta * (self.eps * (1 - 2 * _HAIR) / length), delta)
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Return the gradient scaled to length 1."""
@@ -124,7 +125,7 @@ class L2Ball:
         return self.project(self.ascent(torch.randn(*shape, generator=generator)) * self.eps)
 
 
-_INSIDE = 1 - 1e-6
+_HAIR = 5e-6
 _BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 

@@ -1,0 +1,112 @@
+"""Norm balls: projection, directions and random points."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bdaudit.errors import ConfigError
+from bdaudit.perturbation import L2Ball, LinfBall, make_ball
+
+NORMS = st.sampled_from(["linf", "l2"])
+RADII = st.just(0.0) | st.floats(1e-6, 4.0)
+SEEDS = st.integers(0, 2**31)
+
+
+def _vector(seed: int, scale: float) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn((1, 3, 5, 4), generator=draw) * scale
+
+
+def _length(norm: str, delta: torch.Tensor) -> float:
+    """The norm in double precision, written out another way."""
+    values = [abs(float(v)) for v in delta.flatten()]
+    return max(values) if norm == "linf" else math.sqrt(math.fsum(v * v for v in values))
+
+
+@given(NORMS, RADII, SEEDS, st.floats(1e-6, 1e3))
+def test_projection_ends_inside_and_stays(norm, eps, seed, scale):
+    ball = make_ball(norm, eps)
+    once = ball.project(_vector(seed, scale))
+    assert _length(norm, once) <= eps
+    assert torch.equal(ball.project(once), once)
+
+
+@given(NORMS, st.floats(0.1, 4.0), SEEDS)
+def test_projection_leaves_points_inside_alone(norm, eps, seed):
+    inside = _vector(seed, 1.0)
+    inside *= 0.99 * eps / _length(norm, inside)
+    assert torch.equal(make_ball(norm, eps).project(inside), inside)
+
+
+@given(st.floats(0.1, 2.0), SEEDS, SEEDS)
+def test_no_point_of_the_l2_ball_is_nearer_than_the_projection(eps, seed, other):
+    ball = L2Ball(eps)
+    outside = _vector(seed, 3.0)
+    candidate = ball.random_point((1, 3, 5, 4), torch.Generator().manual_seed(other))
+    nearest = (outside - ball.project(outside)).norm()
+    assert (outside - candidate).norm() >= nearest - 1e-4
+
+
+@given(NORMS, SEEDS, SEEDS, st.floats(1e-30, 1e20))
+def test_no_direction_of_norm_one_rises_faster_than_ascent(norm, seed, other, scale):
+    ball = make_ball(norm, 1.0)
+    gradient = _vector(seed, 1.0) * scale
+    direction = ball.ascent(gradient)
+    assert _length(norm, direction) == pytest.approx(1.0, rel=2e-5)
+    rival = ball.random_surface_point((1, 3, 5, 4), torch.Generator().manual_seed(other))
+    unit = gradient.double() / scale
+    assert (unit * direction).sum() >= (unit * rival).sum() - 1e-5
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_ascent_of_a_zero_gradient_is_zero(norm):
+    assert torch.equal(make_ball(norm, 1.0).ascent(torch.zeros(1, 2, 2)), torch.zeros(1, 2, 2))
+
+
+@given(NORMS, RADII, SEEDS)
+def test_random_points_are_inside_and_repeat_with_the_seed(norm, eps, seed):
+    ball = make_ball(norm, eps)
+    for draw in (ball.random_point, ball.random_surface_point):
+        point = draw((1, 2, 6, 6), torch.Generator().manual_seed(seed))
+        again = draw((1, 2, 6, 6), torch.Generator().manual_seed(seed))
+        assert point.shape == (1, 2, 6, 6)
+        assert _length(norm, point) <= eps
+        assert torch.equal(point, again)
+
+
+@given(NORMS, st.floats(0.01, 4.0), SEEDS)
+def test_surface_points_are_on_the_surface(norm, eps, seed):
+    point = make_ball(norm, eps).random_surface_point(
+        (1, 3, 4, 4), torch.Generator().manual_seed(seed)
+    )
+    assert _length(norm, point) == pytest.approx(eps, rel=2e-5)
+    if norm == "linf":
+        assert point.abs().min() == point.abs().max()
+
+
+def test_l2_points_cover_the_volume_evenly():
+    # In three dimensions half the volume lies within 0.5 ** (1/3) of the centre.
+    ball, draw = L2Ball(1.0), torch.Generator().manual_seed(0)
+    lengths = torch.stack([ball.random_point((3,), draw).norm() for _ in range(2000)])
+    assert (lengths < 0.5 ** (1 / 3)).float().mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_no_float32_value_exceeds_a_radius_that_float32_cannot_hold():
+    # float32(0.05) is 0.0500000007: a clamp to it would leave the ball.
+    assert float(torch.tensor(0.05)) > 0.05
+    assert float(LinfBall(0.05).project(torch.ones(1)).max()) <= 0.05
+
+
+@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_impossible_radius_is_refused(norm, eps):
+    with pytest.raises(ConfigError, match="eps"):
+        make_ball(norm, eps)
+
+
+def test_unknown_norm_is_refused_and_known_ones_named():
+    with pytest.raises(ConfigError, match="linf, l2"):
+        make_ball("l1", 0.1)
