@@ -150,11 +150,11 @@ def training_only_prefixes(arch: str) -> tuple[str, ...]:
 
 def native_input_size(network: nn.Module) -> tuple[int, int] | None:
     """Return (H, W) for a network that takes one size only, `None` for one that takes any."""
-    side = getattr(network, "image_size", None)  # torchvision's vision transformers
-    if isinstance(side, int):
-        return side, side
-    if type(network).__name__ == "MaxVit":
-        return 224, 224
+    if type(network).__module__.startswith("torchvision."):
+        if type(network).__name__ == "MaxVit":
+            return 224, 224
+        side = getattr(network, "image_size", None)  # of vision transformers
+        return (side, side) if isinstance(side, int) else None
     settings = getattr(network, "default_cfg", None)  # timm
     if isinstance(settings, dict) and settings.get("fixed_input_size"):
         _, height, width = settings["input_size"]

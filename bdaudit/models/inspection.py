@@ -94,7 +94,8 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     A damaged or hostile file is described, not refused.
 
     Raises:
-        ModelError: There is no such file, it cannot be read, or it is a folder with no result.
+        ModelError: There is no such file, it cannot be read, or it is a folder with no result that
+            can be loaded.
     """
     # A defence with a separate layer cannot be loaded, but its file can be described.
     file = locate_checkpoint(path) if Path(path).is_dir() else Path(path)

@@ -174,6 +174,29 @@ def test_a_near_miss_is_ranked_and_not_taken() -> None:
     assert matches[1].score < matches[0].score
 
 
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        ("torchvision/vit_b_16", (224, 224)),
+        ("torchvision/maxvit_t", (224, 224)),
+        ("torchvision/resnet18", None),
+        ("timm/test_vit", (160, 160)),
+        ("timm/resnet10t", None),
+        ("bdaudit/preactresnet18_w2", None),
+    ],
+)
+def test_networks_of_one_input_size_are_known(arch: str, size: tuple[int, int] | None) -> None:
+    if arch.startswith("timm/"):
+        pytest.importorskip("timm")
+    assert native_input_size(build_unfilled(arch, num_classes=3, in_channels=3)) == size
+
+
+def test_an_attribute_of_somebody_elses_module_is_no_input_size() -> None:
+    module = nn.Linear(2, 2)
+    module.image_size = 5  # type: ignore[assignment]
+    assert native_input_size(module) is None
+
+
 def test_tensors_of_no_known_kind_match_nothing() -> None:
     assert closest_architectures({"a.weight": torch.ones(2, 2)}) == ()
 
