@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
+from bdaudit.atomic import write_atomically
 from bdaudit.data import load_sample
 from bdaudit.triggers import preview_strip, read_trigger
 
@@ -40,9 +42,6 @@ def preview_trigger(
     stamp = read_trigger(trigger, allow_code=allow_trigger_code)
     sample = load_sample(data, image_shape=image_shape, classes=classes, limit=_N_READ)
     picture = preview_strip(sample, stamp, n=n)
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        picture.save(temporary, format="PNG")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    png = BytesIO()
+    picture.save(png, format="PNG")
+    write_atomically(out, png.getvalue())

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from bdaudit.atomic import write_atomically
 from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
 from bdaudit.auditing.documents import document_fields
 from bdaudit.auditing.environment import resolve_device
@@ -206,9 +207,4 @@ def save_delta(path: Path, found: Reactivation) -> None:
         "model_weights_sha256": found.record.model_named(run.model).weights_sha256,
         "bdaudit": found.record.environment.bdaudit,
     }
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save_file({"delta": found.delta.contiguous()}, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, save({"delta": found.delta.contiguous()}, metadata=metadata))

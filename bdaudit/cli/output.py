@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bdaudit.atomic import write_atomically
 from bdaudit.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bdaudit.progress import Listener, Progress
     from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
 
-__all__ = ["JsonSink", "show_record", "showing_progress", "stdout_console", "write_atomically"]
+__all__ = ["JsonSink", "check_writable", "show_record", "showing_progress", "stdout_console"]
 
 _SHOW_AFTER_S = 1.0
 
@@ -97,7 +97,7 @@ class JsonSink:
             sys.stdout.write(text)
             sys.stdout.flush()
         elif self.path is not None:
-            write_atomically(self.path, text)
+            write_atomically(self.path, text.encode())
 
 
 def check_writable(path: Path) -> None:
@@ -113,20 +113,6 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: is a folder, expected a file to write")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path}: the folder {folder} cannot be written to")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new one, never half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def show_record(

@@ -89,7 +89,7 @@ def score(
                 n_samples=samples,
                 n_bootstrap=bootstrap,
                 batch_size=batch_size,
-                **({"include": tuple(layer)} if layer else {}),
+                include=tuple(layer or ()),
             ),
             compute=options.compute_settings(device, seed, batch_size, bf16=False),
             split=options.split_settings(craft, held_out),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from bdaudit.atomic import write_atomically
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.models.settings import ModelSettings, Outputs
@@ -75,25 +74,6 @@ def save_model(
     }
     metadata = {"format": "pt", **settings.to_metadata(), **(extra or {})}
     try:
-        _write_whole(Path(path), safetensors.torch.save(tensors, metadata))
+        write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
     except OSError as error:
         raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path`, then move there, which the file system does at once."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as part:
-        temporary = Path(part.name)
-        try:
-            part.write(content)
-            part.close()
-            # Temporary files are private to the user; the result has the usual permissions.
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise

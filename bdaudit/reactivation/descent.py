@@ -95,13 +95,14 @@ def descend(
     recipe = RECIPES[config.optimizer]
     step = recipe.make_step(config.ball)
     n_batches = ceil(len(craft) / config.batch_size)
-    batches = _batches(len(craft), n_batches, recipe.steps_per_batch, generator)
+    device = craft.images.device
+    batches = _batches(len(craft), n_batches, recipe.steps_per_batch, generator, device)
     n_steps = config.n_passes * n_batches
     for n_passes in range(1, config.n_passes + 1):
-        sums = _Sums(craft.images.device)
+        sums = _Sums(device)
         for indices in islice(batches, n_batches):
             leaf = descent.delta.detach().requires_grad_()
-            loss, won = objective.evaluate(leaf, indices.to(craft.images.device))
+            loss, won = objective.evaluate(leaf, indices)
             (gradient,) = torch.autograd.grad(loss, leaf)
             usable = loss.isfinite() & gradient.isfinite().all()
             gradient = torch.where(usable, gradient, 0.0)
@@ -119,13 +120,17 @@ def descend(
 
 
 def _batches(
-    n_images: int, n_batches: int, steps_per_batch: int, generator: torch.Generator
+    n_images: int,
+    n_batches: int,
+    steps_per_batch: int,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """Yield mini-batches of indices for ever, in a new order whenever the images are used up.
 
     The images are dealt out evenly, so that no step leans on a small remainder.
     """
     while True:
-        order = torch.randperm(n_images, generator=generator)
+        order = torch.randperm(n_images, generator=generator).to(device)
         for indices in order.tensor_split(n_batches):
             yield from repeat(indices, steps_per_batch)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shutil
 import tempfile
 import tomllib
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bdaudit.atomic import write_atomically
 from bdaudit.data.arrays import unit_range
 from bdaudit.data.backdoorbench import POISONED_TREE
 from bdaudit.data.files import is_inside
@@ -305,7 +305,7 @@ def write_trigger(path: str | Path, trigger: Trigger) -> None:
             "target": {"rule": trigger.rule.name, **trigger.rule.settings()},
             trigger.kind: section,
         }
-        _write_atomically(path, _to_toml(document).encode())
+        write_atomically(path, _to_toml(document).encode())
     except OSError as error:
         raise TriggerError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -319,7 +319,7 @@ def _write_companions(path: Path, transform: Transform) -> dict[str, str]:
                 "file and load it from there"
             )
         beside = path.with_suffix(".py")
-        _write_atomically(beside, transform.path.read_bytes())
+        write_atomically(beside, transform.path.read_bytes())
         return {"function": f"{beside.name}:{transform.settings()['function']}"}
     if isinstance(transform, Paired):
         beside = path.with_name(f"{path.stem}_images")
@@ -331,20 +331,8 @@ def _write_companions(path: Path, transform: Transform) -> dict[str, str]:
         return {}
     beside = path.with_suffix(".safetensors")
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _write_atomically(beside, save(packed))
+    write_atomically(beside, save(packed))
     return dict.fromkeys(tensors, beside.name)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)  # temporary files are private
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _copy_folder_atomically(source: Path, target: Path) -> None:
