@@ -7,6 +7,7 @@ from bdaudit.perturbation.losses import (
     boosted_cross_entropy,
     cross_entropy,
     margin,
+    smoothed_failure,
     softplus_margin,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "make_ball",
     "margin",
     "random_delta",
+    "smoothed_failure",
     "softplus_margin",
 ]

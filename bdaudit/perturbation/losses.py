@@ -1,13 +1,13 @@
 """Targeted losses: one value an image, lower where the image is nearer its target.
 
-Every loss maps logits (N, K) and targets (N,) to (N,), and is a function of the logits alone, so
-that any of them can drive any search.
+Every loss maps logits (N, K) and targets (N,) to (N,), so that any of them can drive any search.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,6 +16,7 @@ __all__ = [
     "boosted_cross_entropy",
     "cross_entropy",
     "margin",
+    "smoothed_failure",
     "softplus_margin",
 ]
 
@@ -46,6 +47,24 @@ def softplus_margin(logits: Tensor, targets: Tensor) -> Tensor:
     that are won, and pulls equally at all that are far from it.
     """
     return functional.softplus(margin(logits, targets))
+
+
+def smoothed_failure(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return sigmoid(margin / T) for every image (N,): a smooth count of images not yet won.
+
+    Attack success is a count, so an image matters as long as it is near the boundary and not when
+    it is won or out of reach; cross-entropy pulls hardest at those out of reach. T is a quarter of
+    the batch's mean absolute margin, taken as a constant, so that what counts as near follows the
+    scale of the model's logits: multiplying all logits by a number changes nothing.
+
+    The mean is in [0, 1] and near 1 - ASR. T makes it a function of the whole batch.
+
+    Source: ours; the sigmoid as a surrogate of the 0-1 loss is old (Mason et al., "Boosting
+    Algorithms as Gradient Descent", NeurIPS 1999).
+    """
+    margins = margin(logits, targets)
+    temperature = 0.25 * margins.detach().abs().mean()
+    return torch.sigmoid(margins / temperature.clamp_min(torch.finfo(margins.dtype).tiny))
 
 
 def boosted_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

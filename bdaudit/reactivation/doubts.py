@@ -52,13 +52,14 @@ def doubts_about_model(
     return found
 
 
-def doubts_about_search(descent: Descent, *, eps: float, loss_fell: bool) -> list[Diagnostic]:
+def doubts_about_search(descent: Descent, *, eps: float, gained: bool) -> list[Diagnostic]:
     """Look back at a finished search.
 
     Args:
         descent: The search that was kept.
         eps: Radius it had.
-        loss_fell: Whether its delta has a lower mean craft loss than no delta at all.
+        gained: Whether its delta has more successes or a lower cross-entropy on the craft images
+            than no delta at all.
     """
     found = []
     if descent.unusable_steps:
@@ -81,13 +82,13 @@ def doubts_about_search(descent: Descent, *, eps: float, loss_fell: bool) -> lis
                 "they vanish; use a query attack",
             )
         )
-    elif eps > 0 and descent.success < 1.0 and not loss_fell:
+    elif eps > 0 and descent.success < 1.0 and not gained:
         found.append(
             _doubt(
                 "no_progress",
                 "warning",
-                "the delta found has no lower craft loss than no delta at all; a search that "
-                "never got going is weak evidence, so try more passes or restarts",
+                "the delta found does no better on the craft images than no delta at all; a "
+                "search that never got going is weak evidence: try more passes or restarts",
             )
         )
     return found

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdaudit.perturbation import Ball, Loss, boosted_cross_entropy, cross_entropy
+from bdaudit.perturbation import Ball, Loss, boosted_cross_entropy, smoothed_failure
 
 __all__ = ["RECIPES", "OptimizerName", "Recipe", "Step"]
 
@@ -41,7 +41,7 @@ class Recipe:
 
 
 def _sign_descent(ball: Ball) -> Step:
-    """Steepest descent in the ball's norm, the step shrinking linearly from eps / 2 to 0.
+    """Steepest descent in the ball's norm, the step shrinking linearly from eps to 0.
 
     Under the L-inf norm the step is the gradient's sign (Goodfellow et al., ICLR 2015), under L2
     the normalised gradient, so its length is known beforehand whatever the scale of the loss, and
@@ -49,7 +49,7 @@ def _sign_descent(ball: Ball) -> Step:
     """
 
     def step(delta: Tensor, gradient: Tensor, done: float) -> Tensor:
-        length = 0.5 * ball.eps * (1.0 - done)
+        length = ball.eps * (1.0 - done)
         return ball.project(delta - length * ball.ascent(gradient))
 
     return step
@@ -71,7 +71,7 @@ def _random_start(shape: Sequence[int], ball: Ball, generator: torch.Generator) 
 
 RECIPES: dict[OptimizerName, Recipe] = {
     "default": Recipe(
-        loss=cross_entropy,
+        loss=smoothed_failure,
         steps_per_batch=1,
         start=_random_start,
         make_step=_sign_descent,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.perturbation import cross_entropy
 from bdaudit.progress import Progress, Steps
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent, descend
@@ -110,7 +111,9 @@ def reactivate_whitebox(
     with evaluating(*models), _frozen(*models):
         diagnostics = doubts_about_model(classifier, craft, config)
         objective = _objective(classifier, craft, config, specific)
-        _, loss_without = _judge(classifier, craft, torch.zeros_like(craft.images[:1]), config)
+        success_without, loss_without = _judge(
+            classifier, craft, torch.zeros_like(craft.images[:1]), config
+        )
         for restart in range(config.restarts):
             descent = Descent(_start(craft, config, generator))
             for n_passes in descend(descent, objective, craft, config, generator):
@@ -120,6 +123,7 @@ def reactivate_whitebox(
             if success > best_success:
                 best, best_success, best_loss = descent, success, loss
     assert best is not None
+    gained = best_success > success_without or best_loss < loss_without
     yield _progress(config.restarts * config.n_passes, best_success, config)
     delta = best.delta.cpu().contiguous()
     return WhiteboxResult(
@@ -132,7 +136,7 @@ def reactivate_whitebox(
         delta_norm=float(config.ball.norm(delta)),
         diagnostics=(
             *diagnostics,
-            *doubts_about_search(best, eps=config.eps, loss_fell=best_loss < loss_without),
+            *doubts_about_search(best, eps=config.eps, gained=gained),
         ),
     )
 
@@ -159,7 +163,7 @@ def _start(craft: CraftSet, config: WhiteboxConfig, generator: torch.Generator) 
 def _judge(
     classifier: nn.Module, craft: CraftSet, delta: Tensor, config: WhiteboxConfig
 ) -> tuple[float, float]:
-    """Return the share of craft images + delta at their targets, and their mean loss."""
+    """Return the share of craft images + delta at their targets, and their mean cross-entropy."""
     logits = predict_logits(
         classifier,
         craft.images,
@@ -168,8 +172,8 @@ def _judge(
         delta=delta,
     )
     targets = craft.targets.cpu()
-    loss = RECIPES[config.optimizer].loss(logits, targets)
-    return float((logits.argmax(1) == targets).float().mean()), float(loss.mean())
+    success = float((logits.argmax(1) == targets).float().mean())
+    return success, float(cross_entropy(logits, targets).mean())
 
 
 def _progress(n_passes: int, success: float, config: WhiteboxConfig) -> Progress:

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdaudit import perturbation
-from bdaudit.perturbation import boosted_cross_entropy, cross_entropy, margin, softplus_margin
+from bdaudit.perturbation import (
+    boosted_cross_entropy,
+    cross_entropy,
+    margin,
+    smoothed_failure,
+    softplus_margin,
+)
 
 LOSSES = [cross_entropy, margin, softplus_margin, boosted_cross_entropy]
 
@@ -69,6 +75,33 @@ def test_huge_logits_give_finite_losses_and_gradients(loss):
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     assert value.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@given(st.integers(0, 1000), st.floats(1e-3, 1e3))
+def test_smoothed_failure_does_not_depend_on_the_scale_of_logits(seed, scale):
+    logits, targets = _case(seed)
+    plain = smoothed_failure(logits, targets)
+    assert torch.allclose(smoothed_failure(logits * scale, targets), plain)
+    assert torch.equal(plain < 0.5, logits.argmax(1) == targets)
+
+
+def test_smoothed_failure_pulls_hardest_near_the_boundary():
+    logits = torch.tensor([[0.0, 9.0], [0.0, 1.0], [9.0, 0.0]], requires_grad=True)
+    value = smoothed_failure(logits, torch.tensor([0, 0, 0]))
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    hopeless, near, won = gradient[:, 0].abs().tolist()
+    # T = (9 + 1 + 9) / 3 / 4, and the derivative of sigmoid(m / T) is s (1 - s) / T.
+    temperature = 19 / 12
+    s = 1 / (1 + math.exp(-1 / temperature))
+    assert near == pytest.approx(s * (1 - s) / temperature, rel=1e-5)
+    assert hopeless == pytest.approx(won, rel=1e-4)
+    assert near > 20 * hopeless
+
+
+def test_smoothed_failure_survives_margins_of_zero():
+    logits = torch.zeros((2, 3), requires_grad=True)
+    value = smoothed_failure(logits, torch.tensor([0, 1]))
+    assert value.tolist() == [0.5, 0.5]
 
 
 def test_two_classes_are_enough():
