@@ -59,9 +59,7 @@ def select_layers(
     Raises:
         ModelError: Nothing is left.
     """
-    readable: dict[str, nn.Module] = {
-        name: m for name, m in network.named_modules() if isinstance(m, READABLE)
-    }
+    readable = _readable_modules(network)
     if include:
         chosen = {name for name in readable if _matches(name, include)}
     else:
@@ -75,6 +73,17 @@ def select_layers(
             f"{some}; choose some by pattern"
         )
     return layers
+
+
+def _readable_modules(network: nn.Module) -> dict[str, nn.Module]:
+    """Modules with a known channel axis; not the `out_proj` that no attention module calls."""
+    modules = dict(network.named_modules())
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, READABLE)
+        and not (name and isinstance(modules[name.rpartition(".")[0]], nn.MultiheadAttention))
+    }
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
