@@ -142,12 +142,10 @@ class Inputs:
 
     def data_info(self) -> DataInfo:
         """Describe the sample for the record."""
-        _, *shape = self.held_out.images.shape
-        channels, height, width = shape
         return DataInfo(
             source=self.held_out.source,
             sha256=self.held_out.sha256,
-            image_shape=(channels, height, width),
+            image_shape=_shape_of(self.held_out),
             num_classes=self.num_classes,
             class_names=self.held_out.class_names,
             n_images=len(self.craft) + len(self.held_out),
@@ -269,16 +267,20 @@ def open_sample(
 def _shape_of_sample(sources: Sources) -> tuple[int, int, int] | None:
     """Return the sample's own (C, H, W), `None` when its images differ in size.
 
-    Of a folder a few images are read; what else may be wrong with it is said later.
+    Of a file or folder a few images are read; whatever is wrong with it is said when all are.
     """
     data = sources.data
-    try:
-        if isinstance(data, str | Path):
+    if not isinstance(data, str | Path):
+        sample = open_sample(data, image_shape=None, classes=None)
+    else:
+        try:
             sample = load_sample(Path(data), classes=sources.classes, limit=_N_PEEKED)
-        else:
-            sample = open_sample(data, image_shape=None, classes=None)
-    except DataError:
-        return None
+        except DataError:
+            return None
+    return _shape_of(sample)
+
+
+def _shape_of(sample: Sample) -> tuple[int, int, int]:
     channels, height, width = sample.images.shape[1:]
     return channels, height, width
 
@@ -296,10 +298,8 @@ def _open_model(
         return replace(source, name=name)
     if isinstance(source, nn.Module):
         if image_shape is None:
-            raise DataError(
-                f"{sources.data}: the images differ in size; for a model in memory bring them to "
-                "the size it takes (`bdaudit.data.load_sample(path, image_shape=...)`)"
-            )
+            # Reading all of the sample says what is wrong with it.
+            image_shape = _shape_of(open_sample(sources.data, image_shape=None, classes=None))
         return wrap_module(
             source,
             name=name,

@@ -390,7 +390,7 @@ def _share(rate: Rate | None) -> str:
 
 
 def _share_with_interval(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+    return f"{100 * rate.value:.1f} % ({100 * rate.low:.3g}-{100 * rate.high:.3g})"
 
 
 def _run_cell(run: AttackRun | None, style: str) -> Text:

@@ -196,7 +196,9 @@ def _read_sinusoid(values: Mapping[str, Any], path: Path, allow_code: bool) -> T
 
 def _read_additive(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
     table = _Table(values, path, known=("delta",))
-    return Additive(delta=_read_floats(table.file("delta"), "delta"))
+    delta = _read_floats(table.file("delta"), "delta")
+    # A perturbation saved by an attack has a leading dimension of 1, for broadcasting.
+    return Additive(delta=delta[0] if delta.ndim == 4 and delta.shape[0] == 1 else delta)
 
 
 def _read_warp(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:

@@ -1,0 +1,5 @@
+"""`python -m bdaudit`."""
+
+from bdaudit.cli import main
+
+main()

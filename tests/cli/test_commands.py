@@ -1,0 +1,375 @@
+"""Every command as a user types it, in process and as a real subprocess."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from bdaudit.cli import app
+from bdaudit.models import save_model
+from bdaudit.results import read_record
+from tests.twins import (
+    TwinNet,
+    dormant_twin,
+    innocent_twin,
+    original_twin,
+    removed_twin,
+    twin_sample,
+)
+
+FACTORY = f"{Path(__file__).with_name('twin_factory.py')}:twin"
+
+
+def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env=env)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twins, a sample and a trigger on disk, as a user would have them."""
+    folder = tmp_path_factory.mktemp("files")
+    twins: dict[str, nn.Module] = {
+        "original": original_twin(),
+        "dormant": dormant_twin(),
+        "removed": removed_twin(),
+        "innocent": innocent_twin(),
+    }
+    for name, net in twins.items():
+        save_model(
+            folder / f"{name}.safetensors", net, arch=None, num_classes=4, image_shape=(1, 8, 8)
+        )
+    sample = twin_sample(400, seed=1)
+    np.savez(folder / "clean.npz", images=sample.images.numpy(), labels=sample.labels.numpy())
+    np.save(folder / "delta.npy", pixel_delta())
+    (folder / "trigger.toml").write_text(
+        'kind = "additive"\n[target]\nlabel = 0\n[additive]\ndelta = "delta.npy"\n'
+    )
+    return folder
+
+
+def pixel_delta() -> np.ndarray:
+    delta = np.zeros((1, 8, 8), dtype=np.float32)
+    delta[0, 7, 7] = 0.75
+    return delta
+
+
+def audit_arguments(files: Path, defended: str, *more: object) -> list[object]:
+    return [
+        "audit",
+        files / f"{defended}.safetensors",
+        "--original",
+        files / "original.safetensors",
+        "--data",
+        files / "clean.npz",
+        "--trigger",
+        files / "trigger.toml",
+        "--reference",
+        files / "innocent.safetensors",
+        "--arch",
+        FACTORY,
+        "--device",
+        "cpu",
+        "--craft",
+        100,
+        "--passes",
+        8,
+        "--eps",
+        "0.02,0.05",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("defended", "code", "word"),
+    [("removed", 0, "REMOVED"), ("dormant", 1, "DORMANT"), ("innocent", 3, "INCONCLUSIVE")],
+)
+def test_audit_exits_with_the_code_of_its_verdict(
+    files: Path, defended: str, code: int, word: str
+) -> None:
+    # The innocent twin is its own reference here: the same weights, so no verdict.
+    result = run(*audit_arguments(files, defended))
+    assert result.exit_code == code, result.output
+    assert word in result.stdout
+
+
+def test_an_active_backdoor_fails(files: Path, tmp_path: Path) -> None:
+    net = original_twin()
+    with torch.no_grad():
+        net.linear.weight *= 1.01
+    path = tmp_path / "active.safetensors"
+    save_model(path, net, arch=None, num_classes=4, image_shape=(1, 8, 8))
+    arguments = audit_arguments(files, "dormant")
+    arguments[1] = path
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "ACTIVE" in result.stdout
+
+
+def test_json_goes_to_a_file_and_report_redraws_it(files: Path, tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    result = run(*audit_arguments(files, "dormant", "--json", target))
+    record = read_record(target)
+    assert record.command is not None
+    assert {f.role for f in record.inputs} >= {"defended", "original", "data", "trigger"}
+    redrawn = run("report", target)
+    assert redrawn.exit_code == result.exit_code == 1
+    assert redrawn.stdout == result.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_json_on_stdout_is_json_alone_even_on_a_narrow_terminal(files: Path) -> None:
+    result = run(
+        *audit_arguments(files, "dormant", "--json", "-"), env={"COLUMNS": "40", "TERM": "dumb"}
+    )
+    document = json.loads(result.stdout)
+    assert document["verdict"]["outcome"] == "dormant"
+    assert result.exit_code == 1
+
+
+def test_quiet_says_one_line(files: Path) -> None:
+    result = run(*audit_arguments(files, "dormant", "--quiet"))
+    assert result.stdout.startswith("dormant: The trigger")
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+def test_a_policy_file_changes_the_verdict(files: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("min_held_out = 100000\n")
+    result = run(*audit_arguments(files, "removed", "--policy", policy))
+    assert result.exit_code == 3
+    policy.write_text("lfit = 0.2\n")
+    result = run(*audit_arguments(files, "removed", "--policy", policy))
+    assert result.exit_code == 4
+    assert "did you mean 'lift'" in result.stderr
+
+
+def test_score_and_reactivate_report_and_save(files: Path, tmp_path: Path) -> None:
+    arguments = audit_arguments(files, "dormant")
+    scored = run("score", *arguments[1:12], "--device", "cpu", "--json", tmp_path / "score.json")
+    assert scored.exit_code == 0, scored.output
+    assert "layer1.conv2" in scored.stdout
+    delta = tmp_path / "delta.safetensors"
+    woken = run(
+        "reactivate",
+        files / "dormant.safetensors",
+        "--mode",
+        "white",
+        "--eps",
+        "0.05",
+        "--data",
+        files / "clean.npz",
+        "--trigger",
+        files / "trigger.toml",
+        "--target",
+        0,
+        "--arch",
+        FACTORY,
+        "--save",
+        delta,
+        "--json",
+        tmp_path / "woken.json",
+    )
+    assert woken.exit_code == 0, woken.output
+    from safetensors.torch import load_file
+
+    assert load_file(delta)["delta"].shape == (1, 1, 8, 8)
+    for name in ("score.json", "woken.json"):
+        assert run("report", tmp_path / name).exit_code == 0
+
+
+def test_a_saved_delta_is_a_trigger_for_the_next_command(files: Path, tmp_path: Path) -> None:
+    delta = tmp_path / "delta.safetensors"
+    arguments = audit_arguments(files, "dormant")
+    assert (
+        run(
+            "reactivate", arguments[1], *arguments[4:8], "--eps", "0.05", "--arch", FACTORY,
+            "--save", delta,
+        ).exit_code
+        == 0
+    )  # fmt: skip
+    trigger = tmp_path / "again.toml"
+    trigger.write_text(
+        'kind = "additive"\n[target]\nlabel = 0\n[additive]\ndelta = "delta.safetensors"\n'
+    )
+    strip = tmp_path / "strip.png"
+    result = run("trigger", "preview", trigger, "--data", files / "clean.npz", "--out", strip)
+    assert result.exit_code == 0, result.output
+    assert Image.open(strip).width > 100
+
+
+def test_inspect_tells_safe_from_unsafe(files: Path, tmp_path: Path) -> None:
+    safe = run("inspect", files / "dormant.safetensors")
+    assert safe.exit_code == 0
+    assert "safe to open" in safe.stdout
+    hostile = tmp_path / "hostile.pt"
+    marker = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {marker}",)
+
+    torch.save({"state_dict": Hostile()}, hostile)
+    refused = run("inspect", hostile, "--json", "-")
+    assert refused.exit_code == 4
+    assert "posix.system" in json.loads(refused.stdout)["wanted_globals"]
+    arguments = audit_arguments(files, "dormant")
+    arguments[1] = hostile
+    audited = run(*arguments)
+    assert audited.exit_code == 4
+    assert "system" in audited.stderr
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({1: "nowhere.safetensors"}, 4, "nowhere.safetensors"),
+        ({5: "nowhere"}, 4, "nowhere"),
+        ({7: "nowhere.toml"}, 4, "nowhere.toml"),
+        ({11: "bdaudit/preactresnet18_w8"}, 4, "bdaudit/preactresnet18_w8"),
+        ({13: "cuda:99"}, 2, "cuda:99"),
+        ({19: "zero"}, 2, "zero"),
+        ({19: "8"}, 2, "8/255"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(
+    files: Path, tmp_path: Path, change: dict[int, str], code: int, said: str
+) -> None:
+    target = tmp_path / "result.json"
+    arguments = audit_arguments(files, "dormant", "--json", target)
+    for position, value in change.items():
+        arguments[position] = value
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 12
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_usage_errors_exit_with_2(files: Path) -> None:
+    assert run("audit").exit_code == 2
+    assert run("audit", files / "dormant.safetensors", "--bogus").exit_code == 2
+    assert run("nonsense").exit_code == 2
+    assert run("reactivate", "x.pt", "--data", "d", "--trigger", "t", "--eps", "1,2").exit_code == 2
+
+
+def test_an_unwritable_destination_is_noticed_before_the_work(files: Path, tmp_path: Path) -> None:
+    result = run(*audit_arguments(files, "dormant", "--json", tmp_path / "no" / "result.json"))
+    assert result.exit_code == 4
+    assert "does not exist" in result.stderr
+
+
+def test_debug_shows_the_traceback(files: Path) -> None:
+    arguments = audit_arguments(files, "dormant", "--debug")
+    arguments[1] = "nowhere.safetensors"
+    result = run(*arguments)
+    assert result.exit_code == 4
+    assert "Traceback" in result.stderr
+
+
+def test_an_unexpected_exception_is_an_internal_error(files: Path, tmp_path: Path) -> None:
+    """A factory that raises something of its own: the user's code, in the middle of ours."""
+    broken = tmp_path / "broken.py"
+    broken.write_text("def twin(**_):\n    raise MemoryError\n")
+    arguments = audit_arguments(files, "dormant")
+    arguments[11] = f"{broken}:twin"
+    result = run(*arguments)
+    assert result.exit_code in (4, 70)
+    assert "Traceback" not in result.stderr
+
+
+def command(arguments: list[object]) -> list[str]:
+    return [sys.executable, "-m", "bdaudit", *(str(a) for a in arguments)]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | changes
+
+
+@pytest.mark.parametrize(("defended", "code"), [("removed", 0), ("dormant", 1)])
+def test_as_a_subprocess_piped_without_colour_or_progress(
+    files: Path, defended: str, code: int
+) -> None:
+    done = subprocess.run(
+        command(audit_arguments(files, defended)),
+        capture_output=True,
+        env=environment(COLUMNS="60"),
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    assert b"\x1b[" not in done.stdout
+    assert done.stderr == b""
+    assert max(map(len, done.stdout.decode().splitlines())) <= 60
+
+
+def test_without_utf8_the_report_is_plain_ascii(files: Path) -> None:
+    done = subprocess.run(
+        command(audit_arguments(files, "removed")),
+        capture_output=True,
+        env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0"),
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    done.stdout.decode("ascii")
+
+
+def test_ctrl_c_leaves_nothing_behind(files: Path, tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    long = audit_arguments(files, "dormant", "--json", target)
+    long[17] = 100_000
+    process = subprocess.Popen(
+        command(long), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    # The module that does the work is imported once a file of its own is open.
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not _has_loaded_torch(process.pid):
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert b"interrupted" in stderr
+    assert b"Traceback" not in stderr
+    assert not list(tmp_path.iterdir())
+
+
+def _has_loaded_torch(pid: int) -> bool:
+    try:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys; from bdaudit.cli import app; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), check=False)
+    assert done.returncode == 0
+    for name in ("audit", "score", "reactivate", "inspect", "report", "demo", "trigger"):
+        assert run(name, "--help").exit_code == 0
+
+
+def test_the_version_is_the_packages() -> None:
+    from bdaudit import __version__
+
+    assert run("--version").stdout.strip() == f"bdaudit {__version__}"
+
+
+def test_the_twin_factory_builds_what_the_files_hold() -> None:
+    assert TwinNet().state_dict().keys() == original_twin().state_dict().keys()
