@@ -207,7 +207,8 @@ def test_a_saved_delta_is_a_trigger_for_the_next_command(files: Path, tmp_path: 
     strip = tmp_path / "strip.png"
     result = run("trigger", "preview", trigger, "--data", files / "clean.npz", "--out", strip)
     assert result.exit_code == 0, result.output
-    assert Image.open(strip).width > 100
+    with Image.open(strip) as picture:
+        assert picture.width > 100
 
 
 def test_inspect_tells_safe_from_unsafe(files: Path, tmp_path: Path) -> None:
