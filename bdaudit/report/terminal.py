@@ -39,6 +39,8 @@ _NOT_PROVED = (
 )
 
 _BAR_WIDTH = 24
+_NARROW = 70
+"""Columns below which a table leaves out what it can."""
 
 
 def print_record(
@@ -57,10 +59,13 @@ def print_record(
     if isinstance(record, AuditRecord):
         parts = _audit_parts(record, console, brief=brief)
     elif isinstance(record, ScoreRecord):
-        parts = [_baseline_table(record.baselines, record.bec), *_bec_parts(record.bec, None)]
+        parts = [
+            _baseline_table(record.baselines, record.bec, console),
+            *_bec_parts(record.bec, None, console),
+        ]
     else:
         parts = [
-            _baseline_table(record.baselines, ()),
+            _baseline_table(record.baselines, (), console),
             _reactivation_table(record.runs, console),
         ]
         chart = _reactivation_chart(record.runs, record.baselines, console)
@@ -94,7 +99,7 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
     parts: list[RenderableType] = []
     if record.verdict is not None:
         parts.append(_verdict_panel(record, console))
-    parts.append(_baseline_table(record.baselines, record.bec))
+    parts.append(_baseline_table(record.baselines, record.bec, console))
     if record.runs:
         parts.append(_reactivation_table(record.runs, console, record))
         chart = _reactivation_chart(record.runs, record.baselines, console)
@@ -102,7 +107,7 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
             parts.append(chart)
     if brief:
         return parts
-    parts += _bec_parts(record.bec, record.bec_missing)
+    parts += _bec_parts(record.bec, record.bec_missing, console)
     parts.append(
         Group(
             _heading("What this does not prove"),
@@ -128,21 +133,27 @@ def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
     return Panel(Group(*lines), border_style=color, box=style, padding=(0, 1))
 
 
-def _baseline_table(baselines: Sequence[Baseline], bec: Sequence[BecRecord]) -> RenderableType:
+def _baseline_table(
+    baselines: Sequence[Baseline], bec: Sequence[BecRecord], console: Console
+) -> RenderableType:
+    narrow = console.width < _NARROW
     table = _table()
-    table.add_column("model")
-    for name in ("clean acc", "trigger alone", "no trigger", "true label"):
+    table.add_column("model", no_wrap=True)
+    headings = ["clean acc", "trigger alone", "no trigger", "true label"]
+    for name in headings[:2] if narrow else headings:
         table.add_column(name, justify="right")
     if bec:
-        table.add_column("BEC", justify="right")
+        table.add_column("BEC", justify="right", no_wrap=True)
     for baseline in baselines:
-        cells = [
-            baseline.model,
-            _share(baseline.clean_acc),
-            _share_with_interval(baseline.asr),
-            _share(baseline.clean_target_rate),
-            _share(baseline.true_label_acc),
-        ]
+        cells = [baseline.model, _share(baseline.clean_acc)]
+        if narrow:
+            cells.append(_share(baseline.asr))
+        else:
+            cells += [
+                _share_with_interval(baseline.asr),
+                _share(baseline.clean_target_rate),
+                _share(baseline.true_label_acc),
+            ]
         if bec:
             cells.append(_bec_cell(baseline.role, bec))
         table.add_row(*cells)
@@ -302,7 +313,9 @@ def _reactivation_chart(
     return Group(_heading("Trigger + one universal perturbation", "ASR on held-out images"), chart)
 
 
-def _bec_parts(bec: Sequence[BecRecord], missing: str | None) -> list[RenderableType]:
+def _bec_parts(
+    bec: Sequence[BecRecord], missing: str | None, console: Console
+) -> list[RenderableType]:
     if not bec:
         if missing is None:
             return []
@@ -310,18 +323,21 @@ def _bec_parts(bec: Sequence[BecRecord], missing: str | None) -> list[Renderable
     parts: list[RenderableType] = []
     for record in bec[:1]:
         table = _table()
+        narrow = console.width < _NARROW
         table.add_column("layer", overflow="fold")
         for name in ("kept", "S_DA", "S_CA", "BEC"):
-            table.add_column(name, justify="right")
-        table.add_column("0 ... 1")
+            table.add_column(name, justify="right", no_wrap=True)
+        if not narrow:
+            table.add_column("0 ... 1", no_wrap=True)
         for layer in record.layers:
+            bar = [] if narrow else [_bar(layer.coefficient)]
             table.add_row(
                 layer.layer,
                 f"{layer.channels_kept}/{layer.channels}",
                 _number(layer.cka_defended),
                 _number(layer.cka_reference),
                 _number(layer.coefficient),
-                _bar(layer.coefficient),
+                *bar,
             )
         summary = [f"mean {_number(record.value)}"]
         if record.low is not None and record.high is not None:
@@ -386,11 +402,11 @@ def _bullet(line: str) -> RenderableType:
 
 
 def _share(rate: Rate | None) -> str:
-    return "-" if rate is None else f"{100 * rate.value:.1f} %"
+    return "-" if rate is None else f"{100 * rate.value:.1f}%"
 
 
 def _share_with_interval(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} % ({100 * rate.low:.3g}-{100 * rate.high:.3g})"
+    return f"{100 * rate.value:.1f}% ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
 
 
 def _run_cell(run: AttackRun | None, style: str) -> Text:

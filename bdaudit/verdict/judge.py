@@ -283,8 +283,9 @@ class _Case:
         best = max(telling, key=lambda attack: attack.weakest_bound)
         run = best.run
         alone = f"{_percent(self.defended.asr.value)} alone" if self.defended else "alone"
+        norm = {"linf": "L-inf", "l2": "L2"}[run.norm]
         why = (
-            f"The trigger ({alone}) plus one universal perturbation of {run.norm} norm "
+            f"The trigger ({alone}) plus one universal perturbation of {norm} norm "
             f"{run.eps:g} takes {_percent(run.asr.value)} of held-out images to the target"
         )
         innocent = [
@@ -410,7 +411,7 @@ class _Case:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}%"
 
 
 def _points(difference: float | None) -> str:
