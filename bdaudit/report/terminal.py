@@ -138,12 +138,12 @@ def _baseline_table(
 ) -> RenderableType:
     narrow = console.width < _NARROW
     table = _table()
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold")
     headings = ["clean acc", "trigger alone", "no trigger", "true label"]
     for name in headings[:2] if narrow else headings:
         table.add_column(name, justify="right")
     if bec:
-        table.add_column("BEC", justify="right", no_wrap=True)
+        table.add_column("BEC", justify="right", overflow="fold")
     for baseline in baselines:
         cells = [baseline.model, _share(baseline.clean_acc)]
         if narrow:
@@ -177,7 +177,7 @@ def _bec_cell(role: str, bec: Sequence[BecRecord]) -> str:
         values = [b.value for b in known if b.value is not None]
         return f"{min(values):.2f} to {max(values):.2f}"
     first = known[0]
-    interval = "" if first.low is None else f" ({first.low:.2f} to {first.high:.2f})"
+    interval = "" if first.low is None else f" ({first.low:.2f}-{first.high:.2f})"
     return f"{first.value:.2f}{interval}"
 
 
@@ -326,9 +326,9 @@ def _bec_parts(
         narrow = console.width < _NARROW
         table.add_column("layer", overflow="fold")
         for name in ("kept", "S_DA", "S_CA", "BEC"):
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="right", overflow="fold")
         if not narrow:
-            table.add_column("0 ... 1", no_wrap=True)
+            table.add_column("0 ... 1", overflow="fold")
         for layer in record.layers:
             bar = [] if narrow else [_bar(layer.coefficient)]
             table.add_row(

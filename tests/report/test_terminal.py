@@ -57,7 +57,7 @@ def test_everything_a_reader_needs_is_there() -> None:
         "+30",  # lift over the strongest null at .05: 80 - 50
         "layer1.0.conv1",
         "left out",  # the undefined layer
-        "0.41 (0.35 to 0.47)",
+        "0.41 (0.35-0.47)",
         "made_up",
         "look [here]",  # brackets are text, not markup
         "What this does not prove",
