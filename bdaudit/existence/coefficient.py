@@ -148,76 +148,111 @@ def existence_coefficient(
     )
     halves = half_samples(n_samples, n_halves, generator).to(options.device)
     cast = _cast(original, defended, references, clean[:1], config, options)
-    groups = _group_layers(cast.shapes, n_samples, config)
+    findings = yield from _compare(original, cast, clean, triggered, halves, config, options)
+    elapsed_s = time.perf_counter() - started
+    records = []
+    for index, (name, _) in enumerate(references):
+        layers = tuple(_evidence(layer, index, cast, findings) for layer in cast.layers)
+        result = combine_layers(layers if index in cast.others else (), config.confidence)
+        reason = "undefined in every layer" if result.value is None else None
+        records.append(
+            BecRecord(
+                reference=name,
+                value=result.value,
+                low=result.low,
+                high=result.high,
+                ratio_of_means=result.ratio_of_means,
+                top_share=config.top_share,
+                estimator=config.estimator,
+                n_samples=n_samples,
+                n_bootstrap=0 if result.low is None else n_halves,
+                layers=tuple(layer.record() for layer in layers) if index in cast.others else (),
+                reason=cast.refused.get(index, reason),
+                elapsed_s=elapsed_s,
+            )
+        )
+    return tuple(records)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Findings:
+    """What the passes gave.
+
+    Attributes:
+        tac: Trigger-activated change (channels,) by layer.
+        kept: Indices (k,) of the channels compared, by layer.
+        similarities: CKA with the original (1 + B,), by index of the other model and layer; not
+            there where the original's channels do not vary.
+    """
+
+    tac: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    similarities: Mapping[tuple[int, str], Tensor]
+
+
+def _compare(
+    original: nn.Module,
+    cast: _Cast,
+    clean: Tensor,
+    triggered: Tensor,
+    halves: Tensor,
+    config: ExistenceConfig,
+    options: PassOptions,
+) -> Steps[_Findings]:
+    """Run every model through the images and compare its layers with the original's."""
+    groups = _group_layers(cast.shapes, len(clean), config)
+    count = {
+        layer: count_kept(shape.channels, config.top_share) for layer, shape in cast.shapes.items()
+    }
     # The original runs on clean and on triggered images; after that, every group of layers takes
     # everybody through the triggered images, but for the original whose first group is kept.
-    tally = _Tally(total=n_samples * (1 + len(groups) * (1 + len(cast.others))))
-
+    tally = _Tally(total=len(clean) * (1 + len(groups) * (1 + len(cast.others))))
+    shortlists = {layer: SPARE * count[layer] for layer in groups[0]}
+    later = tuple(chain.from_iterable(groups[1:]))
     with at_work(original, options.device):
         tac, stash = yield from tally.follow(
-            "original",
-            measure_tac(
-                original,
-                {name: SPARE * _count_kept(cast.shapes[name], config) for name in groups[0]},
-                tuple(chain.from_iterable(groups[1:])),
-                clean,
-                triggered,
-                options,
-            ),
+            "original", measure_tac(original, shortlists, later, clean, triggered, options)
         )
-    kept = {name: top_channels(tac[name], _count_kept(cast.shapes[name], config)) for name in tac}
+    kept = {layer: top_channels(values, count[layer]) for layer, values in tac.items()}
+
+    def grams_of(name: str, model: nn.Module, layers: Iterable[str]) -> Steps[dict[str, Tensor]]:
+        channels = {layer: kept[layer] for layer in layers}
+        with at_work(model, options.device):
+            features = yield from tally.follow(
+                name, collect_features(model, channels, triggered, options)
+            )
+        return _grams(name, features)
 
     similarities: dict[tuple[int, str], Tensor] = {}
     for group in groups:
-        wanted = {layer: kept[layer] for layer in group}
-        features = _take_from_stash(stash, wanted)
-        if missed := {layer: wanted[layer] for layer in group if layer not in features}:
-            tally.total += n_samples if group is groups[0] else 0
-            with at_work(original, options.device):
-                features |= yield from tally.follow(
-                    "original", collect_features(original, missed, triggered, options)
-                )
-        own = _grams("original", features)
+        own = _grams("original", _take_from_stash(stash, {layer: kept[layer] for layer in group}))
+        if missed := [layer for layer in group if layer not in own]:
+            tally.total += len(clean) if group is groups[0] else 0
+            own |= yield from grams_of("original", original, missed)
         others = []
         for name, model in cast.others.values():
-            with at_work(model, options.device):
-                features = yield from tally.follow(
-                    name, collect_features(model, wanted, triggered, options)
-                )
-            others.append(_grams(name, features))
+            others.append((yield from grams_of(name, model, group)))
         for layer in group:
             if own[layer].any():
-                rows = _similarities(
-                    [grams[layer] for grams in others], own[layer], halves, config.estimator
-                )
-                similarities |= {
-                    (index, layer): row for index, row in zip(cast.others, rows, strict=True)
-                }
+                rows = _similarities([g[layer] for g in others], own[layer], halves, config)
+                similarities |= {(i, layer): row for i, row in zip(cast.others, rows, strict=True)}
+    return _Findings(tac=tac, kept=kept, similarities=similarities)
 
-    def evidence(layer: str, index: int) -> LayerEvidence:
-        if layer not in cast.shapes:
-            return LayerEvidence(layer=layer, reason="never runs in a forward pass of the original")
-        measured = (index, layer) in similarities
-        return LayerEvidence(
-            layer=layer,
-            tac=tac[layer].cpu(),
-            kept=kept[layer].cpu(),
-            defended=similarities.get((_DEFENDED, layer)),
-            reference=similarities.get((index, layer)),
-            reason=None if measured else "the original's channels do not vary over these images",
-        )
 
-    return tuple(
-        _record(
-            name,
-            [evidence(layer, index) for layer in cast.layers] if index in cast.others else [],
-            cast.refused.get(index),
-            config,
-            n_samples=n_samples,
-            n_bootstrap=n_halves,
-            elapsed_s=time.perf_counter() - started,
-        )
-        for index, (name, _) in enumerate(references)
+def _evidence(layer: str, index: int, cast: _Cast, findings: _Findings) -> LayerEvidence:
+    """Gather what was found of one layer for the reference at `index`."""
+    if layer not in cast.shapes:
+        return LayerEvidence(layer=layer, reason="never runs in a forward pass of the original")
+    reference = findings.similarities.get((index, layer))
+    return LayerEvidence(
+        layer=layer,
+        tac=findings.tac[layer].cpu(),
+        kept=findings.kept[layer].cpu(),
+        defended=findings.similarities.get((_DEFENDED, layer)),
+        reference=reference,
+        reason="the original's channels do not vary over these images"
+        if reference is None
+        else None,
     )
 
 
@@ -291,17 +326,15 @@ def _group_layers(
     groups: list[tuple[str, ...]] = []
     used = allowed
     for layer, shape in shapes.items():
-        needed = 4 * n_samples * shape.positions * SPARE * _count_kept(shape, config)
+        needed = (
+            4 * n_samples * shape.positions * SPARE * count_kept(shape.channels, config.top_share)
+        )
         if not groups or used + needed > allowed:
             groups.append(())
             used = 0
         groups[-1] = (*groups[-1], layer)
         used += needed
     return groups
-
-
-def _count_kept(shape: MapShape, config: ExistenceConfig) -> int:
-    return count_kept(shape.channels, config.top_share)
 
 
 class _Tally:
@@ -357,48 +390,17 @@ def _grams(name: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def _similarities(
-    others: Sequence[Tensor], original: Tensor, halves: Tensor, estimator: Estimator
+    others: Sequence[Tensor], original: Tensor, halves: Tensor, config: ExistenceConfig
 ) -> Tensor:
     """CKA of M Gram matrices with the original's, (M, 1 + B) float64 on the CPU.
 
     The first column is the estimate, on the whole sample; the rest is on the halves.
     """
-    stacked = torch.stack([*others])
+    stacked = torch.stack(list(others))
     # The estimate is made in float64; the halves only give its spread.
-    whole = cka(stacked.double(), original.double(), estimator=estimator)
-    spread = cka(stacked, original, halves, estimator=estimator)
+    whole = cka(stacked.double(), original.double(), estimator=config.estimator)
+    spread = cka(stacked, original, halves, estimator=config.estimator)
     return torch.cat([whole, spread.double()], dim=1).cpu()
-
-
-def _record(
-    reference: str,
-    evidence: Iterable[LayerEvidence],
-    refused: str | None,
-    config: ExistenceConfig,
-    *,
-    n_samples: int,
-    n_bootstrap: int,
-    elapsed_s: float,
-) -> BecRecord:
-    layers = tuple(evidence)
-    result = combine_layers(layers, config.confidence)
-    reason = refused
-    if reason is None and result.value is None:
-        reason = "undefined in every layer"
-    return BecRecord(
-        reference=reference,
-        value=result.value,
-        low=result.low,
-        high=result.high,
-        ratio_of_means=result.ratio_of_means,
-        top_share=config.top_share,
-        estimator=config.estimator,
-        n_samples=n_samples,
-        n_bootstrap=n_bootstrap if result.low is not None else 0,
-        layers=tuple(layer.record() for layer in layers),
-        reason=reason,
-        elapsed_s=elapsed_s,
-    )
 
 
 def _draw_sample(

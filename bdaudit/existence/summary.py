@@ -115,9 +115,9 @@ def half_sample_interval(
 
     The spread over halves drawn without replacement estimates the standard error of the whole
     sample's value without any scaling: half as many inputs double the variance, and drawing half
-    of a finite sample halves it again. An ordinary bootstrap is wrong here, since an input drawn
-    twice is perfectly similar to itself and pulls every CKA toward 1. The spread is centred on the
-    whole sample's value, as plain CKA is larger on fewer inputs.
+    of a finite sample halves it again. An ordinary bootstrap covers too seldom here (docs/bec.md),
+    since an input drawn twice is perfectly similar to itself and pulls every CKA toward 1. The
+    spread is centred on the whole sample's value, as plain CKA is larger on fewer inputs.
 
     Args:
         value: The estimate on the whole sample, a scalar.
