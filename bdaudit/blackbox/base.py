@@ -1,0 +1,208 @@
+"""A classifier that can only be asked.
+
+Whatever stands behind it (a torch model, an ONNX file, a served model, a Python function), it is
+asked in one way: images in [0, 1] go in, scores or top labels come out, and every image answered
+is counted once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bdaudit.blackbox.scale import ScoreKind, ScoreScale, detect_scale
+from bdaudit.errors import ConfigError, DataError, ModelError
+
+__all__ = ["BlackBox", "Feedback", "Identity", "top_labels"]
+
+Feedback: TypeAlias = Literal["scores", "labels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which model answers, for the record and for the check before a search is resumed.
+
+    Attributes:
+        kind: What sort of thing is asked: "torch", "onnx", "served" or "function".
+        source: Where it is: a path or a URL, without any secret.
+        sha256: Digest of the weights or of the files, `None` where nobody can know it.
+        details: Whatever else decides the answers: model name, version, layout, grid.
+    """
+
+    kind: Literal["torch", "onnx", "served", "function"]
+    source: str
+    sha256: str | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    def changes(self, now: Identity) -> list[str]:
+        """Say in words what differs between this identity and `now`; empty when nothing does.
+
+        A file that only moved is the same model; an endpoint at another address is not known to be.
+        """
+        old, new = self._decisive(), now._decisive()
+        return [
+            f"{name}: was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+
+    def _decisive(self) -> dict[str, str]:
+        subject = {"sha256": self.sha256} if self.sha256 is not None else {"source": self.source}
+        return {"kind": self.kind, **subject, **self.details}
+
+
+class BlackBox(ABC):
+    """Images in, scores or labels out, every answered image counted once.
+
+    Subclasses implement `_answer` and `identity`.
+
+    Args:
+        name: How records refer to the model.
+        num_classes: K.
+        image_shape: (C, H, W) of the images it takes.
+        feedback: What `ask` gives back. "labels" throws scores away even where there are any.
+        grid: Steps an image value can take between 0 and 1: 255 where images travel as 8-bit
+            values. Images are rounded to it before they are sent, so that what was asked about is
+            known. `None` for no grid.
+        scale: What the scores are on; `None` looks at the first answers.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        feedback: Feedback = "scores",
+        grid: int | None = None,
+        scale: ScoreScale | None = None,
+    ) -> None:
+        if feedback not in ("scores", "labels"):
+            raise ConfigError(f"feedback: expected scores or labels, got {feedback!r}")
+        if num_classes < 2:
+            raise ConfigError(f"num_classes: expected 2 or more, got {num_classes}")
+        if grid is not None and grid < 1:
+            raise ConfigError(f"grid: expected 1 or more steps, got {grid}")
+        self.name = name
+        self.num_classes = num_classes
+        self.image_shape = image_shape
+        self.feedback: Feedback = feedback
+        self.grid = grid
+        self._scale = scale
+        self._n_queries = 0
+
+    @property
+    def n_queries(self) -> int:
+        """Images answered so far. One sent again after a lost answer counts once."""
+        return self._n_queries
+
+    @property
+    def scale(self) -> ScoreScale | None:
+        """What the scores are on; `None` before the first answer, and where labels are given."""
+        return self._scale if self.feedback == "scores" else None
+
+    @property
+    def score_kind(self) -> ScoreKind | None:
+        """Whether the model gives logits or probabilities; `None` as for `scale`."""
+        return None if self.scale is None else self.scale.kind
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Ask about images.
+
+        Args:
+            images: (N, C, H, W) in [0, 1], on any device; left as they are.
+
+        Returns:
+            On the CPU, in the order of `images`: log-scale scores (N, K), float32 (logits, or logs
+            of probabilities), or top labels (N,), int64.
+
+        Raises:
+            DataError: The images do not have the model's shape, or leave [0, 1].
+            ModelError: The answer has the wrong shape, is not finite or changed its scale.
+            RemoteError: A served model could not be asked. What it had answered stays counted.
+        """
+        self._check_images(images)
+        if len(images) == 0:
+            empty = torch.empty(0, dtype=torch.int64)
+            return empty if self.feedback == "labels" else torch.empty(0, self.num_classes)
+        answers = self._answer(self.to_grid(images))
+        if answers.ndim == 1:
+            return self._labels(answers, len(images))
+        return self._scores(answers, len(images))
+
+    def to_grid(self, images: Tensor) -> Tensor:
+        """Round images to the values that are really sent."""
+        return images if self.grid is None else (images * self.grid).round() / self.grid
+
+    @abstractmethod
+    def identity(self) -> Identity:
+        """Say which model answers."""
+
+    @abstractmethod
+    def _answer(self, images: Tensor) -> Tensor:
+        """Answer for images (N, C, H, W) on the grid: raw scores (N, K), or labels (N,).
+
+        Calls `_count` as answers arrive, so that a failure half way leaves the count right.
+        """
+
+    def _count(self, n_images: int) -> None:
+        self._n_queries += n_images
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise DataError(
+                f"{self.name}: expected images (N, {', '.join(map(str, self.image_shape))}), got "
+                f"{tuple(images.shape)}"
+            )
+        # NaN fails the comparison too.
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise DataError(f"{self.name}: expected images in [0, 1], got values outside")
+
+    def _labels(self, labels: Tensor, n_images: int) -> Tensor:
+        if self.feedback == "scores":
+            raise ModelError(
+                f"{self.name}: expected scores ({n_images}, {self.num_classes}), got labels only; "
+                "ask with feedback='labels'"
+            )
+        labels = labels.to("cpu", torch.int64)
+        if len(labels) != n_images:
+            raise ModelError(f"{self.name}: expected {n_images} labels, got {len(labels)}")
+        if not bool(((labels >= 0) & (labels < self.num_classes)).all()):
+            raise ModelError(
+                f"{self.name}: expected labels from 0 to {self.num_classes - 1}, got "
+                f"{int(labels.min())} to {int(labels.max())}; pass the right num_classes"
+            )
+        return labels
+
+    def _scores(self, scores: Tensor, n_images: int) -> Tensor:
+        if scores.ndim != 2 or tuple(scores.shape) != (n_images, self.num_classes):
+            raise ModelError(
+                f"{self.name}: expected scores ({n_images}, {self.num_classes}), got "
+                f"{tuple(scores.shape)}; pass the right num_classes"
+            )
+        scores = scores.detach().to("cpu", torch.float32)
+        if not bool(torch.isfinite(scores).all()):
+            raise ModelError(f"{self.name}: expected finite scores, got NaN or infinity")
+        if self.feedback == "labels":
+            return scores.argmax(dim=1)
+        if self._scale is None:
+            self._scale = detect_scale(scores)
+        if not self._scale.admits(scores):
+            raise ModelError(
+                f"{self.name}: its first answers were {self._scale.kind}, these are not: rows are "
+                "outside [0, 1] or do not sum to 1; declare outputs='logits'"
+            )
+        return self._scale.to_log_scale(scores)
+
+
+def top_labels(answers: Tensor) -> Tensor:
+    """Return the labels (N,) in what `BlackBox.ask` gave, scores (N, K) or labels (N,)."""
+    return answers if answers.ndim == 1 else answers.argmax(dim=1)
