@@ -117,7 +117,8 @@ def existence_coefficient(
     Args:
         original: The suspected backdoored model: a classifier of images in [0, 1].
         defended: What the defence made of it; has the layers of `original`, by name and size.
-        references: Models without the backdoor, each with the name its record carries.
+        references: Models without the backdoor, each with the name its record carries. Without
+            any, nothing is measured.
         clean: Images (N, C, H, W) in [0, 1] whose true label is not the target.
         triggered: The same images, in the same order, with the trigger on them.
         config: Settings; the defaults when `None`.
@@ -135,6 +136,8 @@ def existence_coefficient(
         DataError: Fewer than 4 images, or images that do not pair up.
         NumericsError: A layer gave activations that are not finite.
     """
+    if not references:
+        return ()
     config = config or ExistenceConfig()
     started = time.perf_counter()
     clean, triggered = _draw_sample(clean, triggered, config.n_samples, generator)

@@ -522,6 +522,11 @@ def test_a_reference_equal_to_the_original_is_undefined_with_a_reason() -> None:
     assert record.reason == "undefined in every layer"
 
 
+def test_without_a_reference_nothing_is_measured() -> None:
+    clean, triggered = stamped(8)
+    assert measure(small_net(0), small_net(1), clean=clean, triggered=triggered) == ()
+
+
 def test_images_must_pair_up_and_be_enough() -> None:
     clean, triggered = stamped(8)
     net = small_net(0)
