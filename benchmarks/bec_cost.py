@@ -75,7 +75,7 @@ def run_bare(
     original, defended, reference = models
     passes = (original, clean), (original, triggered), (defended, triggered), (reference, triggered)
     for model, images in passes:
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             model(batch.contiguous(memory_format=order))
 
 
@@ -94,7 +94,7 @@ def run_recipe(models: Models, clean: Tensor, triggered: Tensor, batch_size: int
             for name, module in model.named_modules()
             if name.startswith("layer") and name.endswith(("conv1", "conv2"))
         ]
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             model(batch)
         for handle in handles:
             handle.remove()
