@@ -1,18 +1,34 @@
 """Ask a model that cannot be looked into: images in, scores or labels out, every image counted."""
 
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity, top_labels
+from bdaudit.blackbox.diagnostics import check_repeatability, describe_scale, diagnose_grid
+from bdaudit.blackbox.function import FunctionBlackBox
 from bdaudit.blackbox.meter import Meter
+from bdaudit.blackbox.onnx_model import OnnxBlackBox
+from bdaudit.blackbox.opening import open_black_box
+from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.blackbox.scale import ScoreKind, ScoreScale, detect_scale
+from bdaudit.blackbox.served import ServedBlackBox
 from bdaudit.blackbox.torch_model import TorchBlackBox
+from bdaudit.blackbox.transport import TransportSettings
 
 __all__ = [
     "BlackBox",
+    "BlackBoxOptions",
     "Feedback",
+    "FunctionBlackBox",
     "Identity",
     "Meter",
+    "OnnxBlackBox",
     "ScoreKind",
     "ScoreScale",
+    "ServedBlackBox",
     "TorchBlackBox",
+    "TransportSettings",
+    "check_repeatability",
+    "describe_scale",
     "detect_scale",
+    "diagnose_grid",
+    "open_black_box",
     "top_labels",
 ]

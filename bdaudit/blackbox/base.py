@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -141,6 +141,22 @@ class BlackBox(ABC):
     def to_grid(self, images: Tensor) -> Tensor:
         """Round images to the values that are really sent."""
         return images if self.grid is None else (images * self.grid).round() / self.grid
+
+    def n_unpaid(self, images: Tensor) -> int:
+        """Return how many of these images would be paid for if `ask` were called now.
+
+        All of them, but where answers were kept from a call that failed half way.
+        """
+        return len(images)
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Let go of connections."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
 
     @abstractmethod
     def identity(self) -> Identity:

@@ -51,7 +51,7 @@ class Meter:
         Raises:
             BudgetError: The budget does not pay for all of them; none was asked about.
         """
-        if self.n_left is not None and len(images) > self.n_left:
+        if self.n_left is not None and self.black_box.n_unpaid(images) > self.n_left:
             raise BudgetError(
                 f"{self.black_box.name}: expected at most {self.n_left} more images within "
                 f"max_queries={self.max_queries}, got {len(images)}; ask about fewer, or raise "

@@ -1,0 +1,252 @@
+"""An ONNX file as a black box, run by onnxruntime."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bdaudit.blackbox.base import BlackBox, Feedback, Identity
+from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images
+from bdaudit.blackbox.options import BlackBoxOptions
+from bdaudit.digests import digest_file
+from bdaudit.errors import ModelError
+from bdaudit.models import ModelSettings
+
+__all__ = ["OnnxBlackBox"]
+
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+_BATCH_SIZE = 256
+_FATAL_ONLY = 4  # onnxruntime's log level: what is wrong comes as an exception anyway
+
+
+class OnnxBlackBox(BlackBox):
+    """A classifier in an ONNX file.
+
+    The file runs as it is: no custom operator library is loaded, and weights beside it are read
+    only from its own folder, wherever its entries point.
+
+    Args:
+        path: The `.onnx` file.
+        name: How records refer to the model.
+        feedback: What `ask` gives back.
+        options: What is known about it; what they leave open is read from the file. A file with a
+            fixed batch keeps its own batch size.
+        fallback: Image shape and class count where neither options nor file say.
+        device: Where to run. On "cuda" without onnxruntime's CUDA provider it runs on the CPU and
+            says so in `notes`.
+
+    Attributes:
+        notes: What was done to open it, in words.
+        layout: How images fill its input.
+
+    Raises:
+        ModelError: onnxruntime is missing, or the file cannot be read or run, has unknown
+            operators, several inputs, no image input or no scores, or side files elsewhere.
+        ConfigError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        name: str,
+        feedback: Feedback = "scores",
+        options: BlackBoxOptions | None = None,
+        fallback: ModelSettings | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        options, fallback = options or BlackBoxOptions(), fallback or ModelSettings()
+        self.path = Path(path)
+        self.notes: list[str] = []
+        subject = f"{name} ({self.path})"
+        runtime, onnx = _import_onnx(subject)
+        self._sha256 = _digest_together([self.path, *_side_files(self.path, onnx, subject)])
+        self._session = self._open_session(runtime, torch.device(device), subject)
+        spec = _only_input(self._session, subject)
+        self._input_name = spec.name
+        self.layout = place_images(
+            spec,
+            subject=subject,
+            settings=options.settings,
+            order=options.order,
+            fallback_image_shape=fallback.image_shape,
+        )
+        self._output = choose_output(
+            [_spec_of(output) for output in self._session.get_outputs()],
+            subject=subject,
+            name=options.output_name,
+            labels_only=feedback == "labels",
+        )
+        self.batch_size = self.layout.batch or options.batch_size or _BATCH_SIZE
+        super().__init__(
+            name=name,
+            num_classes=self._find_num_classes(
+                options.settings.num_classes, fallback.num_classes, subject
+            ),
+            image_shape=self.layout.image_shape,
+            feedback=feedback,
+            grid=self.layout.grid or options.grid,
+            scale=options.known_scale,
+        )
+
+    def identity(self) -> Identity:
+        """Digest the file together with its side files."""
+        details = {**self.layout.describe(), "output": self._output.name, "grid": str(self.grid)}
+        return Identity(kind="onnx", source=str(self.path), sha256=self._sha256, details=details)
+
+    def _answer(self, images: Tensor) -> Tensor:
+        answers = []
+        for batch in torch.split(images, self.batch_size):
+            answers.append(self._run(self.layout.encode(batch)))
+            self._count(len(batch))
+        return torch.from_numpy(np.concatenate(answers))
+
+    def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Run (n, ...) images, padded to a fixed batch, and return (n, K) or (n,)."""
+        n_images, fixed = len(batch), self.layout.batch
+        if fixed is not None and n_images < fixed:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], fixed - n_images, axis=0)])
+        try:
+            (answer,) = self._session.run([self._output.name], {self._input_name: batch})
+        except Exception as error:
+            raise ModelError(
+                f"{self.path}: cannot take {batch.dtype} images of shape {batch.shape}: "
+                f"{_first_line(error)}"
+            ) from error
+        if not isinstance(answer, np.ndarray) or answer.ndim < 1 or len(answer) != len(batch):
+            got = answer.shape if isinstance(answer, np.ndarray) else type(answer).__name__
+            raise ModelError(
+                f"{self.path}: expected one row of {self._output.name} for each of {len(batch)} "
+                f"images, got {got}"
+            )
+        answer = answer[:n_images]
+        if np.issubdtype(answer.dtype, np.integer):
+            return answer.reshape(n_images, -1)[:, 0].astype(np.int64)
+        return answer.astype(np.float32)
+
+    def _open_session(self, runtime: ModuleType, device: torch.device, subject: str) -> Any:
+        options = runtime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.intra_op_num_threads = torch.get_num_threads()
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device.type == "cuda":
+            if "CUDAExecutionProvider" in runtime.get_available_providers():
+                providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+            else:
+                self.notes.append("this onnxruntime has no CUDA provider: runs on the CPU")
+        try:
+            return runtime.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:
+            raise ModelError(
+                f"{subject}: onnxruntime {runtime.__version__} cannot open it: {_first_line(error)}"
+            ) from error
+
+    def _find_num_classes(self, declared: int | None, fallback: int | None, subject: str) -> int:
+        """Run one grey image, which is not a query, and look at the width of the answer."""
+        grey = torch.full((1, *self.layout.image_shape), 0.5)
+        answer = self._run(self.layout.encode(grey))
+        told = answer.shape[1] if answer.ndim == 2 else None
+        if answer.ndim > 2 or (told is not None and declared not in (None, told)):
+            raise ModelError(
+                f"{subject}: expected scores (1, {declared or 'K'}) for one image, got "
+                f"{answer.shape}; pass the right num_classes or output_name"
+            )
+        number = told or declared or fallback
+        if number is None:
+            raise ModelError(f"{subject}: gives labels only; pass num_classes")
+        return int(number)
+
+
+def _import_onnx(subject: str) -> tuple[ModuleType, ModuleType]:
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise ModelError(
+            f"{subject}: needs onnx and onnxruntime; pip install 'bdaudit[onnx]'"
+        ) from error
+    return onnxruntime, onnx
+
+
+def _side_files(path: Path, onnx: ModuleType, subject: str) -> list[Path]:
+    """Return the files that hold weights of the model at `path`, in order of name.
+
+    Raises:
+        ModelError: The file is no ONNX model, or one of its entries leaves its folder.
+    """
+    if not path.is_file():
+        raise ModelError(f"{subject}: no such file")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise ModelError(f"{subject}: expected an ONNX model: {_first_line(error)}") from error
+    folder = path.parent.resolve()
+    found = set()
+    for location in _external_locations(model):
+        side = (folder / location).resolve()
+        # An absolute or climbing path could make a digest, and a crash report, of any file.
+        if not location or Path(location).is_absolute() or not side.is_relative_to(folder):
+            raise ModelError(
+                f"{subject}: expected its weights in its own folder, got {location!r}; do not "
+                "trust this file"
+            )
+        if not side.is_file():
+            raise ModelError(f"{subject}: lacks {location}, which holds its weights")
+        found.add(side)
+    return sorted(found)
+
+
+def _external_locations(message: Any) -> Iterator[str]:
+    """Yield the location of every external tensor anywhere in a protobuf message.
+
+    Walks all fields rather than known ones: initialisers, attributes, subgraphs, functions and
+    training graphs can all hold tensors.
+    """
+    if message.DESCRIPTOR.full_name == "onnx.TensorProto":
+        if message.data_location == message.EXTERNAL:
+            yield from (e.value for e in message.external_data if e.key == "location")
+        return
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in (value,) if hasattr(value, "DESCRIPTOR") else value:
+            if hasattr(part, "DESCRIPTOR"):
+                yield from _external_locations(part)
+
+
+def _digest_together(files: list[Path]) -> str:
+    """Return the file's own sha256, or one over names and digests when it has side files."""
+    if len(files) == 1:
+        return digest_file(files[0])
+    # The model's own name is left out: renaming it changes nothing, renaming a side file does.
+    lines = [digest_file(files[0]), *(f"{f.name} {digest_file(f)}" for f in files[1:])]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _only_input(session: Any, subject: str) -> TensorSpec:
+    specs = [_spec_of(node) for node in session.get_inputs()]
+    if len(specs) != 1:
+        raise ModelError(
+            f"{subject}: expected one input that takes images, got {len(specs)}: "
+            f"{'; '.join(map(str, specs))}"
+        )
+    return specs[0]
+
+
+def _spec_of(node: Any) -> TensorSpec:
+    inner = node.type.removeprefix("tensor(").removesuffix(")")
+    # A free dimension is a name or None.
+    sides = tuple(side if isinstance(side, int) and side > 0 else None for side in node.shape)
+    return TensorSpec(name=node.name, dtype=_NUMPY_NAMES.get(inner, inner), shape=sides)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,141 @@
+"""From a path, an address or a Python function to a black box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdaudit.blackbox.base import BlackBox, Feedback
+from bdaudit.blackbox.function import FunctionBlackBox
+from bdaudit.blackbox.onnx_model import OnnxBlackBox
+from bdaudit.blackbox.options import BlackBoxOptions
+from bdaudit.blackbox.served import ServedBlackBox
+from bdaudit.blackbox.torch_model import TorchBlackBox
+from bdaudit.errors import ConfigError, ModelError
+from bdaudit.models import LoadedModel, ModelSettings, load_model
+from bdaudit.models.settings import read_model_toml
+from bdaudit.usercode import load_function, split_reference
+
+__all__ = ["open_black_box"]
+
+
+def open_black_box(
+    source: LoadedModel | Callable[[Tensor], Any] | Path | str,
+    *,
+    name: str,
+    feedback: Feedback = "scores",
+    options: BlackBoxOptions | None = None,
+    fallback_image_shape: tuple[int, int, int] | None = None,
+    fallback_num_classes: int | None = None,
+    device: torch.device | str = "cpu",
+) -> BlackBox:
+    """Open whatever can be asked.
+
+    Args:
+        source: A loaded model; a function from images to scores or labels; an address
+            (`http://host:port/v2/models/NAME`); `file.py:function`, which runs the user's own
+            code; an `.onnx` file; or a checkpoint that `load_model` opens.
+        name: How records refer to the model.
+        feedback: What it gives back.
+        options: What is known about it.
+        fallback_image_shape: (C, H, W) where neither options nor model say: the sample's.
+        fallback_num_classes: K, likewise: the original's.
+        device: Where a torch model or an ONNX file runs.
+
+    Raises:
+        ConfigError: An option is out of range.
+        ModelError: It cannot be opened, or is no classifier of images.
+        RemoteError: The server cannot be asked.
+    """
+    options = options or BlackBoxOptions()
+    fallback = ModelSettings(image_shape=fallback_image_shape, num_classes=fallback_num_classes)
+    if isinstance(source, LoadedModel):
+        return _ask_torch(source, feedback, options)
+    if callable(source):
+        return _ask_function(source, None, name, feedback, options, fallback)
+    if str(source).startswith(("http://", "https://")):
+        return ServedBlackBox(
+            str(source), name=name, feedback=feedback, options=options, fallback=fallback
+        )
+    reference = split_reference(str(source))
+    if reference is not None:
+        function = load_function(*reference, error=ModelError)
+        return _ask_function(function, reference[0], name, feedback, options, fallback)
+    path = Path(source)
+    if path.suffix.lower() == ".onnx":
+        return _ask_onnx(path, name, feedback, options, fallback, device)
+    model = load_model(
+        path,
+        name=name,
+        arch=options.settings.arch,
+        num_classes=options.settings.num_classes,
+        image_shape=options.settings.image_shape,
+        input_size=options.settings.input_size,
+        mean=options.settings.mean,
+        std=options.settings.std,
+        outputs=options.settings.outputs,
+        fallback_image_shape=fallback_image_shape,
+        device=device,
+    )
+    return _ask_torch(model, feedback, options)
+
+
+def _ask_torch(model: LoadedModel, feedback: Feedback, options: BlackBoxOptions) -> TorchBlackBox:
+    return TorchBlackBox(
+        model, feedback=feedback, grid=options.grid, batch_size=options.batch_size or 256
+    )
+
+
+def _ask_function(
+    function: Callable[[Tensor], Any],
+    path: Path | None,
+    name: str,
+    feedback: Feedback,
+    options: BlackBoxOptions,
+    fallback: ModelSettings,
+) -> FunctionBlackBox:
+    settings = options.settings.over(fallback)
+    if settings.image_shape is None or settings.num_classes is None:
+        raise ConfigError(
+            "image_shape and num_classes: a Python function does not say what it takes and gives, "
+            f"got {settings.image_shape} and {settings.num_classes}; pass both"
+        )
+    if settings.mean or settings.std or settings.input_size:
+        raise ConfigError(
+            "mean, std and input_size: a Python function is given images in [0, 1] as they are; "
+            "normalise and resize inside it"
+        )
+    return FunctionBlackBox(
+        function,
+        name=name,
+        num_classes=settings.num_classes,
+        image_shape=settings.image_shape,
+        path=path,
+        feedback=feedback,
+        grid=options.grid,
+        scale=options.known_scale,
+        batch_size=options.batch_size or 256,
+    )
+
+
+def _ask_onnx(
+    path: Path,
+    name: str,
+    feedback: Feedback,
+    options: BlackBoxOptions,
+    fallback: ModelSettings,
+    device: torch.device | str,
+) -> OnnxBlackBox:
+    beside, toml = read_model_toml(path)
+    options = replace(options, settings=options.settings.over(beside))
+    black_box = OnnxBlackBox(
+        path, name=name, feedback=feedback, options=options, fallback=fallback, device=device
+    )
+    if toml is not None:
+        black_box.notes.append(f"read settings from {toml.name}")
+    return black_box

@@ -1,0 +1,57 @@
+"""What the user says about a model that is only asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bdaudit.blackbox.layout import Order
+from bdaudit.blackbox.scale import ScoreScale
+from bdaudit.blackbox.transport import TransportSettings
+from bdaudit.errors import ConfigError
+from bdaudit.models import ModelSettings
+
+__all__ = ["BlackBoxOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlackBoxOptions:
+    """What the user says about a model that is only asked; `None` leaves it to the model.
+
+    Attributes:
+        settings: Image shape, class count, normalisation, kind of outputs, architecture.
+        order: Which dimension of an ONNX file's or server's input holds the channels.
+        input_name: A server's input, where its metadata list none.
+        output_name: The output with the scores, where there are several.
+        binary: Whether tensors travel to a server as raw bytes.
+        grid: Steps an image value can take between 0 and 1, where the images will be rounded on
+            their way: 255 for an API that takes PNG files.
+        scale: What the scores were on when a search that is resumed was started.
+        batch_size: Images a call or request; `None` for 256, and 32 a request to a server.
+        transport: Patience and speed toward a server.
+
+    Raises:
+        ConfigError: An option is out of range.
+    """
+
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    order: Order | None = None
+    input_name: str | None = None
+    output_name: str | None = None
+    binary: bool | None = None
+    grid: int | None = None
+    scale: ScoreScale | None = None
+    batch_size: int | None = None
+    transport: TransportSettings = field(default_factory=TransportSettings)
+
+    def __post_init__(self) -> None:
+        if self.order not in (None, "NCHW", "NHWC"):
+            raise ConfigError(f"order: expected NCHW or NHWC, got {self.order!r}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size: expected 1 or more, got {self.batch_size}")
+
+    @property
+    def known_scale(self) -> ScoreScale | None:
+        """What the scores are on as far as the user says."""
+        if self.scale is not None or self.settings.outputs is None:
+            return self.scale
+        return ScoreScale(kind=self.settings.outputs)
