@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError
-from bdaudit.perturbation import Loss, apply_delta, cross_entropy
+from bdaudit.perturbation import Loss, apply_delta
 
 __all__ = [
     "CraftSet",
@@ -62,8 +62,8 @@ class SpecificTerms:
         labels: (N,) their true labels.
         reference: An innocent model that should stay right on the triggered images + delta, on
             the same device; `None` leaves that term out.
-        clean_weight: Weight of D's cross-entropy on clean + delta against the attack's loss.
-        reference_weight: Weight of the reference's cross-entropy on triggered + delta.
+        clean_weight: Weight of keeping D's answers on clean + delta against the attack.
+        reference_weight: Weight of keeping the reference's answers on triggered + delta.
     """
 
     clean: Tensor
@@ -102,27 +102,31 @@ def standard_objective(
 
 
 def specific_objective(
-    attack: Objective, classifier: nn.Module, craft: CraftSet, terms: SpecificTerms, *, bf16: bool
+    classifier: nn.Module, craft: CraftSet, loss: Loss, terms: SpecificTerms, *, bf16: bool
 ) -> Objective:
-    """Add to `attack` what delta must leave alone.
+    """Take craft images + delta to their targets, and leave alone what `terms` name.
+
+    All terms are the same loss, the attack's toward the target and the others toward the true
+    label, so that no term is on another scale than the rest: with `smoothed_failure` the sum is
+    a smooth count of triggered images not won plus weighted counts of answers disturbed.
 
     Source: ours (the paper has the attack term alone); see docs/reactivation.md.
     """
-    device = craft.images.device
+    attack = standard_objective(classifier, craft, loss, bf16=bf16)
     clean = terms.clean.to(craft.images)
-    labels = terms.labels.to(device)
+    labels = terms.labels.to(craft.images.device)
 
-    def kept(model: nn.Module, images: Tensor, delta: Tensor, indices: Tensor) -> Tensor:
+    def disturbed(model: nn.Module, images: Tensor, delta: Tensor, indices: Tensor) -> Tensor:
         logits = ask(model, apply_delta(images[indices], delta), bf16=bf16)
-        return cross_entropy(logits, labels[indices]).mean()
+        return loss(logits, labels[indices]).mean()
 
     def evaluate(delta: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        loss, won = attack.evaluate(delta, indices)
-        loss = loss + terms.clean_weight * kept(classifier, clean, delta, indices)
+        total, won = attack.evaluate(delta, indices)
+        total = total + terms.clean_weight * disturbed(classifier, clean, delta, indices)
         if terms.reference is not None:
-            moved = kept(terms.reference, craft.images, delta, indices)
-            loss = loss + terms.reference_weight * moved
-        return loss, won
+            moved = disturbed(terms.reference, craft.images, delta, indices)
+            total = total + terms.reference_weight * moved
+        return total, won
 
     extra_models = 1 if terms.reference is None else 2
     return Objective(evaluate, attack.models_per_image + extra_models, only_attacks=False)

@@ -147,11 +147,10 @@ def _objective(
     config: WhiteboxConfig,
     specific: SpecificTerms | None,
 ) -> Objective:
-    bf16 = config.autocast == "bf16"
-    attack = standard_objective(classifier, craft, RECIPES[config.optimizer].loss, bf16=bf16)
+    loss, bf16 = RECIPES[config.optimizer].loss, config.autocast == "bf16"
     if specific is None:
-        return attack
-    return specific_objective(attack, classifier, craft, specific, bf16=bf16)
+        return standard_objective(classifier, craft, loss, bf16=bf16)
+    return specific_objective(classifier, craft, loss, specific, bf16=bf16)
 
 
 def _start(craft: CraftSet, config: WhiteboxConfig, generator: torch.Generator) -> Tensor:
