@@ -22,6 +22,14 @@ _INTRO = (
     "works. Is the backdoor gone?"
 )
 
+_NEXT = """\
+To a test of the trigger alone both models look equally clean. The same on the files themselves:
+
+  bdaudit demo --export demo && cd demo
+  bdaudit audit dormant.safetensors --original original.safetensors \\
+    --data clean.npz --trigger trigger.toml --reference innocent-1.safetensors \\
+    --reference innocent-2.safetensors --reference innocent-3.safetensors"""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -86,10 +94,5 @@ def _show(records: dict[str, AuditRecord], quiet: bool) -> None:
         print_record(record, console, brief=True)
     if quiet:
         return
-    console.print(
-        "Both models look equally clean to a test of the trigger alone. Try it on the files:\n\n"
-        "  bdaudit demo --export demo && cd demo\n"
-        "  bdaudit audit dormant.safetensors --original original.safetensors --data clean.npz \\\n"
-        "    --trigger trigger.toml --reference innocent-1.safetensors \\\n"
-        "    --reference innocent-2.safetensors --reference innocent-3.safetensors --craft 300"
-    )
+    # Not through rich, which would break the command's lines.
+    typer.echo(_NEXT)

@@ -38,7 +38,6 @@ def draw_chart(
     band: Band | None = None,
     width: int,
     height: int = 11,
-    axis_label: str = "",
     ascii_only: bool = False,
 ) -> Text:
     """Draw shares from 0 to 100 % over evenly spaced steps.
@@ -49,7 +48,6 @@ def draw_chart(
         band: Drawn under all lines.
         width: Columns to use, axis included.
         height: Rows of the plot; odd numbers put 50 % on a row.
-        axis_label: Stands after the last tick.
         ascii_only: Draw the frame in ASCII, for terminals without box characters.
 
     Returns:
@@ -88,7 +86,7 @@ def draw_chart(
             text.append(character, style=style)
         text.append("\n")
     text.append(" " * left + corner + rule * columns + "\n", style="dim")
-    text.append(_tick_line(ticks, at, left + 1, axis_label, width) + "\n", style="dim")
+    text.append(_tick_line(ticks, at, left + 1, width) + "\n", style="dim")
 
     legend = [(line.marker, line.label, line.style) for line in lines]
     if band is not None:
@@ -127,17 +125,12 @@ def _interpolate(
     return out
 
 
-def _tick_line(
-    ticks: Sequence[str], at: Sequence[int], offset: int, axis_label: str, width: int
-) -> str:
+def _tick_line(ticks: Sequence[str], at: Sequence[int], offset: int, width: int) -> str:
     line = [" "] * width
     for column, tick in zip(at, ticks, strict=True):
         start = min(max(offset + column - len(tick) // 2, 0), width - len(tick))
         line[start : start + len(tick)] = tick
-    text = "".join(line).rstrip()
-    if axis_label and len(text) + 2 + len(axis_label) <= width:
-        text += "  " + axis_label
-    return text
+    return "".join(line).rstrip()
 
 
 def _legend(entries: Sequence[tuple[str, str, str]], width: int, left: int) -> Text:

@@ -175,7 +175,7 @@ def _bec_cell(role: str, bec: Sequence[BecRecord]) -> str:
         return "undefined"
     if len(known) > 1:
         values = [b.value for b in known if b.value is not None]
-        return f"{min(values):.2f} to {max(values):.2f}"
+        return f"{min(values):.2f}-{max(values):.2f}"
     first = known[0]
     interval = "" if first.low is None else f" ({first.low:.2f}-{first.high:.2f})"
     return f"{first.value:.2f}{interval}"
@@ -307,10 +307,11 @@ def _reactivation_chart(
         lines=lines,
         band=band,
         width=min(console.width, 78),
-        axis_label="eps",
         ascii_only=ascii_only,
     )
-    return Group(_heading("Trigger + one universal perturbation", "ASR on held-out images"), chart)
+    return Group(
+        _heading("Trigger + one universal perturbation", f"ASR by eps ({first.norm})"), chart
+    )
 
 
 def _bec_parts(

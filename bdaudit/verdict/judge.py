@@ -95,11 +95,6 @@ class _Attack:
     def beats_every_null(self) -> bool:
         return all(lift.holds for lift in self.lifts)
 
-    @property
-    def weakest_bound(self) -> float:
-        """Lowest lower bound over the nulls: by how much the attack surely beats them all."""
-        return min(lift.low for lift in self.lifts if lift.low is not None)
-
 
 class _Case:
     """The record with its figures arranged for the rules."""
@@ -280,7 +275,8 @@ class _Case:
         telling = [attack for attack in self.attacks if attack.beats_every_null]
         if not telling:
             return None
-        best = max(telling, key=lambda attack: attack.weakest_bound)
+        # The smallest eps is the most telling one: there innocent models move least.
+        best = min(telling, key=lambda attack: attack.run.eps)
         run = best.run
         alone = f"{_percent(self.defended.asr.value)} alone" if self.defended else "alone"
         norm = {"linf": "L-inf", "l2": "L2"}[run.norm]

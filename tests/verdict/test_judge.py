@@ -25,10 +25,10 @@ def test_a_dormant_backdoor_beats_every_control_at_a_small_eps() -> None:
         Policy(),
     )
     assert verdict.outcome == "dormant"
-    # The largest sure lift decides: at .03 it is .37 - .09 (trigger alone), at .05 .60 - .30.
-    assert {c.eps for c in verdict.deciding} == {0.05}
+    # At .01 the lift over the trigger alone is .06; at .02 it is .16, and the smallest eps decides.
+    assert {c.eps for c in verdict.deciding} == {0.02}
     assert all(c.low is not None and c.low > c.limit for c in verdict.deciding)
-    assert "60 %" in verdict.why
+    assert "25%" in verdict.why
 
 
 def test_no_more_than_innocent_models_do_is_removed() -> None:
