@@ -229,7 +229,7 @@ class Transport:
     def _refusal(self, response: httpx.Response, content: bytes, url: str) -> Exception:
         """Say what a status other than 200 means."""
         status = response.status_code
-        said = self._clean(content[: 4 * _SHOWN].decode("utf-8", "replace"))
+        said = self._clean(content.decode("utf-8", "replace"))
         if status == _TOO_MANY_REQUESTS or response.is_server_error:
             after_s = _retry_after(response.headers.get("Retry-After"))
             return LostAnswerError(f"status {status}: {said}", after_s=after_s)
@@ -282,7 +282,11 @@ class Transport:
         """Return text in one short line, without the token."""
         if self._token is not None:
             text = text.replace(self._token, "[token]")
-        return " ".join(text.split())[:_SHOWN] or "nothing"
+        text = " ".join(text.split())
+        if len(text) > _SHOWN:
+            # The cause stands at the end of a traceback and at the start of most else.
+            text = f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
+        return text or "nothing"
 
 
 def _read_token(variable: str | None) -> str | None:
