@@ -8,7 +8,7 @@ is counted once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self, TypeAlias
 
@@ -70,6 +70,7 @@ class BlackBox(ABC):
             values. Images are rounded to it before they are sent, so that what was asked about is
             known. `None` for no grid.
         scale: What the scores are on; `None` looks at the first answers.
+        notes: What was done to open the model, in words, for the record.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -84,6 +85,7 @@ class BlackBox(ABC):
         feedback: Feedback = "scores",
         grid: int | None = None,
         scale: ScoreScale | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if feedback not in ("scores", "labels"):
             raise ConfigError(f"feedback: expected scores or labels, got {feedback!r}")
@@ -96,6 +98,7 @@ class BlackBox(ABC):
         self.image_shape = image_shape
         self.feedback: Feedback = feedback
         self.grid = grid
+        self.notes = list(notes)
         self._scale = scale
         self._n_queries = 0
 

@@ -44,7 +44,6 @@ class OnnxBlackBox(BlackBox):
             says so in `notes`.
 
     Attributes:
-        notes: What was done to open it, in words.
         layout: How images fill its input.
 
     Raises:
@@ -95,6 +94,7 @@ class OnnxBlackBox(BlackBox):
             feedback=feedback,
             grid=self.layout.grid or options.grid,
             scale=options.known_scale,
+            notes=self.notes,
         )
 
     def identity(self) -> Identity:

@@ -54,7 +54,6 @@ class ServedBlackBox(BlackBox):
         fallback: Image shape and class count where neither options nor metadata say.
 
     Attributes:
-        notes: What was found out on opening, in words.
         layout: How images fill the model's input.
 
     Raises:
@@ -102,6 +101,7 @@ class ServedBlackBox(BlackBox):
                 feedback=feedback,
                 grid=self.layout.grid or options.grid,
                 scale=options.known_scale,
+                notes=self.notes,
             )
         except BaseException:
             self._transport.close()
@@ -133,20 +133,23 @@ class ServedBlackBox(BlackBox):
 
     def _answer(self, images: Tensor) -> Tensor:
         chunks = torch.split(images, self.batch_size)
+        cancelled = threading.Event()
         with ThreadPoolExecutor(self._transport.settings.concurrency) as pool:
-            futures = [pool.submit(self._ask_chunk, chunk) for chunk in chunks]
+            futures = [pool.submit(self._ask_chunk, chunk, cancelled) for chunk in chunks]
             try:
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
-                # Those on their way are waited for: their answers will have been paid for.
+                # Those on their way are waited for, since their answers will have been paid for;
+                # nothing is sent any more.
+                cancelled.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         answers = [self._kept[_key(chunk)] for chunk in chunks]
         self._kept.clear()
         return torch.from_numpy(np.concatenate(answers))
 
-    def _ask_chunk(self, chunk: Tensor) -> None:
+    def _ask_chunk(self, chunk: Tensor, cancelled: threading.Event) -> None:
         """Have one request's worth of images answered, unless it was before."""
         key = _key(chunk)
         if key in self._kept:
@@ -163,7 +166,13 @@ class ServedBlackBox(BlackBox):
         )
         url = f"{self.endpoint.model_url}/infer"
         answer = self._transport.send(
-            "POST", url, read=self._read_answer, body=body, headers=headers, n_images=len(chunk)
+            "POST",
+            url,
+            read=self._read_answer,
+            body=body,
+            headers=headers,
+            n_images=len(chunk),
+            cancelled=cancelled,
         )
         with self._lock:
             self._count(len(chunk))

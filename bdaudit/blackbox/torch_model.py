@@ -43,6 +43,7 @@ class TorchBlackBox(BlackBox):
             grid=grid,
             # A loaded model gives logits, or has been made to.
             scale=ScoreScale(kind="logits"),
+            notes=model.notes,
         )
         self.model = model
         self.batch_size = batch_size

@@ -93,9 +93,9 @@ class RateLimit:
         self._free_at = time.monotonic()
         self._lock = threading.Lock()
 
-    def wait(self, n_images: int) -> None:
-        """Sleep until `n_images` may be sent."""
-        while True:
+    def wait(self, n_images: int, cancelled: threading.Event) -> None:
+        """Sleep until `n_images` may be sent, or until nothing is to be sent any more."""
+        while not cancelled.is_set():
             with self._lock:
                 now = time.monotonic()
                 if now >= self._free_at:
@@ -103,7 +103,7 @@ class RateLimit:
                     return
                 early = self._free_at - now
             # Looked at again afterwards: meanwhile the server may have asked all to hold.
-            time.sleep(early)
+            cancelled.wait(early)
 
     def hold(self, seconds: float) -> None:
         """Let nobody through for `seconds`: the server asked for it."""
@@ -165,6 +165,7 @@ class Transport:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         n_images: int = 0,
+        cancelled: threading.Event | None = None,
     ) -> Read:
         """Send a request until its answer can be read, or until patience ends.
 
@@ -175,6 +176,7 @@ class Transport:
             body: What is sent.
             headers: Beside the usual ones.
             n_images: Images in it, for the rate limit.
+            cancelled: Set by another thread when no answer is wanted any more: ends all waiting.
 
         Returns:
             What `read` made of the answer.
@@ -184,12 +186,15 @@ class Transport:
                 token, or a certificate that is not trusted.
             ModelError: The server says that the model or the request is wrong (other 4xx).
         """
+        cancelled = cancelled or threading.Event()
         for attempt in range(self.settings.max_retries + 1):
-            self._limit.wait(n_images)
+            self._limit.wait(n_images, cancelled)
+            if cancelled.is_set():
+                raise RemoteError(f"{url}: not sent, since another request failed")
             try:
                 return read(self._try(method, url, body, headers or {}))
             except LostAnswerError as lost:
-                self._wait_or_give_up(lost, attempt, url)
+                self._wait_or_give_up(lost, attempt, url, cancelled)
         raise AssertionError("the last attempt either returns or gives up")
 
     def _try(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
@@ -258,7 +263,9 @@ class Transport:
             )
         return RemoteError(f"{url}: expected status 200, got {status}: {said}")
 
-    def _wait_or_give_up(self, lost: LostAnswerError, attempt: int, url: str) -> None:
+    def _wait_or_give_up(
+        self, lost: LostAnswerError, attempt: int, url: str, cancelled: threading.Event
+    ) -> None:
         settings = self.settings
         if attempt == settings.max_retries:
             raise RemoteError(
@@ -276,7 +283,7 @@ class Transport:
             return
         with self._jitter_lock:
             shortened = self._jitter.uniform(0.5, 1.0)
-        time.sleep(min(settings.backoff_s * 2.0**attempt, settings.max_wait_s) * shortened)
+        cancelled.wait(min(settings.backoff_s * 2.0**attempt, settings.max_wait_s) * shortened)
 
     def _clean(self, text: str) -> str:
         """Return text in one short line, without the token."""

@@ -83,7 +83,7 @@ RECOVERABLE = {
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     faults=st.lists(st.sampled_from(sorted(RECOVERABLE)), max_size=5),
@@ -133,6 +133,18 @@ def test_parallel_requests_overlap_and_keep_their_order(server: FaultyServer) ->
     with ask_of(server, transport={"concurrency": 4}) as box:
         torch.testing.assert_close(box.ask(images), NET(images))
     assert server.most_at_once == 4
+
+
+def test_one_refusal_ends_the_waiting_of_all(server: FaultyServer) -> None:
+    server.faults = [faulty.status(503), faulty.delay(0.3), faulty.status(400)]
+    with ask_of(
+        server, batch_size=1, transport={"concurrency": 3, "backoff_s": 30.0, "max_wait_s": 60.0}
+    ) as box:
+        started = time.monotonic()
+        with pytest.raises(ModelError, match="status 400"):
+            box.ask(images_of(20))
+        assert time.monotonic() - started < 10  # not the 15 to 30 seconds before the next try
+        assert box.n_queries < 20
 
 
 def test_an_answer_that_comes_too_late_is_asked_for_again(server: FaultyServer) -> None:
