@@ -5,41 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdaudit.blackbox.base import BlackBox, Feedback
 from bdaudit.blackbox.function import FunctionBlackBox
 from bdaudit.blackbox.onnx_model import OnnxBlackBox
 from bdaudit.blackbox.options import BlackBoxOptions
+from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.served import ServedBlackBox
 from bdaudit.blackbox.torch_model import TorchBlackBox
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.models import LoadedModel, ModelSettings, load_model
+from bdaudit.models import LoadedModel, ModelSettings, load_model, wrap_module
 from bdaudit.models.settings import read_model_toml
 from bdaudit.usercode import load_function, split_reference
 
 __all__ = ["open_black_box"]
 
+Device: TypeAlias = torch.device | str
+
 
 def open_black_box(
-    source: LoadedModel | Callable[[Tensor], Any] | Path | str,
+    source: LoadedModel | nn.Module | Callable[[Tensor], Any] | Path | str,
     *,
     name: str,
     feedback: Feedback = "scores",
     options: BlackBoxOptions | None = None,
     fallback_image_shape: tuple[int, int, int] | None = None,
     fallback_num_classes: int | None = None,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> BlackBox:
     """Open whatever can be asked.
 
     Args:
-        source: A loaded model; a function from images to scores or labels; an address
-            (`http://host:port/v2/models/NAME`); `file.py:function`, which runs the user's own
-            code; an `.onnx` file; or a checkpoint that `load_model` opens.
+        source: A loaded model; a module, or any function from images to scores or labels; an
+            address (`http://host:port/v2/models/NAME`); `file.py:function`, which runs the user's
+            own code; an `.onnx` file; or a checkpoint that `load_model` opens.
         name: How records refer to the model.
         feedback: What it gives back.
         options: What is known about it.
@@ -56,6 +59,10 @@ def open_black_box(
     fallback = ModelSettings(image_shape=fallback_image_shape, num_classes=fallback_num_classes)
     if isinstance(source, LoadedModel):
         return _ask_torch(source, feedback, options)
+    if isinstance(source, nn.Module):
+        own_shape = ModelSettings(image_shape=fallback_image_shape)
+        module = _wrap(source, name, options.settings.over(own_shape), device)
+        return _ask_torch(module, feedback, options)
     if callable(source):
         return _ask_function(source, None, name, feedback, options, fallback)
     if str(source).startswith(("http://", "https://")):
@@ -86,8 +93,30 @@ def open_black_box(
 
 
 def _ask_torch(model: LoadedModel, feedback: Feedback, options: BlackBoxOptions) -> TorchBlackBox:
+    # Where the outputs were declared, the loader has acted on it, and what comes out are logits.
+    declared = None if options.settings.outputs is None else ScoreScale(kind="logits")
     return TorchBlackBox(
-        model, feedback=feedback, grid=options.grid, batch_size=options.batch_size or 256
+        model,
+        feedback=feedback,
+        grid=options.grid,
+        scale=options.scale or declared,
+        batch_size=options.batch_size or 256,
+    )
+
+
+def _wrap(module: nn.Module, name: str, settings: ModelSettings, device: Device) -> LoadedModel:
+    if settings.image_shape is None:
+        raise ConfigError("image_shape: a module in memory does not say what it takes; pass it")
+    return wrap_module(
+        module,
+        name=name,
+        image_shape=settings.image_shape,
+        num_classes=settings.num_classes,
+        input_size=settings.input_size,
+        mean=settings.mean,
+        std=settings.std,
+        outputs=settings.outputs,
+        device=device,
     )
 
 
@@ -129,7 +158,7 @@ def _ask_onnx(
     feedback: Feedback,
     options: BlackBoxOptions,
     fallback: ModelSettings,
-    device: torch.device | str,
+    device: Device,
 ) -> OnnxBlackBox:
     beside, toml = read_model_toml(path)
     options = replace(options, settings=options.settings.over(beside))

@@ -22,6 +22,7 @@ class TorchBlackBox(BlackBox):
         model: As loaded; it is asked on the device it is on.
         feedback: What `ask` gives back.
         grid: As for `BlackBox`.
+        scale: As for `BlackBox`; a model that takes logs of its probabilities itself gives logits.
         batch_size: Images a forward pass, 1 or more.
     """
 
@@ -31,6 +32,7 @@ class TorchBlackBox(BlackBox):
         *,
         feedback: Feedback = "scores",
         grid: int | None = None,
+        scale: ScoreScale | None = None,
         batch_size: int = 256,
     ) -> None:
         if batch_size < 1:
@@ -41,8 +43,7 @@ class TorchBlackBox(BlackBox):
             image_shape=model.image_shape,
             feedback=feedback,
             grid=grid,
-            # A loaded model gives logits, or has been made to.
-            scale=ScoreScale(kind="logits"),
+            scale=scale,
             notes=model.notes,
         )
         self.model = model

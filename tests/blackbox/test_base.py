@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdaudit.blackbox import (
     BlackBoxOptions,
@@ -24,7 +24,7 @@ from bdaudit.blackbox import (
 )
 from bdaudit.blackbox.scale import rounding_step
 from bdaudit.errors import BudgetError, ConfigError, DataError, ModelError
-from bdaudit.models import ModelSettings, wrap_module
+from bdaudit.models import ModelSettings, preactresnet18, save_model, wrap_module
 from tests.twins import IMAGE_SHAPE, NUM_CLASSES, original_twin, twin_sample
 
 NET = original_twin()
@@ -52,6 +52,36 @@ def test_a_torch_model_answers_as_it_would_itself() -> None:
     assert torch.equal(IMAGES, before)
     assert not answers.is_inference()  # or a search could not compute with them
     assert torch.equal(top_labels(answers), torch_box(feedback="labels").ask(IMAGES))
+
+
+@pytest.mark.parametrize("outputs", [None, "logits", "probabilities"])
+def test_a_module_in_memory_is_taken_at_its_word_or_looked_at(outputs: str | None) -> None:
+    module = nn.Sequential(NET, nn.Softmax(dim=1))
+    options = BlackBoxOptions(settings=ModelSettings(outputs=outputs))
+    box = open_black_box(module, name="defended", options=options, fallback_image_shape=IMAGE_SHAPE)
+    expected = module(IMAGES) if outputs == "logits" else NET(IMAGES).log_softmax(1)
+    torch.testing.assert_close(box.ask(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    assert box.score_kind == ("probabilities" if outputs is None else "logits")
+    with pytest.raises(ConfigError, match="image_shape"):
+        open_black_box(module, name="defended")
+
+
+def test_a_checkpoint_is_opened_like_any_other(tmp_path: Path) -> None:
+    net = preactresnet18(num_classes=4, in_channels=1, width=2).eval()
+    save_model(
+        tmp_path / "net.safetensors",
+        net,
+        arch="bdaudit/preactresnet18_w2",
+        num_classes=4,
+        image_shape=(1, 16, 16),
+        mean=(0.5,),
+        std=(0.25,),
+    )
+    box = open_black_box(str(tmp_path / "net.safetensors"), name="defended")
+    images = torch.rand(3, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(box.ask(images), net((images - 0.5) / 0.25))
+    assert box.identity().kind == "torch"
 
 
 @pytest.mark.cuda
