@@ -1,0 +1,38 @@
+"""The augmentation of the field's defences: shift by a few pixels, flip left to right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["shift_and_flip"]
+
+
+def shift_and_flip(
+    images: Tensor, *, max_shift: float, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """Shift every image at random by whole pixels, filled with zeros, and flip one in two.
+
+    Args:
+        images: (N, C, H, W); left as they are.
+        max_shift: Largest shift either way, as a share of the shorter side; rounded to pixels.
+        flip: Whether to flip left to right with chance 1/2.
+        generator: Seeded CPU generator; the draws do not depend on the images' device.
+
+    Returns:
+        (N, C, H, W) on the images' device.
+    """
+    n, _, height, width = images.shape
+    reach = round(max_shift * min(height, width))
+    down = torch.randint(0, 2 * reach + 1, (n, 1), generator=generator)
+    right = torch.randint(0, 2 * reach + 1, (n, 1), generator=generator)
+    rows = down + torch.arange(height)  # (N, H) into the padded image
+    columns = right + torch.arange(width)  # (N, W)
+    if flip:
+        flipped = torch.rand(n, 1, generator=generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    padded = functional.pad(images, (reach, reach, reach, reach))
+    picks = torch.arange(n)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[picks, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)

@@ -1,0 +1,182 @@
+"""The one training loop behind every defence.
+
+A defence says how the gradient of a mini-batch comes about and what is done after a step;
+mini-batches, augmentation, learning rate and the return to a frozen classifier are here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil, cos, isfinite, pi
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdaudit.defenses.augmentation import shift_and_flip
+from bdaudit.errors import ConfigError, DataError, NumericsError
+from bdaudit.progress import Progress, Steps
+
+__all__ = ["Gradients", "TuningConfig", "backpropagate", "device_of", "trainable_copy", "tune"]
+
+Gradients = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Classifier, images (n, C, H, W) and labels (n,) to the loss; adds to the parameters' `.grad`."""
+
+_LEAST_RATE = 0.02  # of the peak: the first step of the warm-up is not a step of length zero
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningConfig:
+    """Settings of stochastic gradient descent on clean images.
+
+    Attributes:
+        learning_rate: Peak of a one-cycle schedule: up linearly during `warm_up`, then down to
+            about 0 as a cosine.
+        n_epochs: Passes over the images.
+        batch_size: Most images in a mini-batch; an epoch is dealt out evenly.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        warm_up: Share of the steps during which the rate rises.
+        max_shift: Augmentation: largest shift as a share of the image's shorter side.
+        flip: Augmentation: flip images left to right. Switch off where left and right differ in
+            meaning, as on traffic signs and digits.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    learning_rate: float = 0.05
+    n_epochs: int = 10
+    batch_size: int = 32
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warm_up: float = 0.3
+    max_shift: float = 0.08
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if not (isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate: expected above 0, got {self.learning_rate}")
+        for name in ("momentum", "weight_decay", "warm_up", "max_shift"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected in [0, 1), got {getattr(self, name)}")
+
+    def rate_at(self, done: float) -> float:
+        """Return the learning rate after a share `done` in [0, 1) of all steps."""
+        if done < self.warm_up:
+            scale = done / self.warm_up
+        else:
+            scale = 0.5 * (1 + cos(pi * (done - self.warm_up) / (1 - self.warm_up)))
+        return self.learning_rate * max(scale, _LEAST_RATE)
+
+
+def trainable_copy(classifier: nn.Module) -> nn.Module:
+    """Copy a classifier, frozen or not, and let every parameter of the copy be trained."""
+    return copy.deepcopy(classifier).requires_grad_(True)
+
+
+def device_of(classifier: nn.Module) -> torch.device:
+    """Return where the classifier's parameters are."""
+    return next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
+
+
+def backpropagate(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Add the gradient of the mean cross-entropy, and return that."""
+    loss = functional.cross_entropy(classifier(images), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def tune(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    config: TuningConfig,
+    generator: torch.Generator,
+    title: str,
+    gradients: Gradients = backpropagate,
+    after_step: Callable[[], None] | None = None,
+) -> Steps[None]:
+    """Train `classifier` in place with SGD, and leave it in eval mode without gradients.
+
+    Args:
+        classifier: Maps (n, C, H, W) in [0, 1] to logits (n, K), on any device; parameters that
+            require a gradient are trained.
+        images: (N, C, H, W) in [0, 1]; left as they are.
+        labels: (N,) int64.
+        config: Settings.
+        generator: Seeded CPU generator, the only source of randomness: dropout is seeded from it,
+            and torch's global generators are left as they were.
+        title: What `Progress` calls the step.
+        gradients: How a mini-batch's gradient comes about.
+        after_step: Called after every step.
+
+    Yields:
+        One `Progress` an epoch.
+
+    Raises:
+        DataError: Images and labels do not fit each other, or there are fewer than two.
+        NumericsError: The loss of an epoch was not finite.
+    """
+    _check_images(images, labels)
+    device = device_of(classifier)
+    images, labels = images.to(device=device, dtype=torch.float32), labels.to(device)
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        trained,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    n_batches = max(1, ceil(len(labels) / config.batch_size))
+    classifier.train()
+    for epoch in range(config.n_epochs):
+        yield Progress(title, epoch, config.n_epochs)
+        order = torch.randperm(len(labels), generator=generator)
+        total = torch.zeros((), device=device)
+        with _seeded_globals(device, generator):
+            for number, chosen in enumerate(order.tensor_split(n_batches)):
+                done = (epoch * n_batches + number) / (config.n_epochs * n_batches)
+                optimizer.param_groups[0]["lr"] = config.rate_at(done)
+                batch = shift_and_flip(
+                    images[chosen],
+                    max_shift=config.max_shift,
+                    flip=config.flip,
+                    generator=generator,
+                )
+                optimizer.zero_grad(set_to_none=True)
+                total += gradients(classifier, batch, labels[chosen])
+                optimizer.step()
+                if after_step is not None:
+                    after_step()
+        if not total.isfinite():  # once an epoch, since a GPU is waited for here
+            raise NumericsError(
+                f"{title}: the loss was not finite in epoch {epoch + 1} of {config.n_epochs}; "
+                f"lower the learning rate ({config.learning_rate:g})"
+            )
+    classifier.eval().requires_grad_(False)
+    optimizer.zero_grad(set_to_none=True)
+    yield Progress(title, config.n_epochs, config.n_epochs)
+
+
+@contextmanager
+def _seeded_globals(device: torch.device, generator: torch.Generator) -> Iterator[None]:
+    """Seed torch's global generators, from which dropout draws, and put them back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
+
+
+def _check_images(images: Tensor, labels: Tensor) -> None:
+    if images.ndim != 4 or labels.shape != images.shape[:1] or len(labels) < 2:
+        raise DataError(
+            "tuning: expected images (N, C, H, W) and labels (N,) with N of at least 2, got "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        )

@@ -1,0 +1,227 @@
+"""Models that resemble the defended one, made from the suspected original.
+
+An attacker who cannot see inside the defended model may hold the original and a few clean images.
+Put through defences of his own, the original gives models in which the backdoor sleeps much as it
+may in the defended one; perturbations made on them often carry over (`reactivation.transfer`), and
+give a query search a start.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from bdaudit.atomic import write_atomically
+from bdaudit.data import Sample
+from bdaudit.defenses import (
+    FinePruningConfig,
+    FinetuneConfig,
+    FstConfig,
+    FtSamConfig,
+    feature_shift_tune,
+    fine_prune,
+    finetune,
+    ft_sam,
+)
+from bdaudit.digests import digest_tensors
+from bdaudit.errors import ConfigError
+from bdaudit.models import Classifier, LoadedModel
+from bdaudit.progress import Progress, Steps
+from bdaudit.version import __version__
+
+__all__ = ["DefenseConfig", "SurrogateConfig", "make_surrogates"]
+
+DefenseConfig: TypeAlias = FinetuneConfig | FtSamConfig | FinePruningConfig | FstConfig
+"""Settings of a defence; their type says which defence it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Defense:
+    name: str
+    run: Callable[..., Steps[nn.Module]]
+
+
+_DEFENSES: dict[type[DefenseConfig], _Defense] = {
+    FinetuneConfig: _Defense("fine-tuning", finetune),
+    FtSamConfig: _Defense("FT-SAM", ft_sam),
+    FinePruningConfig: _Defense("fine-pruning", fine_prune),
+    FstConfig: _Defense("FST", feature_shift_tune),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurrogateConfig:
+    """Which surrogates are made.
+
+    Attributes:
+        defenses: One surrogate for each, made by that defence with these settings. The defaults
+            are measured in docs/transfer.md.
+
+    Raises:
+        ConfigError: There is none.
+    """
+
+    defenses: tuple[DefenseConfig, ...] = (
+        FinetuneConfig(),
+        FtSamConfig(),
+        FinePruningConfig(),
+        FstConfig(),
+    )
+
+    def __post_init__(self) -> None:
+        if not self.defenses:
+            raise ConfigError("surrogates: expected one defence or more, got none")
+
+
+def make_surrogates(
+    original: LoadedModel,
+    craft: Sample,
+    *,
+    config: SurrogateConfig | None = None,
+    generator: torch.Generator,
+    cache_dir: Path | None = None,
+) -> Steps[tuple[LoadedModel, ...]]:
+    """Defend the original in several ways, each of which gives a surrogate.
+
+    Args:
+        original: The suspected model before its defence; left as it is. The surrogates are made
+            and put on its device.
+        craft: Clean labelled images; none of those that rates are reported on.
+        config: Which defences; `None` takes the defaults.
+        generator: Seeded CPU generator. One number is drawn for each surrogate, whether it comes
+            from the cache or not, so what is drawn afterwards does not depend on the cache.
+        cache_dir: Folder, made when missing, in which finished surrogates are kept by the digest
+            of all that determines them; `None` keeps none. Deleting it is always safe.
+
+    Yields:
+        `Progress` of the training, in surrogates.
+
+    Returns:
+        The surrogates in the order of `config.defenses`: eval mode, no parameter requiring a
+        gradient.
+
+    Raises:
+        ModelError: A defence does not apply to this architecture.
+        DataError: Too few craft images.
+        NumericsError: Training diverged.
+        ConfigError: `cache_dir` cannot be written to.
+    """
+    defenses = (config or SurrogateConfig()).defenses
+    total = len(defenses)
+    images = digest_tensors({"images": craft.images, "labels": craft.labels})
+    surrogates = []
+    for number, defense in enumerate(defenses):
+        seed = int(torch.randint(2**62, (), generator=generator))
+        title = f"surrogate {number + 1} of {total}, {_DEFENSES[type(defense)].name}"
+        key = _key(original, images, defense, seed)
+        classifier = None if cache_dir is None else _read(cache_dir, key, original)
+        if classifier is None:
+            steps = _DEFENSES[type(defense)].run(
+                original.classifier,
+                craft.images,
+                craft.labels,
+                config=defense,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            classifier = yield from _as_part(steps, title, number, total)
+            if cache_dir is not None:
+                _write(cache_dir, key, classifier)
+        yield Progress(title, number + 1, total)
+        surrogates.append(_loaded(original, classifier, number + 1, defense))
+    return tuple(surrogates)
+
+
+def _loaded(
+    original: LoadedModel, classifier: nn.Module, number: int, defense: DefenseConfig
+) -> LoadedModel:
+    name = _DEFENSES[type(defense)].name
+    model = replace(
+        original,
+        name=f"surrogate {number} ({name})",
+        classifier=classifier,
+        path=None,
+        notes=(f"made from {original.name} by {name} on the craft images",),
+    )
+    return replace(model, weights_sha256=digest_tensors(model.network.state_dict()))
+
+
+def _as_part(steps: Steps[nn.Module], title: str, number: int, total: int) -> Steps[nn.Module]:
+    """Scale the progress of one surrogate to its part of all."""
+    try:
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            yield Progress(title, number + event.done / event.total, total, event.note)
+    finally:
+        steps.close()
+
+
+# ---- cache ---------------------------------------------------------------------------------------
+
+
+def _key(original: LoadedModel, images: str, defense: DefenseConfig, seed: int) -> str:
+    """Digest everything that determines a surrogate."""
+    classifier = original.classifier
+    wrapping: dict[str, Any] = {}
+    if isinstance(classifier, Classifier):
+        wrapping = {"input_size": classifier.input_size, "outputs": classifier.outputs}
+    parts = {
+        "version": __version__,
+        "weights": original.weights_sha256,
+        # Normalisation lies in buffers outside the state dict, and strides in no tensor at all.
+        "buffers": digest_tensors(dict(classifier.named_buffers())),
+        "structure": str(classifier),
+        "wrapping": wrapping,
+        "images": images,
+        "defense": [type(defense).__name__, asdict(defense)],
+        "seed": seed,
+        "device": _device_type(classifier),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _device_type(classifier: nn.Module) -> str:
+    return next((parameter.device.type for parameter in classifier.parameters()), "cpu")
+
+
+def _file(cache_dir: Path, key: str) -> Path:
+    return cache_dir / f"surrogate-{key[:32]}.safetensors"
+
+
+def _read(cache_dir: Path, key: str, original: LoadedModel) -> nn.Module | None:
+    """Return the kept surrogate, `None` when there is none or its file is damaged."""
+    try:
+        tensors = load(_file(cache_dir, key).read_bytes())
+        classifier = copy.deepcopy(original.classifier)
+        classifier.load_state_dict(tensors)
+    except (OSError, SafetensorError, RuntimeError):
+        return None  # it is made again and the file replaced
+    return classifier.eval().requires_grad_(False)
+
+
+def _write(cache_dir: Path, key: str, classifier: nn.Module) -> None:
+    # Cloned, since safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in classifier.state_dict().items()
+    }
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(_file(cache_dir, key), save(tensors))
+    except OSError as error:
+        raise ConfigError(
+            f"{cache_dir}: surrogates cannot be kept there ({error.strerror or error}); name "
+            "another folder, or none"
+        ) from error
