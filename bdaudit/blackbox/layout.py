@@ -14,7 +14,15 @@ from torch import Tensor
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.models import ModelSettings
 
-__all__ = ["DataType", "ImageLayout", "Order", "TensorSpec", "choose_output", "place_images"]
+__all__ = [
+    "DataType",
+    "ImageLayout",
+    "Order",
+    "TensorSpec",
+    "choose_output",
+    "place_images",
+    "read_rows",
+]
 
 Order: TypeAlias = Literal["NCHW", "NHWC"]
 DataType: TypeAlias = Literal["uint8", "float16", "float32", "float64"]
@@ -88,7 +96,10 @@ class ImageLayout:
         return _UINT8_MAX if self.dtype == "uint8" else None
 
     def encode(self, images: Tensor) -> NDArray[Any]:
-        """Lay images (N, C, H, W) in [0, 1] out as the model takes them, contiguous."""
+        """Lay images (N, C, H, W) in [0, 1] out as the model takes them, contiguous.
+
+        A fixed batch is filled up with copies of the last image: only the first N answers count.
+        """
         images = images.detach().to("cpu", torch.float32)
         if self.dtype == "uint8":
             values = (images * _UINT8_MAX).round().to(torch.uint8)
@@ -97,7 +108,11 @@ class ImageLayout:
             values = (images - mean) / std
         if self.order == "NHWC":
             values = values.permute(0, 2, 3, 1)
-        return np.ascontiguousarray(values.numpy().astype(self.dtype, copy=False))
+        tensor = np.ascontiguousarray(values.numpy().astype(self.dtype, copy=False))
+        if self.batch is not None and len(tensor) < self.batch:
+            fill = np.repeat(tensor[-1:], self.batch - len(tensor), axis=0)
+            tensor = np.concatenate([tensor, fill])
+        return tensor
 
     def describe(self) -> dict[str, str]:
         """Say what of this decides the answers, for `Identity.details`."""
@@ -230,6 +245,24 @@ def choose_output(
 def _is_label_output(spec: TensorSpec) -> bool:
     """Whether an output can hold one label an image."""
     return spec.dtype in _LABEL_TYPES and len(spec.shape) in (1, 2) and spec.shape[1:] in ((), (1,))
+
+
+def read_rows(answer: Any, n_images: int) -> NDArray[Any] | None:
+    """Return an output as scores (n, K) float32 or labels (n,) int64, `None` if it is neither.
+
+    Args:
+        answer: What the model gave: integers (n,) or (n, 1) are labels, floats (n, K) scores.
+        n_images: How many rows it must have.
+    """
+    if not isinstance(answer, np.ndarray) or answer.ndim not in (1, 2) or len(answer) != n_images:
+        return None
+    if np.issubdtype(answer.dtype, np.integer) and answer.size == n_images:
+        return answer.reshape(n_images).astype(np.int64)
+    if answer.ndim == 1:
+        return None
+    # What overflows becomes infinite and is refused as such.
+    with np.errstate(over="ignore"):
+        return answer.astype(np.float32)
 
 
 def _listed(specs: Sequence[TensorSpec]) -> str:

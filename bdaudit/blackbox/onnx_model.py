@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity
-from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images
+from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, read_rows
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.digests import digest_file
 from bdaudit.errors import ModelError
@@ -105,32 +105,28 @@ class OnnxBlackBox(BlackBox):
     def _answer(self, images: Tensor) -> Tensor:
         answers = []
         for batch in torch.split(images, self.batch_size):
-            answers.append(self._run(self.layout.encode(batch)))
+            answers.append(self._run(batch))
             self._count(len(batch))
         return torch.from_numpy(np.concatenate(answers))
 
-    def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Run (n, ...) images, padded to a fixed batch, and return (n, K) or (n,)."""
-        n_images, fixed = len(batch), self.layout.batch
-        if fixed is not None and n_images < fixed:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], fixed - n_images, axis=0)])
+    def _run(self, images: Tensor) -> NDArray[Any]:
+        """Run one batch of images; scores (n, K) float32, or labels (n,) int64."""
+        tensor = self.layout.encode(images)
         try:
-            (answer,) = self._session.run([self._output.name], {self._input_name: batch})
+            (answer,) = self._session.run([self._output.name], {self._input_name: tensor})
         except Exception as error:
             raise ModelError(
-                f"{self.path}: cannot take {batch.dtype} images of shape {batch.shape}: "
+                f"{self.path}: cannot take {tensor.dtype} images of shape {tensor.shape}: "
                 f"{_first_line(error)}"
             ) from error
-        if not isinstance(answer, np.ndarray) or answer.ndim < 1 or len(answer) != len(batch):
+        rows = read_rows(answer, len(tensor))
+        if rows is None:
             got = answer.shape if isinstance(answer, np.ndarray) else type(answer).__name__
             raise ModelError(
-                f"{self.path}: expected one row of {self._output.name} for each of {len(batch)} "
-                f"images, got {got}"
+                f"{self.path}: expected scores ({len(tensor)}, K) or labels ({len(tensor)},) in "
+                f"{self._output.name}, got {got}"
             )
-        answer = answer[:n_images]
-        if np.issubdtype(answer.dtype, np.integer):
-            return answer.reshape(n_images, -1)[:, 0].astype(np.int64)
-        return answer.astype(np.float32)
+        return rows[: len(images)]
 
     def _open_session(self, runtime: ModuleType, device: torch.device, subject: str) -> Any:
         options = runtime.SessionOptions()
@@ -152,11 +148,11 @@ class OnnxBlackBox(BlackBox):
     def _find_num_classes(self, declared: int | None, fallback: int | None, subject: str) -> int:
         """Run one grey image, which is not a query, and look at the width of the answer."""
         grey = torch.full((1, *self.layout.image_shape), 0.5)
-        answer = self._run(self.layout.encode(grey))
+        answer = self._run(grey)
         told = answer.shape[1] if answer.ndim == 2 else None
-        if answer.ndim > 2 or (told is not None and declared not in (None, told)):
+        if told is not None and declared not in (None, told):
             raise ModelError(
-                f"{subject}: expected scores (1, {declared or 'K'}) for one image, got "
+                f"{subject}: expected scores (1, {declared}) for one image, got "
                 f"{answer.shape}; pass the right num_classes or output_name"
             )
         number = told or declared or fallback

@@ -30,6 +30,7 @@ __all__ = [
     "decode_answer",
     "encode_request",
     "parse_endpoint",
+    "parse_json",
     "parse_metadata",
 ]
 
@@ -59,7 +60,7 @@ _ENDPOINT = re.compile(
 
 
 class MalformedAnswerError(ValueError):
-    """The body is not what the protocol says: cut short, or not this protocol at all."""
+    """What came was cut short, or is not what the protocol says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,18 @@ class ModelMetadata:
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+def parse_json(body: bytes) -> Any:
+    """Read JSON that somebody else wrote.
+
+    Raises:
+        MalformedAnswerError: It is cut short, is not JSON, or is nested beyond reason.
+    """
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedAnswerError(f"no JSON: {error}") from error
 
 
 def parse_metadata(payload: Any) -> ModelMetadata:
@@ -209,8 +222,9 @@ def decode_answer(
         The output in the shape it claims.
 
     Raises:
-        MalformedAnswerError: The body is cut short or is no answer of this protocol.
-        ModelError: It is one, but lacks the output, or its data do not fill the shape.
+        MalformedAnswerError: The body is cut short or no JSON.
+        ModelError: It is no answer of this protocol, lacks the output, or the output's data do not
+            fill its shape.
     """
     head_length = headers.get(_HEAD_LENGTH)
     head, tail = body, b""
@@ -218,16 +232,15 @@ def decode_answer(
         if not head_length.isdigit() or int(head_length) > len(body):
             raise MalformedAnswerError(f"{_HEAD_LENGTH} {head_length!r} of {len(body)} bytes")
         head, tail = body[: int(head_length)], body[int(head_length) :]
-    try:
-        answer = json.loads(head)
-    except ValueError as error:
-        raise MalformedAnswerError(f"no JSON: {error}") from error
+    answer = parse_json(head)
     if not isinstance(answer, dict) or not isinstance(answer.get("outputs"), list):
-        raise MalformedAnswerError("expected a JSON object with outputs")
+        raise ModelError(f"expected a JSON object with outputs, got {str(answer)[:100]}")
     arrays: dict[str, NDArray[Any]] = {}
     for output in answer["outputs"]:
         try:
-            name, array, tail = _read_output(output, tail)
+            # Numbers too large for their type become infinite, and are refused as such.
+            with np.errstate(over="ignore", invalid="ignore"):
+                name, array, tail = _read_output(output, tail)
         except MalformedAnswerError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity
-from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images
+from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, read_rows
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.blackbox.protocol import (
     BINARY_EXTENSION,
@@ -24,6 +25,7 @@ from bdaudit.blackbox.protocol import (
     decode_answer,
     encode_request,
     parse_endpoint,
+    parse_json,
     parse_metadata,
 )
 from bdaudit.blackbox.transport import Answer, LostAnswerError, Transport
@@ -31,6 +33,8 @@ from bdaudit.errors import ModelError, RemoteError
 from bdaudit.models import ModelSettings
 
 __all__ = ["ServedBlackBox"]
+
+Key: TypeAlias = tuple[str, int]
 
 _BATCH_SIZE = 32
 _UNDESCRIBED_INPUT = TensorSpec(name="input-0", dtype="float32", shape=(None, None, None, None))
@@ -75,7 +79,7 @@ class ServedBlackBox(BlackBox):
         self.endpoint = parse_endpoint(url)
         self.notes: list[str] = []
         self._transport = Transport(options.transport)
-        self._kept: dict[str, NDArray[Any]] = {}
+        self._kept: dict[Key, NDArray[Any]] = {}
         self._lock = threading.Lock()
         try:
             self._metadata = self._get_metadata()
@@ -129,13 +133,19 @@ class ServedBlackBox(BlackBox):
     def n_unpaid(self, images: Tensor) -> int:
         """Return how many of these images no kept answer covers."""
         chunks = torch.split(self.to_grid(images), self.batch_size)
-        return sum(len(chunk) for chunk in chunks if _key(chunk) not in self._kept)
+        keys = _keys(chunks)
+        return sum(len(c) for c, key in zip(chunks, keys, strict=True) if key not in self._kept)
 
     def _answer(self, images: Tensor) -> Tensor:
         chunks = torch.split(images, self.batch_size)
+        keys = _keys(chunks)
         cancelled = threading.Event()
         with ThreadPoolExecutor(self._transport.settings.concurrency) as pool:
-            futures = [pool.submit(self._ask_chunk, chunk, cancelled) for chunk in chunks]
+            futures = [
+                pool.submit(self._ask_chunk, chunk, key, cancelled)
+                for chunk, key in zip(chunks, keys, strict=True)
+                if key not in self._kept
+            ]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -145,19 +155,13 @@ class ServedBlackBox(BlackBox):
                 cancelled.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        answers = [self._kept[_key(chunk)] for chunk in chunks]
+        answers = [self._kept[key] for key in keys]
         self._kept.clear()
         return torch.from_numpy(np.concatenate(answers))
 
-    def _ask_chunk(self, chunk: Tensor, cancelled: threading.Event) -> None:
-        """Have one request's worth of images answered, unless it was before."""
-        key = _key(chunk)
-        if key in self._kept:
-            return
+    def _ask_chunk(self, chunk: Tensor, key: Key, cancelled: threading.Event) -> None:
+        """Have one request's worth of images answered, and keep the answer."""
         tensor = self.layout.encode(chunk)
-        fixed = self.layout.batch
-        if fixed is not None and len(tensor) < fixed:
-            tensor = np.concatenate([tensor, np.repeat(tensor[-1:], fixed - len(tensor), axis=0)])
         body, headers = encode_request(
             tensor,
             input_name=self._input_name,
@@ -192,11 +196,9 @@ class ServedBlackBox(BlackBox):
 
     def _rows_of(self, answer: NDArray[Any], n_images: int, url: str) -> NDArray[Any]:
         """Check an answer's form; scores become (n, K) float32, labels (n,) int64."""
-        if answer.ndim >= 1 and len(answer) == n_images:
-            if np.issubdtype(answer.dtype, np.integer) and answer.size == n_images:
-                return answer.reshape(n_images).astype(np.int64)
-            if answer.ndim == 2 and answer.shape[1] == self.num_classes:
-                return answer.astype(np.float32)
+        rows = read_rows(answer, n_images)
+        if rows is not None and rows.shape[1:] in ((), (self.num_classes,)):
+            return rows
         raise ModelError(
             f"{url}: expected scores ({n_images}, {self.num_classes}) or labels ({n_images},), got "
             f"{answer.dtype} {answer.shape}; pass the right num_classes or output_name"
@@ -208,9 +210,13 @@ class ServedBlackBox(BlackBox):
         def read(answer: Answer) -> ModelMetadata:
             _refuse_html(answer, url)
             try:
-                return parse_metadata(json.loads(answer.body))
-            except ValueError as error:
-                raise LostAnswerError(f"no description of a model: {error}") from error
+                description = parse_json(answer.body)
+            except MalformedAnswerError as error:
+                raise LostAnswerError(f"a description that cannot be read: {error}") from error
+            try:
+                return parse_metadata(description)
+            except MalformedAnswerError as error:
+                raise RemoteError(f"{url}: expected a description of a model: {error}") from error
 
         metadata = self._transport.send("GET", url, read=read)
         if metadata.name != self.endpoint.model:
@@ -268,8 +274,8 @@ class ServedBlackBox(BlackBox):
     def _extensions(self) -> list[str]:
         def read(answer: Answer) -> list[str]:
             try:
-                return [str(name) for name in json.loads(answer.body).get("extensions") or ()]
-            except (AttributeError, TypeError, ValueError):
+                return [str(name) for name in parse_json(answer.body).get("extensions") or ()]
+            except (AttributeError, TypeError, MalformedAnswerError):
                 return []
 
         try:
@@ -279,8 +285,18 @@ class ServedBlackBox(BlackBox):
             return []
 
 
-def _key(chunk: Tensor) -> str:
-    return hashlib.sha256(chunk.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+def _keys(chunks: Sequence[Tensor]) -> list[Key]:
+    """Name each request's images by their bytes, and equal ones by how many came before.
+
+    Equal images in one call are asked about, and paid for, as often as they occur.
+    """
+    seen: Counter[str] = Counter()
+    keys = []
+    for chunk in chunks:
+        digest = hashlib.sha256(chunk.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        keys.append((digest, seen[digest]))
+        seen[digest] += 1
+    return keys
 
 
 def _refuse_html(answer: Answer, url: str) -> None:

@@ -239,6 +239,15 @@ def web_page(handler: Handler, answer: dict[str, Any]) -> None:
     handler.reply(b"<!DOCTYPE html><html><body>Please log in</body></html>", "text/html")
 
 
+def something_else(handler: Handler, answer: dict[str, Any]) -> None:
+    handler.reply_json({"hello": "world"})
+
+
+def deep(handler: Handler, answer: dict[str, Any]) -> None:
+    """Send lists in lists, deeper than any parser follows."""
+    handler.reply(b"[" * 200_000 + b"]" * 200_000, "application/json")
+
+
 def lie(**changes: Any) -> Fault:
     """Change fields of the output: its shape, data, name or type."""
 

@@ -135,6 +135,17 @@ def test_parallel_requests_overlap_and_keep_their_order(server: FaultyServer) ->
     assert server.most_at_once == 4
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_equal_images_are_paid_for_as_often_as_they_occur(
+    server: FaultyServer, concurrency: int
+) -> None:
+    images = images_of(4).repeat(3, 1, 1, 1)
+    with ask_of(server, transport={"concurrency": concurrency}) as box:
+        assert box.n_unpaid(images) == 12
+        torch.testing.assert_close(box.ask(images), NET(images))
+        assert box.n_queries == server.n_answered == 12
+
+
 def test_one_refusal_ends_the_waiting_of_all(server: FaultyServer) -> None:
     server.faults = [faulty.status(503), faulty.delay(0.3), faulty.status(400)]
     with ask_of(
@@ -197,16 +208,19 @@ def test_queries_a_second_are_images_a_second(server: FaultyServer) -> None:
     ("fault", "error", "said"),
     [
         (faulty.web_page, RemoteError, r"web page \(HTML\)"),
+        (faulty.something_else, ModelError, r"JSON object with outputs, got .'hello'"),
         (faulty.status(400), ModelError, "refused .status 400.: .*as told: 400"),
         (faulty.status(413), ModelError, "batch_size"),
         (faulty.status(302, Location="http://elsewhere.test/"), RemoteError, "elsewhere.test"),
         (faulty.status(204), RemoteError, "expected status 200, got 204"),
-        (faulty.flood, RemoteError, "at most 20000 bytes"),
+        (faulty.flood, RemoteError, "at most 500000 bytes"),
         (faulty.lie(shape=[2, 4]), ModelError, "claims the shape .2, 4. and has 12 values"),
         (faulty.lie(shape=[4, 3]), ModelError, r"expected scores \(3, 4\).*got float32 \(4, 3\)"),
         (faulty.lie(shape=[-3, -4]), ModelError, "claims the shape"),
         (faulty.lie(data=[float("nan")] * 12), ModelError, "NaN"),
         (faulty.lie(data=["a"] * 12), ModelError, "cannot be read"),
+        (faulty.lie(data=[1e300] * 12), ModelError, "NaN or infinity"),
+        (faulty.deep, RemoteError, "no JSON"),
         (faulty.lie(name="embedding"), ModelError, "expected the output 'scores'"),
         (faulty.lie(datatype="BYTES"), ModelError, "holds no numbers"),
         (faulty.lie(parameters={"binary_data_size": 48}), RemoteError, "0 of 48 bytes"),
@@ -216,7 +230,7 @@ def test_nonsense_is_named(
     server: FaultyServer, fault: faulty.Fault, error: type[Exception], said: str
 ) -> None:
     server.faults = [fault]
-    transport = {"max_retries": 0, "max_response_bytes": 20_000}
+    transport = {"max_retries": 0, "max_response_bytes": 500_000}
     with ask_of(server, transport=transport) as box, pytest.raises(error, match=said) as caught:
         box.ask(images_of(3))
     assert "127.0.0.1" in str(caught.value) or "defended" in str(caught.value)
@@ -227,8 +241,9 @@ def test_a_page_instead_of_metadata(server: FaultyServer) -> None:
     with pytest.raises(RemoteError, match=r"web page \(HTML\)"):
         ask_of(server)
     server.metadata_fault = lambda handler, _: handler.reply(b'{"hello": 1}', "application/json")
-    with pytest.raises(RemoteError, match="no description of a model"):
-        ask_of(server, transport={"max_retries": 0})
+    with pytest.raises(RemoteError, match="expected a description of a model"):
+        ask_of(server)
+    assert len(server.seen) == 2  # nothing there was worth another try
 
 
 def test_nobody_at_home() -> None:
