@@ -7,10 +7,12 @@ In one run, on one machine and one set of files:
 (b) held-out ASR of the default after 24 gradient passes and of the research optimiser (projected
     SGD, learning rate 0.05) after 24, 100 and 400, at every eps.
 
+    python benchmarks/whitebox_cost.py
     python benchmarks/whitebox_cost.py dormant.safetensors removed.safetensors \
         --data sample.npz --trigger trigger.toml --arch bdaudit/preactresnet18_w8
 
-(b) takes long, the research optimiser's 400 passes most of it: `--skip-ladder` leaves it out.
+Without files it takes the embedded demo's dormant model. (b) takes long, most of it for the
+research optimiser's 400 passes: `--skip-ladder` leaves it out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import bdaudit
 from bdaudit.data import load_sample, split_sample
 from bdaudit.models import LoadedModel, load_model
 from bdaudit.perturbation import cross_entropy
@@ -33,6 +36,7 @@ from bdaudit.reactivation import OptimizerName, WhiteboxConfig, reactivate_white
 from bdaudit.scoring import predict
 from bdaudit.triggers import Poisoned, poison, read_trigger
 
+DEMO = Path(bdaudit.__file__).parent / "demo_files"
 LADDER = {"linf": (0.01, 0.02, 0.03, 0.05), "l2": (0.25, 0.5, 0.75, 1.25)}
 
 
@@ -47,7 +51,7 @@ def main() -> None:
         f"{len(craft)} craft and {len(held_out)} held-out images, {len(options.seeds)} seed(s)"
     )
     if not options.skip_cost:
-        report_step_cost(models[0], craft, device, rounds=options.rounds)
+        report_step_cost(models[0], craft, device, options)
     if not options.skip_ladder:
         for model in models:
             report_ladder(model, craft, held_out, device, options)
@@ -84,15 +88,20 @@ def load_inputs(
 
 
 def report_step_cost(
-    model: LoadedModel, craft: Poisoned, device: torch.device, *, rounds: int
+    model: LoadedModel, craft: Poisoned, device: torch.device, options: argparse.Namespace
 ) -> None:
     """Print the cost ratios of a default step, and of a whole search, to bare passes."""
-    config = WhiteboxConfig(eps=0.02, patience=None)
+    config = WhiteboxConfig(
+        eps=0.02,
+        patience=None,
+        batch_size=options.batch_size,
+        channels_last=options.channels_last,
+    )
     classifier = model.classifier
     _bare_pass(classifier, craft, config, device)
     _timed_search(classifier, craft, config, device)
     step_ratios, search_ratios = [], []
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         bare = statistics.median(
             _bare_pass(classifier, craft, config, device) for _ in range(config.n_passes)
         )
@@ -216,9 +225,11 @@ def _cell(rates: list[float]) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Cost and yield of the white-box attack.")
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--data", required=True, type=Path, help="clean labelled sample")
-    parser.add_argument("--trigger", required=True, type=Path, help="trigger file")
+    parser.add_argument(
+        "models", nargs="*", type=Path, default=[DEMO / "dormant.safetensors"], help="checkpoints"
+    )
+    parser.add_argument("--data", type=Path, default=DEMO / "clean.npz", help="labelled sample")
+    parser.add_argument("--trigger", type=Path, default=DEMO / "trigger.toml")
     parser.add_argument("--arch", help="architecture, where the file does not say")
     parser.add_argument("--mean", type=float, nargs="+")
     parser.add_argument("--std", type=float, nargs="+")
@@ -234,6 +245,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction)
     parser.add_argument("--skip-cost", action="store_true")
     parser.add_argument("--skip-ladder", action="store_true")
     return parser.parse_args()
