@@ -1,0 +1,53 @@
+"""Shifts and flips against plain slicing of a padded image."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from bdaudit.defenses.augmentation import shift_and_flip
+
+
+def _possible(image, reach, *, flip):
+    """Every picture that `image` may become, by slicing."""
+    _, height, width = image.shape
+    sources = [image, image.flip(2)] if flip else [image]
+    return [
+        functional.pad(source, (reach,) * 4)[:, down : down + height, right : right + width]
+        for source in sources
+        for down in range(2 * reach + 1)
+        for right in range(2 * reach + 1)
+    ]
+
+
+@given(
+    st.integers(0, 10**6), st.integers(3, 7), st.integers(3, 7), st.integers(1, 3), st.booleans()
+)
+def test_every_image_becomes_a_shifted_picture_of_itself(seed, height, width, channels, flip):
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.rand((5, channels, height, width), generator=draw)
+    max_shift = 1 / min(height, width)
+    moved = shift_and_flip(images, max_shift=max_shift, flip=flip, generator=draw)
+    assert moved.shape == images.shape
+    for image, result in zip(images, moved, strict=True):
+        assert any(torch.equal(result, wanted) for wanted in _possible(image, 1, flip=flip))
+
+
+def test_all_shifts_and_flips_occur():
+    image = torch.rand((1, 1, 5, 5), generator=torch.Generator().manual_seed(0))
+    moved = shift_and_flip(
+        image.expand(600, -1, -1, -1),
+        max_shift=0.2,
+        flip=True,
+        generator=torch.Generator().manual_seed(1),
+    )
+    possible = _possible(image[0], 1, flip=True)
+    counts = [sum(torch.equal(result, wanted) for result in moved) for wanted in possible]
+    assert sum(counts) == 600
+    assert min(counts) > 10  # 33 expected of each of 18
+
+
+def test_no_shift_and_no_flip_leaves_images_alone():
+    images = torch.rand((4, 3, 6, 5))
+    moved = shift_and_flip(images, max_shift=0.0, flip=False, generator=torch.Generator())
+    assert torch.equal(moved, images)
