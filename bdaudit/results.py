@@ -27,6 +27,7 @@ __all__ = [
     "BecRecord",
     "Comparison",
     "Condition",
+    "CurvePoint",
     "DataInfo",
     "Diagnostic",
     "Environment",
@@ -161,7 +162,9 @@ class ModelInfo(Record):
 
     Attributes:
         name: How the record refers to it ("defended", "reference 1").
-        weights_sha256: Digest over names, types, shapes and bytes of all tensors.
+        weights_sha256: Digest over names, types, shapes and bytes of all tensors; of an ONNX
+            model over its files; `None` of a model that can only be asked.
+        access: Whether it could be looked into, or only asked.
         notes: What the loader did ("stripped 'module.'", "took logs of probabilities").
     """
 
@@ -170,7 +173,8 @@ class ModelInfo(Record):
     arch: str
     num_classes: int
     image_shape: tuple[int, int, int]
-    weights_sha256: str
+    weights_sha256: str | None
+    access: Literal["white", "black"] = "white"
     path: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -252,8 +256,9 @@ class BecRecord(Record):
     Attributes:
         value: Mean over layers of (S_DA - S_CA) / (1 - S_CA); 1: the whole circuit of the
             original is there; 0: no more alike than an innocent model. `None` when undefined.
-        low, high: 95 % bootstrap interval over samples, `None` when not asked for.
+        low, high: 95 % interval over images, `None` when not asked for (docs/bec.md).
         ratio_of_means: The variant that averages CKA over layers before normalising.
+        elapsed_s: Of the whole measurement, all references together.
     """
 
     reference: str
@@ -268,6 +273,18 @@ class BecRecord(Record):
     layers: tuple[LayerBec, ...]
     reason: str | None = None
     elapsed_s: float
+
+
+class CurvePoint(Record):
+    """Held-out success of the perturbation a query search would have given so far.
+
+    Attributes:
+        n_queries: Images asked about until then, scoring not counted.
+        asr: Over the first held-out images, at most as many as the settings say.
+    """
+
+    n_queries: int = Field(ge=0)
+    asr: Rate
 
 
 class AttackRun(Record):
@@ -285,6 +302,9 @@ class AttackRun(Record):
         loss_trace: Mean craft loss, one value a pass (or a checkpoint of a query search).
         gradient_passes: Images differentiated / craft images.
         image_queries: Images the model was asked about while searching.
+        scoring_queries: Images it was asked about for the held-out figures, counted apart.
+        feedback: What a query search was given, `None` for other modes.
+        query_curve: Held-out success against image queries, of a query search.
         delta_norm: Norm of delta in pixel units; never above eps.
     """
 
@@ -304,6 +324,9 @@ class AttackRun(Record):
     loss_trace: tuple[float, ...] = ()
     gradient_passes: float = 0.0
     image_queries: int = 0
+    scoring_queries: int = 0
+    feedback: Literal["scores", "labels"] | None = None
+    query_curve: tuple[CurvePoint, ...] = ()
     delta_norm: float
     delta_sha256: str
     diagnostics: tuple[Diagnostic, ...] = ()

@@ -56,15 +56,7 @@ def predict_logits(
     Raises:
         NumericsError: A score is NaN, or +inf.
     """
-    answers = []
-    with torch.inference_mode():
-        shift = None if delta is None else delta.to(device)
-        for batch in torch.split(images, batch_size):
-            batch = batch.to(device, non_blocking=True)
-            if shift is not None:
-                batch = (batch + shift).clamp_(0.0, 1.0)
-            answers.append(classifier(batch).float())
-        logits = torch.cat(answers).cpu()
+    logits = _answers(classifier, images, batch_size, device, delta).float()
     # A log-probability of minus infinity is a legitimate answer.
     if torch.isnan(logits).any() or torch.isposinf(logits).any():
         raise NumericsError("the model returned NaN or infinite scores for some images")
@@ -79,10 +71,39 @@ def predict(
     device: torch.device | str = "cpu",
     delta: Tensor | None = None,
 ) -> Tensor:
-    """Return the top label (N,) of each image; arguments as for `predict_logits`."""
-    return predict_logits(
-        classifier, images, batch_size=batch_size, device=device, delta=delta
-    ).argmax(dim=1)
+    """Return the top label (N,) of each image.
+
+    Arguments as for `predict_logits`, but that the classifier may also answer with labels (n,).
+    """
+
+    def label(batch: Tensor) -> Tensor:
+        answers = classifier(batch)
+        if answers.ndim == 1:
+            return answers
+        if torch.isnan(answers).any() or torch.isposinf(answers).any():
+            raise NumericsError("the model returned NaN or infinite scores for some images")
+        return answers.argmax(dim=1)
+
+    return _answers(label, images, batch_size, device, delta)
+
+
+def _answers(
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    batch_size: int,
+    device: torch.device | str,
+    delta: Tensor | None,
+) -> Tensor:
+    """Ask batch by batch; gather the answers on the CPU once all are there."""
+    answers = []
+    with torch.inference_mode():
+        shift = None if delta is None else delta.to(device)
+        for batch in torch.split(images, batch_size):
+            batch = batch.to(device, non_blocking=True)
+            if shift is not None:
+                batch = (batch + shift).clamp_(0.0, 1.0)
+            answers.append(classifier(batch))
+        return torch.cat(answers).cpu()
 
 
 def rate(outcomes: Tensor) -> Rate:

@@ -1,26 +1,35 @@
 """The public verbs: from paths or objects in memory to a record."""
 
 from bdaudit.auditing.audit import audit, audit_steps
-from bdaudit.auditing.inputs import ModelOptions, Sources
+from bdaudit.auditing.inputs import Sources, default_modes
 from bdaudit.auditing.reactivate import Reactivation, reactivate, reactivate_steps, save_delta
-from bdaudit.auditing.runs import RunCache
 from bdaudit.auditing.score import score, score_steps
 from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
+from bdaudit.auditing.store import FolderStore, MemoryStore, RunStore
+from bdaudit.blackbox import BlackBoxOptions, TransportSettings
 from bdaudit.existence import ExistenceConfig
+from bdaudit.models import ModelSettings
 from bdaudit.reactivation import WhiteboxConfig
+from bdaudit.reactivation.query_config import QueryConfig
 
 __all__ = [
     "AuditSettings",
+    "BlackBoxOptions",
     "ComputeSettings",
     "ExistenceConfig",
-    "ModelOptions",
+    "FolderStore",
+    "MemoryStore",
+    "ModelSettings",
+    "QueryConfig",
     "Reactivation",
-    "RunCache",
+    "RunStore",
     "Sources",
     "SplitSettings",
+    "TransportSettings",
     "WhiteboxConfig",
     "audit",
     "audit_steps",
+    "default_modes",
     "reactivate",
     "reactivate_steps",
     "save_delta",

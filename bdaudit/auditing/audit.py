@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
+from bdaudit.auditing.baselines import (
+    check_baselines,
+    check_inputs,
+    check_runs,
+    measure_baselines,
+)
 from bdaudit.auditing.documents import document_fields
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.existence import existence_steps
 from bdaudit.auditing.inputs import (
     DataSource,
+    DefendedSource,
     Inputs,
-    ModelOptions,
     ModelSource,
     Sources,
     Subject,
     TriggerSource,
+    default_modes,
     open_inputs,
 )
 from bdaudit.auditing.runs import (
     Compute,
-    RunCache,
-    ScoredRun,
+    Mode,
     derive_generator,
     noise_run,
+    query_run,
     whitebox_run,
 )
 from bdaudit.auditing.settings import AuditSettings
+from bdaudit.auditing.store import MemoryStore, RunStore
+from bdaudit.auditing.surrogates import surrogate_steps
+from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.controls import AttackImages, attack_images, default_controls
-from bdaudit.errors import BdauditError
+from bdaudit.errors import BdauditError, ConfigError, RemoteError
+from bdaudit.models import LoadedModel, ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.reactivation import WhiteboxConfig
+from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.results import (
     AttackRun,
     AuditRecord,
@@ -49,7 +60,7 @@ __all__ = ["audit", "audit_steps"]
 
 
 def audit(
-    defended: ModelSource,
+    defended: DefendedSource,
     *,
     original: ModelSource,
     data: DataSource,
@@ -58,10 +69,11 @@ def audit(
     settings: AuditSettings | None = None,
     policy: Policy | str | Path | None = None,
     classes: Sequence[str] | Path | None = None,
-    model_options: ModelOptions | None = None,
+    model_options: ModelSettings | None = None,
     target_label: int | None = None,
     allow_trigger_code: bool = False,
-    cache: RunCache | None = None,
+    black_box: BlackBoxOptions | None = None,
+    store: RunStore | None = None,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
 ) -> AuditRecord:
@@ -69,7 +81,8 @@ def audit(
 
     Args:
         defended: The release candidate: a checkpoint's path, or a module that maps images
-            (N, C, H, W) in [0, 1] to logits (N, K).
+            (N, C, H, W) in [0, 1] to logits (N, K); for query mode also what can only be asked: a
+            served model's address, an ONNX file, or a function from images to scores or labels.
         original: The suspected model before the defence.
         data: Clean labelled images: a path, a pair (images, labels), or a `Sample`.
         trigger: The trigger, or the path of a trigger file.
@@ -80,7 +93,9 @@ def audit(
         model_options: Architecture, normalisation and so on where the files do not say.
         target_label: Replaces the target of an all-to-one trigger.
         allow_trigger_code: Run Python code that the trigger file names.
-        cache: Finished attack runs to use and to add to.
+        black_box: What is known about a defended model that can only be asked.
+        store: Finished attack runs to use and to add to; a `FolderStore` lets an audit that was
+            killed go on.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
 
@@ -99,11 +114,13 @@ def audit(
         trigger=trigger,
         policy=policy,
         classes=classes,
-        model_options=model_options or ModelOptions(),
+        model_options=model_options or ModelSettings(),
         target_label=target_label,
         allow_trigger_code=allow_trigger_code,
+        black_box=black_box or BlackBoxOptions(),
+        feedback=(settings or AuditSettings()).feedback,
     )
-    steps = audit_steps(sources, settings=settings, cache=cache, command=command)
+    steps = audit_steps(sources, settings=settings, store=store, command=command)
     return finish(steps, listener)
 
 
@@ -111,18 +128,23 @@ def audit_steps(
     sources: Sources,
     *,
     settings: AuditSettings | None = None,
-    cache: RunCache | None = None,
+    store: RunStore | None = None,
     command: Sequence[str] | None = None,
 ) -> Steps[AuditRecord]:
     """Run an audit step by step, for whoever drives the generator; as `audit` otherwise."""
     started = time.perf_counter()
     settings = settings or AuditSettings()
+    if settings.modes is None:
+        settings = replace(settings, modes=default_modes(sources.defended))
     limits, policy_source = _limits(sources.policy)
     device = resolve_device(settings.compute.device)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=settings.split, seed=settings.compute.seed, device=device)
     compute = Compute(device, settings.compute.seed, settings.compute.batch_size)
-    audit_ = _Audit(inputs, settings, compute, limits, {} if cache is None else cache)
+    if store is None:
+        store = MemoryStore()
+    store.describe(inputs.description() | {"settings": repr(settings)})
+    audit_ = _Audit(inputs, settings, compute, limits, store)
     yield from audit_.measure()
     record = AuditRecord(
         **document_fields(
@@ -159,10 +181,11 @@ class _Audit:
     settings: AuditSettings
     compute: Compute
     policy: Policy
-    cache: RunCache
+    store: RunStore
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
+    surrogates: tuple[LoadedModel, ...] = ()
     runs: list[AttackRun] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     statuses: list[StepStatus] = field(default_factory=list)
@@ -176,8 +199,12 @@ class _Audit:
             yield from self._step("existence", self._existence(), self._existence_cost())
         else:
             self.bec_missing = "not measured: switched off"
-        for run_name, subject, images, eps in self._plan():
-            yield from self._step(run_name, self._run(subject, images, eps), self._run_cost())
+        if self._wants_surrogates():
+            yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
+        for run_name, mode, subject, images, eps in self._plan():
+            run = self._run(mode, subject, images, eps)
+            yield from self._step(run_name, run, self._run_cost(mode))
+        self.diagnostics += check_runs(self.runs)
         self.statuses = _merged(self.statuses)
 
     # -- steps ---------------------------------------------------------------------------------
@@ -196,36 +223,60 @@ class _Audit:
             return
         self.bec, self.bec_missing = yield from existence_steps(self.inputs, self.compute)
 
-    def _run(self, subject: Subject, images: AttackImages, eps: float) -> Steps[None]:
+    def _surrogates(self) -> Steps[None]:
+        self.surrogates = yield from surrogate_steps(self.inputs, self.compute)
+
+    def _run(self, mode: Mode, subject: Subject, images: AttackImages, eps: float) -> Steps[None]:
+        norm = self.settings.norm
         if images.condition == "noise":
             yield Progress(f"random noise on {subject.name}, eps {eps:g}", 0, 1)
             self.runs.append(
-                noise_run(subject, images, norm=self.settings.norm, eps=eps, compute=self.compute)
+                noise_run(subject, images, mode=mode, norm=norm, eps=eps, compute=self.compute)
             )
             return
-        scored: ScoredRun = yield from whitebox_run(
-            subject,
-            images,
-            self._config(eps),
-            compute=self.compute,
-            innocent=self.inputs.innocent_other_than(subject),
-            cache=self.cache,
-        )
+        if mode == "query":
+            scored = yield from query_run(
+                subject,
+                images,
+                self._query_config(eps),
+                compute=self.compute,
+                store=self.store,
+                surrogates=self.surrogates,
+            )
+        else:
+            scored = yield from whitebox_run(
+                subject,
+                images,
+                self._whitebox_config(eps),
+                compute=self.compute,
+                store=self.store,
+                innocent=self.inputs.innocent_other_than(subject),
+            )
         self.runs.append(scored.record)
         self.diagnostics += scored.record.diagnostics
 
-    def _plan(self) -> list[tuple[str, Subject, AttackImages, float]]:
+    def _plan(self) -> list[tuple[str, Mode, Subject, AttackImages, float]]:
         """List every run: the trigger on all models, the controls on the defended one."""
-        controls = self.settings.controls
-        if controls is None:
-            controls = tuple(default_controls(self.inputs.num_classes))
-        arranged = [self._images(condition) for condition in ("trigger", *controls)]
+        arranged = [self._images(condition) for condition in ("trigger", *self._controls())]
         plan = []
-        for subject in self.inputs.subjects:
-            for images in arranged if subject.role == "defended" else arranged[:1]:
-                title = f"re-activation of {subject.name}, {images.condition}"
-                plan += [(title, subject, images, eps) for eps in self.settings.ladder]
+        for mode in self._modes:
+            for subject in self.inputs.subjects:
+                for images in arranged if subject.role == "defended" else arranged[:1]:
+                    title = f"re-activation ({mode}) of {subject.name}, {images.condition}"
+                    plan += [(title, mode, subject, images, eps) for eps in self.settings.ladder]
         return plan
+
+    @property
+    def _modes(self) -> tuple[Mode, ...]:
+        return self.settings.modes or ()
+
+    def _controls(self) -> tuple[Condition, ...]:
+        if self.settings.controls is not None:
+            return self.settings.controls
+        return tuple(default_controls(self.inputs.num_classes))
+
+    def _wants_surrogates(self) -> bool:
+        return "query" in self._modes and self.settings.warm and self.settings.schedule == "default"
 
     def _images(self, condition: Condition) -> AttackImages:
         return attack_images(
@@ -236,7 +287,7 @@ class _Audit:
             generator=derive_generator(self.compute.seed, "images", condition),
         )
 
-    def _config(self, eps: float) -> WhiteboxConfig:
+    def _whitebox_config(self, eps: float) -> WhiteboxConfig:
         return WhiteboxConfig(
             eps=eps,
             norm=self.settings.norm,
@@ -244,6 +295,15 @@ class _Audit:
             restarts=self.settings.restarts,
             objective=self.settings.objective,
             autocast="bf16" if self.settings.compute.bf16 else None,
+        )
+
+    def _query_config(self, eps: float) -> QueryConfig:
+        return QueryConfig(
+            eps=eps,
+            norm=self.settings.norm,
+            max_queries=self.settings.max_queries,
+            feedback=self.settings.feedback,
+            schedule=self.settings.schedule,
         )
 
     # -- order, cost and failures --------------------------------------------------------------
@@ -256,6 +316,9 @@ class _Audit:
             for event in steps:
                 share = event.done / event.total if event.total else 1.0
                 yield Progress(event.step, self._spent + cost * share, total, event.note)
+        except (ConfigError, RemoteError):
+            # Nothing later could go better, and what was paid for so far is in the store.
+            raise
         except BdauditError as error:
             reason = str(error)
         finally:
@@ -273,11 +336,13 @@ class _Audit:
         )
 
     def _total_cost(self) -> float:
-        runs = len(self.settings.ladder) * (
-            len(self.inputs.subjects) + len(self.settings.controls or (1, 2, 3))
-        )
-        existence = self._existence_cost() if self.settings.measure_bec else 0.0
-        return self._baseline_cost() + existence + runs * self._run_cost()
+        n_runs = len(self.settings.ladder) * (len(self.inputs.subjects) + len(self._controls()))
+        total = self._baseline_cost()
+        if self.settings.measure_bec:
+            total += self._existence_cost()
+        if self._wants_surrogates():
+            total += self._surrogate_cost()
+        return total + n_runs * sum(self._run_cost(mode) for mode in self._modes)
 
     def _baseline_cost(self) -> float:
         """Count images forwarded; a backward pass is taken as twice a forward one."""
@@ -287,9 +352,15 @@ class _Audit:
         references = len(self.inputs.with_role("reference"))
         return (3.0 + references) * len(self.inputs.held_out_poisoned)
 
-    def _run_cost(self) -> float:
+    def _surrogate_cost(self) -> float:
+        return 100.0 * len(self.inputs.craft)
+
+    def _run_cost(self, mode: Mode) -> float:
+        scoring = 2.0 * len(self.inputs.held_out)
+        if mode == "query":
+            return self.settings.max_queries + scoring
         passes = self.settings.n_passes * self.settings.restarts
-        return 3.0 * passes * len(self.inputs.craft_poisoned) + 2.0 * len(self.inputs.held_out)
+        return 3.0 * passes * len(self.inputs.craft_poisoned) + scoring
 
 
 def _merged(statuses: Sequence[StepStatus]) -> list[StepStatus]:

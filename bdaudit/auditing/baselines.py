@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bdaudit.auditing.inputs import Inputs, Subject
-from bdaudit.auditing.runs import Compute
+from bdaudit.auditing.runs import Compute, ask
+from bdaudit.blackbox import check_repeatability, describe_scale
 from bdaudit.progress import Progress, Steps
-from bdaudit.results import Baseline, Diagnostic
-from bdaudit.scoring import predict, rate
+from bdaudit.results import AttackRun, Baseline, Diagnostic
+from bdaudit.scoring import rate
 from bdaudit.statistics import paired_difference
 
-__all__ = ["check_baselines", "check_inputs", "measure_baselines"]
+__all__ = ["check_baselines", "check_inputs", "check_runs", "measure_baselines"]
 
 _REFERENCE_LOOKS_BACKDOORED = 0.5
 _REFERENCE_ACC_GAP = 0.15
 _CONFIDENCE = 0.95
+_N_ASKED_TWICE = 8
+_QUERY_MAY_BEAT_WHITE = 0.05
 
 
 def measure_baselines(inputs: Inputs, compute: Compute) -> Steps[tuple[Baseline, ...]]:
@@ -31,9 +34,8 @@ def measure_baselines(inputs: Inputs, compute: Compute) -> Steps[tuple[Baseline,
 
 def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
     poisoned = inputs.held_out_poisoned
-    classifier, size = subject.model.classifier, compute.batch_size
-    clean = predict(classifier, inputs.held_out.images, batch_size=size, device=compute.device)
-    triggered = predict(classifier, poisoned.triggered, batch_size=size, device=compute.device)
+    clean = ask(subject, inputs.held_out.images, compute)
+    triggered = ask(subject, poisoned.triggered, compute)
     return Baseline(
         model=subject.name,
         role=subject.role,
@@ -46,11 +48,16 @@ def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
 
 
 def check_inputs(inputs: Inputs) -> Iterator[Diagnostic]:
-    """Compare digests: are these really different models?"""
+    """Are these really different models, and does one that is asked answer twice alike?"""
+    for subject in inputs.subjects:
+        if subject.model is None:
+            few = inputs.craft.images[:_N_ASKED_TWICE]
+            yield from check_repeatability(subject.black_box, few)
+            yield from describe_scale(subject.black_box)
     subjects = inputs.subjects
     for position, one in enumerate(subjects):
         for other in subjects[:position]:
-            if one.model.weights_sha256 != other.model.weights_sha256:
+            if one.weights_sha256 is None or one.weights_sha256 != other.weights_sha256:
                 continue
             yield Diagnostic(
                 code="same_weights",
@@ -147,3 +154,22 @@ def _check_reference(reference: Baseline, defended: Baseline | None) -> Iterator
             message=f"clean accuracy is {gap.value:.1%} below the defended model's, so it is a "
             "poor stand-in for an innocent version of it",
         )
+
+
+def check_runs(runs: Sequence[AttackRun]) -> Iterator[Diagnostic]:
+    """Doubt an attack with gradients that one without them beats."""
+    white = {(r.model, r.condition, r.norm, r.eps): r for r in runs if r.mode == "white"}
+    for run in runs:
+        stronger = white.get((run.model, run.condition, run.norm, run.eps))
+        if run.mode != "query" or run.condition == "noise" or stronger is None:
+            continue
+        gap = paired_difference(run.asr.outcomes(), stronger.asr.outcomes(), confidence=_CONFIDENCE)
+        if gap.low > _QUERY_MAY_BEAT_WHITE:
+            yield Diagnostic(
+                code="query_beats_white",
+                severity="warning",
+                subject=run.model,
+                message=f"{run.condition}, eps {run.eps:g}: queries alone reached "
+                f"{run.asr.value:.1%}, the white box {stronger.asr.value:.1%}; its gradients may "
+                "be masked: give it more passes or restarts",
+            )

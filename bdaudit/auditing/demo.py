@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bdaudit.auditing.audit import audit_steps
 from bdaudit.auditing.inputs import Sources
-from bdaudit.auditing.runs import RunCache
 from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
+from bdaudit.auditing.store import MemoryStore
 from bdaudit.errors import InputError
 from bdaudit.progress import Progress, Steps
 from bdaudit.results import AuditRecord, Condition
@@ -36,7 +36,7 @@ def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditR
     Returns:
         The records by name of the defended model.
     """
-    cache: RunCache = {}
+    store = MemoryStore()
     records = {}
     settings = AuditSettings(
         n_passes=_N_PASSES,
@@ -55,7 +55,7 @@ def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditR
                     trigger=folder / "trigger.toml",
                 ),
                 settings=settings,
-                cache=cache,
+                store=store,
             )
             records[name] = yield from _one_of_several(steps, number, len(DEMO_MODELS))
     return records

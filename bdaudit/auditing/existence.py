@@ -21,10 +21,12 @@ def existence_steps(
     """
     (defended,) = inputs.with_role("defended")
     (original,) = inputs.with_role("original")
+    if defended.model is None:
+        return (), "not measured: the defended model can only be asked"
     records = yield from existence_coefficient(
-        original.model.classifier,
+        original.white.classifier,
         defended.model.classifier,
-        [(s.name, s.model.classifier) for s in inputs.with_role("reference")],
+        [(s.name, s.white.classifier) for s in inputs.with_role("reference")],
         clean=inputs.held_out_poisoned.clean,
         triggered=inputs.held_out_poisoned.triggered,
         config=config or ExistenceConfig(batch_size=compute.batch_size),

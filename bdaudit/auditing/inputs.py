@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,28 +12,48 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bdaudit.auditing.settings import SplitSettings
+from bdaudit.blackbox import (
+    BlackBox,
+    BlackBoxOptions,
+    Feedback,
+    TorchBlackBox,
+    open_black_box,
+)
 from bdaudit.data import Sample, from_arrays, load_sample, split_sample
 from bdaudit.digests import digest_file
-from bdaudit.errors import DataError, ModelError, TriggerError
-from bdaudit.models import LoadedModel, check_outputs, load_model, wrap_module
+from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
+from bdaudit.models import (
+    LoadedModel,
+    ModelSettings,
+    check_outputs,
+    load_model,
+    wrap_module,
+)
 from bdaudit.results import DataInfo, FileDigest, ModelInfo, Role, TriggerInfo
 from bdaudit.triggers import Poisoned, Trigger, footprint, poison, read_trigger
+from bdaudit.usercode import split_reference
 from bdaudit.verdict import Policy
 
 __all__ = [
     "DataSource",
+    "DefendedSource",
     "Inputs",
-    "ModelOptions",
     "ModelSource",
     "Sources",
     "Subject",
     "TriggerSource",
+    "can_only_be_asked",
+    "default_modes",
     "open_inputs",
     "open_sample",
 ]
 
 ModelSource: TypeAlias = LoadedModel | nn.Module | str | Path
 """A model: loaded, a module in memory (images in [0, 1] to logits), or a checkpoint's path."""
+
+DefendedSource: TypeAlias = ModelSource | BlackBox | Callable[[Tensor], Any]
+"""A model, or something that can only be asked: a black box, a function from images to scores or
+labels, the path of an ONNX file, `file.py:function`, or a served model's address."""
 
 DataSource: TypeAlias = (
     Sample | tuple[Tensor | NDArray[Any], Tensor | NDArray[Any] | Sequence[int]] | str | Path
@@ -44,21 +64,8 @@ TriggerSource: TypeAlias = Trigger | str | Path
 """A trigger or the path of a trigger file."""
 
 _WIDE_FOOTPRINT = 0.10
-_LEAST_NUMBER_OF_CLASSES = 2
 _N_CHECKED = 64  # images on which a model's answers are looked at before anything is measured
 _N_PEEKED = 4  # images read to learn the sample's own shape
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What the user says about the checkpoints; `None` leaves it to the file's own metadata."""
-
-    arch: str | None = None
-    num_classes: int | None = None
-    input_size: tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    outputs: Literal["logits", "probabilities"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +81,33 @@ class Sources:
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
         classes: Class names in order of index, or a file with one a line.
         model_options: What the user says about all the checkpoints.
+        black_box: What the user says about a defended model that can only be asked.
+        feedback: What a query search is given.
         target_label: Replaces the target of the trigger's rule.
         allow_trigger_code: Whether a trigger file may name Python code to run.
     """
 
-    defended: ModelSource
+    defended: DefendedSource
     original: ModelSource | None = None
     references: Sequence[ModelSource] = ()
     data: DataSource
     trigger: TriggerSource
     policy: Policy | str | Path | None = None
     classes: Sequence[str] | Path | None = None
-    model_options: ModelOptions = ModelOptions()
+    model_options: ModelSettings = field(default_factory=ModelSettings)
+    black_box: BlackBoxOptions = field(default_factory=BlackBoxOptions)
+    feedback: Feedback = "scores"
     target_label: int | None = None
     allow_trigger_code: bool = False
 
     def named_models(self) -> list[tuple[Role, str, ModelSource]]:
-        """Give every model its role and the name the record will use, the defended one first."""
-        named: list[tuple[Role, str, ModelSource]] = [("defended", "defended", self.defended)]
+        """Give the models that are opened as files or modules their role and name.
+
+        The defended one comes first, unless it can only be asked.
+        """
+        named: list[tuple[Role, str, ModelSource]] = []
+        if not can_only_be_asked(self.defended):
+            named.append(("defended", "defended", self.defended))  # type: ignore[arg-type]
         if self.original is not None:
             named.append(("original", "original", self.original))
         for number, reference in enumerate(self.references, start=1):
@@ -102,15 +118,66 @@ class Sources:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with the part it plays."""
+    """A model with the part it plays.
+
+    Attributes:
+        role: Its part.
+        name: How the record refers to it.
+        model: What can be looked into and differentiated; `None` when it can only be asked.
+        black_box: What is asked in query mode. Of a loaded model it is the same model.
+    """
 
     role: Role
-    model: LoadedModel
+    name: str
+    model: LoadedModel | None
+    black_box: BlackBox
 
     @property
-    def name(self) -> str:
-        """How the record refers to it."""
-        return self.model.name
+    def white(self) -> LoadedModel:
+        """The model, for steps that need to look into it.
+
+        Raises:
+            ConfigError: It can only be asked.
+        """
+        if self.model is None:
+            raise ConfigError(
+                f"{self.name} can only be asked, and this step needs its weights: use --mode query"
+            )
+        return self.model
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """Digest of its weights or files, `None` where nobody can know it."""
+        return self.black_box.identity().sha256
+
+    def describe(self) -> ModelInfo:
+        """Describe it for the record."""
+        identity = self.black_box.identity()
+        if self.model is None:
+            return ModelInfo(
+                name=self.name,
+                role=self.role,
+                arch=identity.kind,
+                num_classes=self.black_box.num_classes,
+                image_shape=self.black_box.image_shape,
+                weights_sha256=identity.sha256,
+                access="black",
+                path=identity.source,
+                notes=(
+                    *self.black_box.notes,
+                    *(f"{key} {value}" for key, value in identity.details.items()),
+                ),
+            )
+        return ModelInfo(
+            name=self.name,
+            role=self.role,
+            arch=self.model.arch,
+            num_classes=self.model.num_classes,
+            image_shape=self.model.image_shape,
+            weights_sha256=self.model.weights_sha256,
+            path=None if self.model.path is None else str(self.model.path),
+            notes=self.model.notes,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,6 +206,18 @@ class Inputs:
     def innocent_other_than(self, subject: Subject) -> Subject | None:
         """Return a reference that is not `subject` itself, or `None`."""
         return next((s for s in self.with_role("reference") if s is not subject), None)
+
+    def description(self) -> dict[str, str]:
+        """Say in digests what everything is measured on, to be held against at a resume."""
+        models = {
+            f"model {s.name}": s.weights_sha256 or s.black_box.identity().source
+            for s in self.subjects
+        }
+        return models | {
+            "data": self.held_out.sha256,
+            "trigger": self.trigger.sha256,
+            "split": f"{len(self.craft)} craft, {len(self.held_out)} held out",
+        }
 
     def data_info(self) -> DataInfo:
         """Describe the sample for the record."""
@@ -173,19 +252,7 @@ class Inputs:
 
     def model_infos(self) -> tuple[ModelInfo, ...]:
         """Describe the models for the record."""
-        return tuple(
-            ModelInfo(
-                name=subject.name,
-                role=subject.role,
-                arch=subject.model.arch,
-                num_classes=subject.model.num_classes,
-                image_shape=subject.model.image_shape,
-                weights_sha256=subject.model.weights_sha256,
-                path=None if subject.model.path is None else str(subject.model.path),
-                notes=subject.model.notes,
-            )
-            for subject in self.subjects
-        )
+        return tuple(subject.describe() for subject in self.subjects)
 
 
 def open_inputs(
@@ -206,26 +273,20 @@ def open_inputs(
     Raises:
         InputError: Something cannot be read, or does not fit; nothing has been computed yet.
     """
-    seen = _shape_of_sample(sources)
-    subjects: list[Subject] = []
+    shape = _shape_of_sample(sources)
+    opened: list[tuple[Role, LoadedModel]] = []
     for role, name, source in sources.named_models():
-        shape = subjects[0].model.image_shape if subjects else seen
-        subjects.append(Subject(role, _open_model(source, name, shape, sources, device)))
-    first = subjects[0].model
+        shape = opened[0][1].image_shape if opened else shape
+        opened.append((role, _open_model(source, name, shape, sources, device)))
+    subjects = [_as_subject(role, model, sources) for role, model in opened]
+    if can_only_be_asked(sources.defended):
+        subjects.insert(0, _open_black_box(sources, shape, opened, device))
+    first = subjects[0].black_box
     for subject in subjects[1:]:
-        _check_same_task(first, subject.model)
+        _check_same_task(first, subject.black_box)
     sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.classes)
     _check_labels(sample, first)
-    outputs = sources.model_options.outputs
-    subjects = [
-        replace(
-            subject,
-            model=check_outputs(
-                subject.model, sample.images[:_N_CHECKED].to(device), outputs=outputs
-            ),
-        )
-        for subject in subjects
-    ]
+    subjects = [_with_checked_outputs(subject, sample, sources, device) for subject in subjects]
     trigger = _open_trigger(sources)
     halves = split_sample(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.n_held_out, seed=seed
@@ -325,7 +386,68 @@ def _open_model(
     )
 
 
-def _check_same_task(first: LoadedModel, other: LoadedModel) -> None:
+def can_only_be_asked(source: DefendedSource) -> bool:
+    """Say whether a source is something without weights to look into."""
+    if isinstance(source, LoadedModel | nn.Module):
+        return False
+    if isinstance(source, str | Path):
+        text = str(source)
+        return (
+            text.startswith(("http://", "https://"))
+            or text.lower().endswith(".onnx")
+            or split_reference(text) is not None
+        )
+    return True
+
+
+def default_modes(source: DefendedSource) -> tuple[Literal["white", "query"], ...]:
+    """Return the kinds of attack that suit a source when the user names none."""
+    return ("query",) if can_only_be_asked(source) else ("white",)
+
+
+def _open_black_box(
+    sources: Sources,
+    image_shape: tuple[int, int, int] | None,
+    opened: Sequence[tuple[Role, LoadedModel]],
+    device: torch.device,
+) -> Subject:
+    """Open the defended model as something to be asked; what it does not say, the others do."""
+    known = opened[0][1] if opened else None
+    source = sources.defended
+    if isinstance(source, BlackBox):
+        return Subject("defended", "defended", None, source)
+    black_box = open_black_box(
+        source,
+        name="defended",
+        feedback=sources.feedback,
+        options=replace(sources.black_box, settings=sources.model_options),
+        fallback_image_shape=known.image_shape if known else image_shape,
+        fallback_num_classes=known.num_classes if known else None,
+        device=device,
+    )
+    return Subject("defended", "defended", None, black_box)
+
+
+def _as_subject(role: Role, model: LoadedModel, sources: Sources) -> Subject:
+    black_box = TorchBlackBox(model, feedback=sources.feedback, grid=sources.black_box.grid)
+    return Subject(role, model.name, model, black_box)
+
+
+def _with_checked_outputs(
+    subject: Subject, sample: Sample, sources: Sources, device: torch.device
+) -> Subject:
+    """Look at a few answers of a model that was loaded; a black box checks its own."""
+    if subject.model is None:
+        return subject
+    checked = check_outputs(
+        subject.model,
+        sample.images[:_N_CHECKED].to(device),
+        outputs=sources.model_options.outputs,
+    )
+    return _as_subject(subject.role, checked, sources)
+
+
+def _check_same_task(first: BlackBox, other: BlackBox) -> None:
     if other.num_classes != first.num_classes:
         raise ModelError(
             f"{other.name}: expected {first.num_classes} classes like {first.name}, got "
@@ -338,7 +460,7 @@ def _check_same_task(first: LoadedModel, other: LoadedModel) -> None:
         )
 
 
-def _check_labels(sample: Sample, model: LoadedModel) -> None:
+def _check_labels(sample: Sample, model: BlackBox) -> None:
     highest = int(sample.labels.max())
     if highest >= model.num_classes:
         raise DataError(
@@ -346,8 +468,6 @@ def _check_labels(sample: Sample, model: LoadedModel) -> None:
             f"of {model.name}, got {highest}; is this the data of that model, or is --classes "
             "needed?"
         )
-    if model.num_classes < _LEAST_NUMBER_OF_CLASSES:
-        raise ModelError(f"{model.name}: expected 2 classes or more, got {model.num_classes}")
 
 
 def _with_target(trigger: Trigger, target_label: int) -> Trigger:
@@ -361,7 +481,8 @@ def _with_target(trigger: Trigger, target_label: int) -> Trigger:
             f"{trigger.source}: a target label was given, but the rule of this trigger is "
             f"{trigger.rule.name}, which has no single target"
         )
-    return replace(trigger, rule=replace(trigger.rule, label=target_label))  # type: ignore[type-var]
+    rule = replace(trigger.rule, label=target_label)  # type: ignore[type-var]
+    return replace(trigger, rule=rule)
 
 
 def _open_trigger(sources: Sources) -> Trigger:
@@ -375,8 +496,9 @@ def _open_trigger(sources: Sources) -> Trigger:
 
 def _file_digests(subjects: Sequence[Subject], sources: Sources) -> list[FileDigest]:
     """Digest every file that was read; folders are covered by the sample's own digest."""
-    paths = [(subject.name, subject.model.path) for subject in subjects]
+    paths = [(s.name, s.model.path) for s in subjects if s.model is not None]
     for role, source in (
+        ("defended", sources.defended if can_only_be_asked(sources.defended) else None),
         ("data", sources.data),
         ("trigger", sources.trigger),
         ("policy", sources.policy),

@@ -5,29 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from bdaudit.auditing.inputs import Subject
+from bdaudit.auditing.store import RunStore, ScoredRun
+from bdaudit.blackbox import Meter, diagnose_grid
 from bdaudit.controls import AttackImages
 from bdaudit.digests import digest_tensors
+from bdaudit.models import LoadedModel
 from bdaudit.perturbation import Norm, make_ball, random_delta
 from bdaudit.progress import Progress, Steps
 from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_whitebox
-from bdaudit.results import AttackRun, Rate
+from bdaudit.reactivation.query import reactivate_query
+from bdaudit.reactivation.query_config import QueryConfig
+from bdaudit.reactivation.query_state import Milestone
+from bdaudit.results import AttackRun, CurvePoint, Diagnostic, Rate
 from bdaudit.scoring import predict, rate
 from bdaudit.version import __version__
 
-__all__ = ["Compute", "RunCache", "ScoredRun", "derive_generator", "noise_run", "whitebox_run"]
+__all__ = [
+    "Compute",
+    "Mode",
+    "ask",
+    "derive_generator",
+    "noise_run",
+    "query_run",
+    "whitebox_run",
+]
 
-RunCache = MutableMapping[str, AttackRun]
-"""Finished runs by the digest of everything that determined them."""
-
+Mode = Literal["white", "query"]
 _Result = TypeVar("_Result")
+
+_N_CURVE_POINTS = 8
+_N_CURVE_IMAGES = 250
 
 
 @dataclass(frozen=True)
@@ -37,14 +52,6 @@ class Compute:
     device: torch.device
     seed: int
     batch_size: int
-
-
-@dataclass(frozen=True)
-class ScoredRun:
-    """A run's record, with its perturbation (1, C, H, W) unless it came from the cache."""
-
-    record: AttackRun
-    delta: Tensor | None
 
 
 def derive_generator(seed: int, *parts: object) -> torch.Generator:
@@ -64,8 +71,8 @@ def whitebox_run(
     config: WhiteboxConfig,
     *,
     compute: Compute,
+    store: RunStore,
     innocent: Subject | None = None,
-    cache: RunCache | None = None,
 ) -> Steps[ScoredRun]:
     """Attack `subject` white-box and score the perturbation on held-out images.
 
@@ -75,9 +82,9 @@ def whitebox_run(
         config: Radius, norm, passes; the same for every model under comparison.
         compute: Device, batch size for scoring, and the audit's seed. The attack's own random
             stream derives from the seed, the condition and eps, and not from the model.
+        store: Finished runs; one made from the same weights, images, settings and seed is given
+            back without computing.
         innocent: Another model that the specific objective leaves right, where there is one.
-        cache: Finished runs; one made from the same weights, images, settings and seed is given
-            back without computing, and then without its perturbation.
 
     Returns:
         The scored run.
@@ -86,14 +93,16 @@ def whitebox_run(
         NumericsError: The model returned NaN or infinite scores.
     """
     title = f"white box on {subject.name}, {images.condition.replace('_', ' ')}, eps {config.eps:g}"
-    key = _cache_key(subject, images, config, compute, innocent)
-    if cache is not None and key in cache:
+    others = () if innocent is None else (innocent.white.weights_sha256,)
+    key = _key(subject, images, config, compute, others)
+    known = store.find(key)
+    if known is not None:
         yield Progress(title, 1, 1, "already measured")
-        return ScoredRun(_renamed(cache[key], subject), None)
+        return _renamed(known, subject)
     started = time.perf_counter()
     result = yield from _titled(
         reactivate_whitebox(
-            subject.model.classifier,
+            subject.white.classifier,
             images.craft.images,
             images.craft.targets,
             config=config,
@@ -121,28 +130,150 @@ def whitebox_run(
         gradient_passes=result.gradient_passes,
         delta_norm=result.delta_norm,
         delta_sha256=digest_tensors({"delta": result.delta}),
-        diagnostics=tuple(
-            d.model_copy(update={"subject": subject.name, "message": f"{title}: {d.message}"})
-            for d in result.diagnostics
+        diagnostics=_about(subject, title, result.diagnostics),
+        elapsed_s=time.perf_counter() - started,
+    )
+    run = ScoredRun(record, result.delta)
+    store.keep(key, run)
+    return run
+
+
+def query_run(
+    subject: Subject,
+    images: AttackImages,
+    config: QueryConfig,
+    *,
+    compute: Compute,
+    store: RunStore,
+    surrogates: Sequence[LoadedModel] = (),
+) -> Steps[ScoredRun]:
+    """Attack `subject` by asking alone and score the perturbation on held-out images.
+
+    Args:
+        subject: The model and its part.
+        images: The condition's craft and held-out halves.
+        config: Radius, norm, budget, feedback; the same for every model under comparison.
+        compute: As for `whitebox_run`.
+        store: Finished runs, and the state of an interrupted search to go on with.
+        surrogates: Models that may resemble the one asked; the same for every model.
+
+    Returns:
+        The scored run, with held-out success against image queries. Scoring is counted apart.
+
+    Raises:
+        RemoteError: A served model could not be asked any more; the state is kept in the store.
+    """
+    title = f"queries to {subject.name}, {images.condition.replace('_', ' ')}, eps {config.eps:g}"
+    black_box = subject.black_box
+    key = _key(subject, images, config, compute, [s.weights_sha256 for s in surrogates])
+    known = store.find(key)
+    if known is not None:
+        yield Progress(title, 1, 1, "already measured")
+        return _renamed(known, subject)
+    started = time.perf_counter()
+    state = store.search_state(key)
+    meter = Meter(
+        black_box,
+        max_queries=config.max_queries,
+        n_spent=0 if state is None else state.n_queries,
+    )
+    identity = black_box.identity()
+    result = yield from _titled(
+        reactivate_query(
+            meter.ask,
+            images.craft.images,
+            images.craft.targets,
+            config=config,
+            generator=derive_generator(compute.seed, "query", images.condition, config.eps),
+            surrogates=[s.classifier for s in surrogates],
+            state=state,
+            checkpoint=store.checkpoint(key),
+            identity={
+                "kind": identity.kind,
+                "model": identity.sha256 or identity.source,
+                **identity.details,
+            },
+        ),
+        title,
+    )
+    before = black_box.n_queries
+    scores = _score(subject, images, result.delta, compute)
+    curve = _query_curve(subject, images, result.milestones, compute)
+    record = AttackRun(
+        mode="query",
+        model=subject.name,
+        role=subject.role,
+        condition=images.condition,
+        norm=config.norm,
+        eps=config.eps,
+        target_label=images.target_label,
+        seed=compute.seed,
+        asr=scores.asr,
+        delta_only=scores.delta_only,
+        true_label_acc=scores.true_label_acc,
+        craft_asr=result.craft_success,
+        image_queries=result.n_queries,
+        scoring_queries=black_box.n_queries - before,
+        feedback=config.feedback,
+        query_curve=curve,
+        delta_norm=result.delta_norm,
+        delta_sha256=digest_tensors({"delta": result.delta}),
+        diagnostics=_about(
+            subject, title, [*result.diagnostics, *diagnose_grid(black_box, result.delta)]
         ),
         elapsed_s=time.perf_counter() - started,
     )
-    if cache is not None:
-        cache[key] = record
-    return ScoredRun(record, result.delta)
+    run = ScoredRun(record, result.delta)
+    store.keep(key, run)
+    return run
+
+
+def _query_curve(
+    subject: Subject,
+    condition: AttackImages,
+    milestones: Sequence[Milestone],
+    compute: Compute,
+) -> tuple[CurvePoint, ...]:
+    """Score what the search would have given after fewer queries, on the first held-out images.
+
+    A few points on a part of the images, since each of them is paid for as well.
+    """
+    if not milestones:
+        return ()
+    chosen = sorted(
+        {round(k * (len(milestones) - 1) / (_N_CURVE_POINTS - 1)) for k in range(_N_CURVE_POINTS)}
+    )
+    half = condition.held_out
+    few, targets = half.images[:_N_CURVE_IMAGES], half.targets[:_N_CURVE_IMAGES]
+    return tuple(
+        CurvePoint(
+            n_queries=milestones[k].n_queries,
+            asr=rate(ask(subject, few, compute, delta=milestones[k].delta) == targets.cpu()),
+        )
+        for k in chosen
+    )
 
 
 def noise_run(
-    subject: Subject, images: AttackImages, *, norm: Norm, eps: float, compute: Compute
+    subject: Subject,
+    images: AttackImages,
+    *,
+    mode: Mode,
+    norm: Norm,
+    eps: float,
+    compute: Compute,
 ) -> AttackRun:
-    """Score a random perturbation of norm `eps`: what no search at all achieves."""
+    """Score a random perturbation of norm `eps`: what no search at all achieves.
+
+    `mode` says beside which attack it stands.
+    """
     started = time.perf_counter()
     ball = make_ball(norm, eps)
     generator = derive_generator(compute.seed, "noise", norm, eps)
     delta = random_delta(images.held_out.images.shape[1:], ball, generator)
     scores = _score(subject, images, delta, compute)
     return AttackRun(
-        mode="white",
+        mode=mode,
         model=subject.name,
         role=subject.role,
         condition="noise",
@@ -168,8 +299,24 @@ class _Scores:
 
 def _score(subject: Subject, condition: AttackImages, delta: Tensor, compute: Compute) -> _Scores:
     """Count held-out successes of `delta`, with the trigger and, where there is one, without."""
+    half = condition.held_out
+    answers = ask(subject, half.images, compute, delta=delta)
+    bare = ask(subject, half.clean, compute, delta=delta) if condition.has_trigger else None
+    return _Scores(
+        asr=rate(answers == half.targets),
+        delta_only=None if bare is None else rate(bare == half.targets),
+        true_label_acc=rate(answers == half.labels),
+    )
 
-    def ask(images: Tensor) -> Tensor:
+
+def ask(
+    subject: Subject, images: Tensor, compute: Compute, *, delta: Tensor | None = None
+) -> Tensor:
+    """Return the top labels (N,) of `images`, perturbed by `delta` where one is given.
+
+    A loaded model is run as it is; one that can only be asked is asked, and counts it.
+    """
+    if subject.model is not None:
         return predict(
             subject.model.classifier,
             images,
@@ -177,15 +324,7 @@ def _score(subject: Subject, condition: AttackImages, delta: Tensor, compute: Co
             device=compute.device,
             delta=delta,
         )
-
-    half = condition.held_out
-    answers = ask(half.images)
-    bare = ask(half.clean) if condition.has_trigger else None
-    return _Scores(
-        asr=rate(answers == half.targets),
-        delta_only=None if bare is None else rate(bare == half.targets),
-        true_label_acc=rate(answers == half.labels),
-    )
+    return predict(subject.black_box.ask, images, batch_size=compute.batch_size, delta=delta)
 
 
 def _titled(steps: Steps[_Result], title: str) -> Steps[_Result]:
@@ -209,20 +348,32 @@ def _specific_terms(
     return SpecificTerms(
         clean=images.craft.clean,
         labels=images.craft.labels,
-        reference=None if innocent is None else innocent.model.classifier,
+        reference=None if innocent is None else innocent.white.classifier,
     )
 
 
-def _renamed(run: AttackRun, subject: Subject) -> AttackRun:
-    return run.model_copy(update={"model": subject.name, "role": subject.role, "elapsed_s": 0.0})
+def _about(
+    subject: Subject, title: str, diagnostics: Iterable[Diagnostic]
+) -> tuple[Diagnostic, ...]:
+    return tuple(
+        d.model_copy(update={"subject": subject.name, "message": f"{title}: {d.message}"})
+        for d in diagnostics
+    )
 
 
-def _cache_key(
+def _renamed(run: ScoredRun, subject: Subject) -> ScoredRun:
+    record = run.record.model_copy(
+        update={"model": subject.name, "role": subject.role, "elapsed_s": 0.0}
+    )
+    return ScoredRun(record, run.delta)
+
+
+def _key(
     subject: Subject,
     images: AttackImages,
-    config: WhiteboxConfig,
+    config: WhiteboxConfig | QueryConfig,
     compute: Compute,
-    innocent: Subject | None,
+    others: Sequence[str | None],
 ) -> str:
     """Digest everything that determines a run; two runs with one key are the same run."""
     tensors = {
@@ -234,12 +385,14 @@ def _cache_key(
             ("targets", part.targets),
         )
     }
+    identity = subject.black_box.identity()
     parts = {
         "version": __version__,
-        "weights": subject.model.weights_sha256,
+        "model": identity.sha256 or [identity.source, sorted(identity.details.items())],
         "images": digest_tensors(tensors),
-        "innocent": None if innocent is None else innocent.model.weights_sha256,
+        "others": list(others),
         "condition": images.condition,
+        "attack": type(config).__name__,
         "config": asdict(config),
         "seed": compute.seed,
         "device": compute.device.type,

@@ -13,7 +13,6 @@ from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.existence import existence_steps
 from bdaudit.auditing.inputs import (
     DataSource,
-    ModelOptions,
     ModelSource,
     Sources,
     TriggerSource,
@@ -22,6 +21,7 @@ from bdaudit.auditing.inputs import (
 from bdaudit.auditing.runs import Compute
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
 from bdaudit.existence import ExistenceConfig
+from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.results import Diagnostic, ScoreRecord
 from bdaudit.verdict import Policy
@@ -40,7 +40,7 @@ def score(
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
-    model_options: ModelOptions | None = None,
+    model_options: ModelSettings | None = None,
     target_label: int | None = None,
     allow_trigger_code: bool = False,
     command: Sequence[str] | None = None,
@@ -79,7 +79,7 @@ def score(
         data=data,
         trigger=trigger,
         classes=classes,
-        model_options=model_options or ModelOptions(),
+        model_options=model_options or ModelSettings(),
         target_label=target_label,
         allow_trigger_code=allow_trigger_code,
     )

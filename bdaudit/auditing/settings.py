@@ -72,6 +72,12 @@ class AuditSettings:
         n_passes: Passes over the craft images an attack may differentiate.
         restarts: Independent starts of each attack.
         objective: `standard`, or `specific` (see docs/reactivation.md).
+        modes: Kinds of attack: `white` differentiates through the model, `query` only asks it;
+            `None` takes what the defended model allows.
+        max_queries: Images a query search may ask about, each time it is run.
+        feedback: What a query search is given: `scores`, or the top `labels` alone.
+        schedule: Of the query search: `default`, or `research` for the paper's.
+        warm: Whether a query search starts from surrogates made from the original.
         controls: Conditions run on the defended model beside the trigger; `None` takes all that
             the number of classes allows.
         measure_bec: Whether to compute the backdoor existence coefficient.
@@ -82,6 +88,11 @@ class AuditSettings:
     n_passes: int = 24
     restarts: int = 1
     objective: Literal["standard", "specific"] = "standard"
+    modes: tuple[Literal["white", "query"], ...] | None = None
+    max_queries: int = 20_000
+    feedback: Literal["scores", "labels"] = "scores"
+    schedule: Literal["default", "research"] = "default"
+    warm: bool = True
     controls: tuple[Condition, ...] | None = None
     measure_bec: bool = True
     compute: ComputeSettings = field(default_factory=ComputeSettings)
@@ -90,6 +101,12 @@ class AuditSettings:
     def __post_init__(self) -> None:
         if self.norm not in DEFAULT_EPS:
             raise ConfigError(f"norm: expected one of {sorted(DEFAULT_EPS)}, got {self.norm!r}")
+        if self.modes is not None and len(set(self.modes) & {"white", "query"}) != len(self.modes):
+            raise ConfigError(f"modes: expected white, query or both, got {self.modes}")
+        if "query" in (self.modes or ()) and self.objective != "standard":
+            raise ConfigError("objective: a query search knows only the standard one")
+        if self.modes == ():
+            raise ConfigError("modes: expected one at least")
         ladder = self.ladder
         if not ladder or any(not eps > 0.0 for eps in ladder):
             raise ConfigError(f"eps: expected one or more values above 0, got {ladder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,13 @@ from bdaudit.cli.output import JsonSink, show_record, showing_progress
 __all__ = ["register"]
 
 
+class Mode(StrEnum):
+    """Kinds of attack."""
+
+    WHITE = "white"
+    QUERY = "query"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command(name="audit")(audit)
@@ -22,10 +30,11 @@ def register(app: typer.Typer) -> None:
 
 @reporting_errors
 def audit(
-    defended: options.Defended,
     original: options.Original,
     data: options.Data,
     trigger: options.TriggerFile,
+    defended: options.Defended = None,
+    endpoint: options.Endpoint = None,
     reference: options.References = None,
     target: options.Target = None,
     classes: options.Classes = None,
@@ -36,6 +45,15 @@ def audit(
     mean: options.Mean = None,
     std: options.Std = None,
     outputs: options.OutputsOption = None,
+    mode: Annotated[
+        list[Mode] | None,
+        typer.Option(
+            help="white: with gradients; query: asking alone. May be given twice "
+            "[default: white, or query where the model can only be asked].",
+            show_default=False,
+            rich_help_panel="Attack",
+        ),
+    ] = None,
     eps: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,6 +93,24 @@ def audit(
         Path | None,
         typer.Option(help="Limits of the verdict (TOML).", rich_help_panel="Inputs"),
     ] = None,
+    max_queries: options.MaxQueries = 20_000,
+    feedback: options.FeedbackOption = options.Feedback.SCORES,
+    schedule: options.ScheduleOption = options.Schedule.DEFAULT,
+    cold: options.Cold = False,
+    qps: options.Qps = None,
+    concurrency: options.Concurrency = 1,
+    timeout: options.Timeout = 30.0,
+    retries: options.Retries = 5,
+    token_env: options.TokenEnv = None,
+    ca_file: options.CaFile = None,
+    binary: options.Binary = None,
+    layout: options.LayoutOption = None,
+    input_name: options.InputName = None,
+    output_name: options.OutputName = None,
+    grid: options.Grid = None,
+    request_size: options.RequestSize = None,
+    state: options.State = None,
+    resume: options.Resume = False,
     craft: options.Craft = None,
     held_out: options.HeldOut = None,
     device: options.Device = "auto",
@@ -89,11 +125,19 @@ def audit(
 
     Exit code 0: removed; 1: active or dormant; 3: inconclusive; 4: an input cannot be used.
     """
-    from bdaudit.auditing import AuditSettings
+    from bdaudit.auditing import AuditSettings, default_modes
     from bdaudit.auditing import audit as run_audit
 
     sink = JsonSink(json)
+    source = options.defended_source(defended, endpoint)
+    modes = tuple(dict.fromkeys(m.value for m in mode)) if mode else default_modes(source)
+    store = options.open_store(state, json=json, resume=resume, default="query" in modes)
     settings = AuditSettings(
+        modes=modes,  # type: ignore[arg-type]
+        max_queries=max_queries,
+        feedback=feedback.value,
+        schedule=schedule.value,
+        warm=not cold,
         norm=norm.value,
         eps=options.read_ladder(eps),
         n_passes=passes,
@@ -105,7 +149,7 @@ def audit(
     )
     with showing_progress(quiet) as listener:
         record = run_audit(
-            defended,
+            source,
             original=original,
             data=data,
             trigger=trigger,
@@ -116,9 +160,26 @@ def audit(
             model_options=options.model_options(arch, num_classes, input_size, mean, std, outputs),
             target_label=target,
             allow_trigger_code=allow_trigger_code,
+            black_box=options.black_box_options(
+                qps=qps,
+                concurrency=concurrency,
+                timeout=timeout,
+                retries=retries,
+                token_env=token_env,
+                ca_file=ca_file,
+                binary=binary,
+                layout=layout,
+                input_name=input_name,
+                output_name=output_name,
+                grid=grid,
+                request_size=request_size,
+            ),
+            store=store,
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )
     show_record(record, sink=sink, quiet=quiet)
+    if store is not None:
+        store.finish()
     assert record.verdict is not None
     raise typer.Exit(EXIT_OF_OUTCOME[record.verdict.outcome])

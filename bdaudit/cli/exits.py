@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from bdaudit.errors import BdauditError, ConfigError, InputError
+from bdaudit.errors import BdauditError, ConfigError, InputError, RemoteError
 
 __all__ = [
     "EXIT_FAILED",
@@ -54,7 +54,7 @@ def reporting_errors(command: Callable[Parameters, Returned]) -> Callable[Parame
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
-            _say("interrupted; nothing was written", None)
+            _say("interrupted; no result was written", None)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of our output went away (`| head`): nothing is wrong with the input.
@@ -72,6 +72,8 @@ def _describe(error: Exception) -> tuple[str, int]:
         return f"usage: {error}", EXIT_USAGE
     if isinstance(error, InputError):
         return f"unusable input: {error}", EXIT_INPUT
+    if isinstance(error, RemoteError):
+        return f"cannot be asked: {error}", EXIT_INPUT
     if isinstance(error, BdauditError):
         return f"failed: {error}", EXIT_INTERNAL
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

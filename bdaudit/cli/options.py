@@ -13,8 +13,9 @@ import typer
 from bdaudit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bdaudit.auditing.inputs import ModelOptions
+    from bdaudit.auditing import BlackBoxOptions, FolderStore
     from bdaudit.auditing.settings import ComputeSettings, SplitSettings
+    from bdaudit.models import ModelSettings
 
 _INPUTS = "Inputs"
 _MODELS = "What the checkpoints do not say themselves"
@@ -43,8 +44,132 @@ class Outputs(StrEnum):
     PROBABILITIES = "probabilities"
 
 
-Defended = Annotated[
+class Feedback(StrEnum):
+    """What a query search is given."""
+
+    SCORES = "scores"
+    LABELS = "labels"
+
+
+class Schedule(StrEnum):
+    """Query searches."""
+
+    DEFAULT = "default"
+    RESEARCH = "research"
+
+
+class Layout(StrEnum):
+    """Which dimension of a model's input holds the channels."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+_ASKING = "Asking (query mode)"
+
+DefendedFile = Annotated[
     Path, typer.Argument(help="The release candidate: a checkpoint.", show_default=False)
+]
+Defended = Annotated[
+    str | None,
+    typer.Argument(
+        help="The release candidate: a checkpoint; in query mode also an .onnx file, or "
+        "FILE.py:FUNCTION (which runs that file's code).",
+        show_default=False,
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="Served release candidate: http(s)://HOST:PORT/v2/models/NAME (Open Inference "
+        "Protocol).",
+        rich_help_panel=_ASKING,
+    ),
+]
+MaxQueries = Annotated[
+    int,
+    typer.Option(
+        help="Images one search may ask about, never exceeded.", min=1, rich_help_panel=_ASKING
+    ),
+]
+FeedbackOption = Annotated[
+    Feedback,
+    typer.Option("--feedback", help="Scores, or the top labels alone.", rich_help_panel=_ASKING),
+]
+ScheduleOption = Annotated[
+    Schedule,
+    typer.Option(
+        "--schedule", help="research: the paper's search, to compare.", rich_help_panel=_ASKING
+    ),
+]
+Cold = Annotated[
+    bool,
+    typer.Option("--cold", help="No surrogates made from the original.", rich_help_panel=_ASKING),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on where a killed run stopped.", rich_help_panel=_ASKING),
+]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for what is needed to resume [default in query mode: the --json file's name "
+        "+ .state].",
+        show_default=False,
+        rich_help_panel=_ASKING,
+    ),
+]
+Qps = Annotated[
+    float | None, typer.Option(help="Images a second at most.", rich_help_panel=_ASKING)
+]
+Concurrency = Annotated[
+    int, typer.Option(help="Requests in flight.", min=1, rich_help_panel=_ASKING)
+]
+Timeout = Annotated[
+    float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=_ASKING)
+]
+Retries = Annotated[
+    int,
+    typer.Option(help="Times a request is sent again.", min=0, rich_help_panel=_ASKING),
+]
+TokenEnv = Annotated[
+    str | None,
+    typer.Option(help="Environment variable that holds a bearer token.", rich_help_panel=_ASKING),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(help="Certificates to trust for TLS.", rich_help_panel=_ASKING),
+]
+Binary = Annotated[
+    bool | None,
+    typer.Option(
+        "--binary/--no-binary",
+        help="Send tensors as raw bytes [default: as the server offers].",
+        show_default=False,
+        rich_help_panel=_ASKING,
+    ),
+]
+LayoutOption = Annotated[
+    Layout | None,
+    typer.Option("--layout", help="Of the model's input.", rich_help_panel=_ASKING),
+]
+InputName = Annotated[
+    str | None, typer.Option(help="Of a server's image input.", rich_help_panel=_ASKING)
+]
+OutputName = Annotated[
+    str | None,
+    typer.Option(help="Output with the scores, of several.", rich_help_panel=_ASKING),
+]
+Grid = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps of a pixel value on its way, 255 for 8-bit images.",
+        min=1,
+        rich_help_panel=_ASKING,
+    ),
+]
+RequestSize = Annotated[
+    int | None, typer.Option(help="Images in a request.", min=1, rich_help_panel=_ASKING)
 ]
 Original = Annotated[
     Path,
@@ -224,11 +349,11 @@ def model_options(
     mean: str | None,
     std: str | None,
     outputs: Outputs | None,
-) -> ModelOptions:
+) -> ModelSettings:
     """Gather what the user says about the checkpoints."""
-    from bdaudit.auditing.inputs import ModelOptions
+    from bdaudit.auditing import ModelSettings
 
-    return ModelOptions(
+    return ModelSettings(
         arch=arch,
         num_classes=num_classes,
         input_size=read_size(input_size),
@@ -250,3 +375,76 @@ def split_settings(craft: int | None, held_out: int | None) -> SplitSettings:
     from bdaudit.auditing.settings import SplitSettings
 
     return SplitSettings(n_craft=craft, n_held_out=held_out)
+
+
+def defended_source(defended: str | None, endpoint: str | None) -> str:
+    """Return the one thing to be audited.
+
+    Raises:
+        ConfigError: None was given, or two.
+    """
+    if (defended is None) == (endpoint is None):
+        raise ConfigError("give either a DEFENDED file or --endpoint, and only one of them")
+    return str(defended if endpoint is None else endpoint)
+
+
+def black_box_options(
+    *,
+    qps: float | None,
+    concurrency: int,
+    timeout: float,
+    retries: int,
+    token_env: str | None,
+    ca_file: Path | None,
+    binary: bool | None,
+    layout: Layout | None,
+    input_name: str | None,
+    output_name: str | None,
+    grid: int | None,
+    request_size: int | None,
+) -> BlackBoxOptions:
+    """Gather what the user says about a model that can only be asked."""
+    from bdaudit.auditing import BlackBoxOptions, TransportSettings
+
+    return BlackBoxOptions(
+        order=None if layout is None else layout.value,
+        input_name=input_name,
+        output_name=output_name,
+        binary=binary,
+        grid=grid,
+        batch_size=request_size,
+        transport=TransportSettings(
+            timeout_s=timeout,
+            max_retries=retries,
+            qps=qps,
+            concurrency=concurrency,
+            token_env=token_env,
+            ca_file=None if ca_file is None else str(ca_file),
+        ),
+    )
+
+
+def open_store(
+    state: Path | None, *, json: str | None, resume: bool, default: bool
+) -> FolderStore | None:
+    """Return where a run keeps what is needed to resume it, `None` for nowhere.
+
+    Args:
+        state: The folder the user named.
+        json: Where the result goes; the default folder is beside it.
+        resume: Whether to go on with what is there.
+        default: Whether a folder beside the result is wanted when none was named.
+
+    Raises:
+        ConfigError: There is nothing to resume from.
+        InputError: The folder cannot serve.
+    """
+    from bdaudit.auditing import FolderStore
+
+    if state is None and json not in (None, "-") and (default or resume):
+        state = Path(f"{json}.state")
+    if state is None:
+        if resume:
+            raise ConfigError("--resume: name the result with --json FILE, or a folder by --state")
+        return None
+    return FolderStore(state, resume=resume)

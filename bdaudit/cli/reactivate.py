@@ -21,6 +21,7 @@ class Mode(StrEnum):
     """Kinds of attack."""
 
     WHITE = "white"
+    QUERY = "query"
 
 
 class Optimizer(StrEnum):
@@ -37,7 +38,6 @@ def register(app: typer.Typer) -> None:
 
 @reporting_errors
 def reactivate(
-    defended: options.Defended,
     data: options.Data,
     trigger: options.TriggerFile,
     eps: Annotated[
@@ -46,12 +46,23 @@ def reactivate(
             help="Radius in pixel units, such as 0.02 or 5/255.", rich_help_panel="Attack"
         ),
     ],
+    defended: options.Defended = None,
+    endpoint: options.Endpoint = None,
     mode: Annotated[
-        Mode, typer.Option(help="white: with gradients.", rich_help_panel="Attack")
-    ] = Mode.WHITE,
+        Mode | None,
+        typer.Option(
+            help="white: with gradients; query: asking alone [default: white, or query where the "
+            "model can only be asked].",
+            show_default=False,
+            rich_help_panel="Attack",
+        ),
+    ] = None,
     original: Annotated[
         Path | None,
-        typer.Option(help="Attack this model too, to compare.", rich_help_panel="Inputs"),
+        typer.Option(
+            help="Attack this model too, to compare; a query search makes surrogates from it.",
+            rich_help_panel="Inputs",
+        ),
     ] = None,
     reference: options.References = None,
     target: options.Target = None,
@@ -83,6 +94,24 @@ def reactivate(
         Optimizer,
         typer.Option(help="research: the paper's, for comparison.", rich_help_panel="Attack"),
     ] = Optimizer.DEFAULT,
+    max_queries: options.MaxQueries = 20_000,
+    feedback: options.FeedbackOption = options.Feedback.SCORES,
+    schedule: options.ScheduleOption = options.Schedule.DEFAULT,
+    cold: options.Cold = False,
+    qps: options.Qps = None,
+    concurrency: options.Concurrency = 1,
+    timeout: options.Timeout = 30.0,
+    retries: options.Retries = 5,
+    token_env: options.TokenEnv = None,
+    ca_file: options.CaFile = None,
+    binary: options.Binary = None,
+    layout: options.LayoutOption = None,
+    input_name: options.InputName = None,
+    output_name: options.OutputName = None,
+    grid: options.Grid = None,
+    request_size: options.RequestSize = None,
+    state: options.State = None,
+    resume: options.Resume = False,
     craft: options.Craft = None,
     held_out: options.HeldOut = None,
     device: options.Device = "auto",
@@ -113,35 +142,66 @@ def reactivate(
             raise ConfigError(f"--save: expected a name ending in .safetensors, got {save}")
         check_writable(save)
 
-    from bdaudit.auditing import WhiteboxConfig, save_delta
+    from bdaudit.auditing import QueryConfig, WhiteboxConfig, default_modes, save_delta
     from bdaudit.auditing import reactivate as run_reactivate
 
+    source = options.defended_source(defended, endpoint)
+    chosen = default_modes(source)[0] if mode is None else mode.value
+    store = options.open_store(state, json=json, resume=resume, default=chosen == "query")
+    config: WhiteboxConfig | QueryConfig
+    if chosen == "query":
+        config = QueryConfig(
+            eps=radii[0],
+            norm=norm.value,
+            max_queries=max_queries,
+            feedback=feedback.value,
+            schedule=schedule.value,
+        )
+    else:
+        config = WhiteboxConfig(
+            eps=radii[0],
+            norm=norm.value,
+            n_passes=passes,
+            restarts=restarts,
+            objective=objective.value,
+            optimizer=optimizer.value,
+            autocast="bf16" if bf16 else None,
+        )
     with showing_progress(quiet) as listener:
         found = run_reactivate(
-            defended,
+            source,
             data=data,
             trigger=trigger,
-            mode=mode.value,
-            config=WhiteboxConfig(
-                eps=radii[0],
-                norm=norm.value,
-                n_passes=passes,
-                restarts=restarts,
-                objective=objective.value,
-                optimizer=optimizer.value,
-                autocast="bf16" if bf16 else None,
-            ),
+            config=config,
             original=original,
             references=reference or (),
+            warm=not cold,
             compute=options.compute_settings(device, seed, batch_size, bf16),
             split=options.split_settings(craft, held_out),
             classes=classes,
             model_options=options.model_options(arch, num_classes, input_size, mean, std, outputs),
             target_label=target,
             allow_trigger_code=allow_trigger_code,
+            black_box=options.black_box_options(
+                qps=qps,
+                concurrency=concurrency,
+                timeout=timeout,
+                retries=retries,
+                token_env=token_env,
+                ca_file=ca_file,
+                binary=binary,
+                layout=layout,
+                input_name=input_name,
+                output_name=output_name,
+                grid=grid,
+                request_size=request_size,
+            ),
+            store=store,
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )
     if save is not None:
         save_delta(save, found)
     show_record(found.record, sink=sink, quiet=quiet)
+    if store is not None:
+        store.finish()

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @reporting_errors
 def score(
-    defended: options.Defended,
+    defended: options.DefendedFile,
     original: options.Original,
     data: options.Data,
     trigger: options.TriggerFile,

@@ -30,8 +30,7 @@ class QueryConfig:
             antithetic probes), or "research" for the universal Square search of the paper's
             script, kept for comparison.
         batch_size: Most images in one question of the default schedule.
-        distil_share: Largest share of the budget spent on distilling; 0 uses surrogates for their
-            delta alone.
+        distil_share: Largest share of the budget spent on distilling, in (0, 1].
         distil_rounds: Most rounds of distilling: ask, refit the student, make its delta anew.
         probe_scale: Length of a probe in units of eps.
 
@@ -60,8 +59,8 @@ class QueryConfig:
         for name, least in (("max_queries", 0), ("batch_size", 2), ("distil_rounds", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        if not 0 <= self.distil_share <= 1:
-            raise ConfigError(f"distil_share: expected 0 to 1, got {self.distil_share}")
+        if not 0 < self.distil_share <= 1:
+            raise ConfigError(f"distil_share: expected above 0, to 1, got {self.distil_share}")
         if not (isfinite(self.probe_scale) and self.probe_scale > 0):
             raise ConfigError(f"probe_scale: expected a number above 0, got {self.probe_scale}")
 

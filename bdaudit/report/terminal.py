@@ -67,6 +67,7 @@ def print_record(
         parts = [
             _baseline_table(record.baselines, (), console),
             _reactivation_table(record.runs, console),
+            *_query_parts(record.runs, console),
         ]
         chart = _reactivation_chart(record.runs, record.baselines, console)
         if chart is not None:
@@ -105,16 +106,23 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
         chart = _reactivation_chart(record.runs, record.baselines, console)
         if chart is not None:
             parts.append(chart)
+    parts += _query_parts(record.runs, console, brief=brief)
     if brief:
         return parts
     parts += _bec_parts(record.bec, record.bec_missing, console)
     parts.append(
         Group(
             _heading("What this does not prove"),
-            *(_bullet(line) for line in _NOT_PROVED),
+            *(_bullet(line) for line in _not_proved(record)),
         )
     )
     return parts
+
+
+def _not_proved(record: AuditRecord) -> list[str]:
+    if any(run.mode == "white" and run.condition == "trigger" for run in record.runs):
+        return list(_NOT_PROVED)
+    return ["an attacker who holds the weights: the model was only asked", *_NOT_PROVED]
 
 
 def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
@@ -314,6 +322,67 @@ def _reactivation_chart(
     )
 
 
+def _query_parts(
+    runs: Sequence[AttackRun], console: Console, *, brief: bool = False
+) -> list[RenderableType]:
+    """What the queries cost, and what fewer of them would have bought."""
+    asked = [r for r in runs if r.mode == "query" and r.condition == "trigger"]
+    searched = [r for r in asked if r.role == "defended"]
+    if not searched:
+        return []
+    table = _table()
+    table.add_column("eps")
+    headings = ["feedback", "queries", "scoring", "final ASR", "to 50% of it", "to 90% of it"]
+    for name in headings:
+        table.add_column(name, justify="right")
+    for run in searched:
+        table.add_row(
+            f"{run.eps:g}",
+            run.feedback or "-",
+            f"{run.image_queries:,}",
+            f"{run.scoring_queries:,}",
+            _share(run.asr),
+            _queries_to(run, 0.5),
+            _queries_to(run, 0.9),
+        )
+    parts: list[RenderableType] = [
+        Group(_heading("Image queries", "scoring on held-out images counted apart"), table)
+    ]
+    longest = max(searched, key=lambda run: run.asr.value)
+    if len(longest.query_curve) > 1 and not brief:
+        line = Line(
+            f"defended, eps {longest.eps:g}",
+            "D" if _ascii_only(console) else "●",
+            "bold red",
+            [point.asr.value for point in longest.query_curve],
+        )
+        chart = draw_chart(
+            [_thousands(point.n_queries) for point in longest.query_curve],
+            lines=[line],
+            width=min(console.width, 78),
+            height=9,
+            ascii_only=_ascii_only(console),
+        )
+        few = longest.query_curve[0].asr.total
+        gloss = f"on {few} held-out images, by image queries"
+        parts.append(Group(_heading("ASR by queries", gloss), chart))
+    return parts
+
+
+def _queries_to(run: AttackRun, share: float) -> str:
+    """First number of queries after which the curve has that share of the run's final ASR."""
+    if not run.query_curve:
+        return "-"
+    last = run.query_curve[-1].asr.value
+    reached = (p.n_queries for p in run.query_curve if last > 0 and p.asr.value >= share * last)
+    first = next(reached, None)
+    return "-" if first is None else f"{first:,}"
+
+
+def _thousands(count: int) -> str:
+    return str(count) if count < 1000 else f"{count / 1000:.3g}k"
+
+
 def _bec_parts(
     bec: Sequence[BecRecord], missing: str | None, console: Console
 ) -> list[RenderableType]:
@@ -375,7 +444,10 @@ def _diagnostic_parts(diagnostics: Sequence[Diagnostic]) -> list[RenderableType]
 
 
 def _footer(record: AuditRecord | ScoreRecord | ReactivationRecord) -> RenderableType:
-    models = ", ".join(f"{m.name} {m.weights_sha256[:12]}" for m in record.models)
+    models = ", ".join(
+        f"{m.name} {m.weights_sha256[:12] if m.weights_sha256 else 'unknown'}"
+        for m in record.models
+    )
     trigger = record.trigger
     origin = "recovered" if trigger.recovered else "given"
     return Text(

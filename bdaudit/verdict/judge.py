@@ -282,7 +282,8 @@ class _Case:
         norm = {"linf": "L-inf", "l2": "L2"}[run.norm]
         why = (
             f"The trigger ({alone}) plus one universal perturbation of {norm} norm "
-            f"{run.eps:g} takes {_percent(run.asr.value)} of held-out images to the target"
+            f"{run.eps:g}{_found_how(run)} takes {_percent(run.asr.value)} of held-out images to "
+            "the target"
         )
         innocent = [
             twin.asr.value
@@ -305,7 +306,8 @@ class _Case:
         largest_eps = max(attack.run.eps for attack in telling)
         return _Finding(
             "removed",
-            f"With the trigger the defended model does no more than the strongest control: lift "
+            f"With the trigger the defended model does no more than the strongest control"
+            f"{_only_asked(self.attacks)}: lift "
             f"at most {_points(worst.high)} (upper bound, at eps {worst.eps:g}), while the same "
             f"attack does wake the original; controls leave room for a lift up to eps "
             f"{largest_eps:g}.",
@@ -404,6 +406,18 @@ class _Case:
                     f"{_percent(twin.asr.value)} of images to the target on the original, where "
                     "it must succeed"
                 )
+
+
+def _found_how(run: AttackRun) -> str:
+    if run.mode != "query":
+        return ""
+    return f", found with {run.image_queries:,} image queries,"
+
+
+def _only_asked(attacks: tuple[_Attack, ...]) -> str:
+    if any(attack.run.mode == "white" for attack in attacks):
+        return ""
+    return " (it was only asked, never looked into)"
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,181 @@
+"""The parts of the query search, each against an answer worked out another way."""
+
+import pytest
+import torch
+from scipy.stats import binomtest
+from torch import nn
+
+from bdaudit.perturbation import make_ball
+from bdaudit.reactivation.objective import CraftSet
+from bdaudit.reactivation.query_probes import (
+    ProbeSearch,
+    mean_over_directions,
+    probe_directions,
+)
+from bdaudit.reactivation.query_race import RaceSearch, sign_test
+from bdaudit.reactivation.query_search import failures
+from bdaudit.reactivation.query_square import square_side
+
+
+def _draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("n_for", "n_against"), [(0, 0), (1, 0), (5, 2), (30, 31), (60, 20)])
+def test_sign_test_is_the_exact_binomial_test(n_for, n_against):
+    n = n_for + n_against
+    expected = binomtest(n_for, n, alternative="greater").pvalue if n else 1.0
+    assert sign_test(n_for, n_against) == pytest.approx(expected)
+
+
+def test_directions_are_signs_and_the_coarse_ones_constant_on_squares():
+    probes = probe_directions(9, 4, (2, 5, 7), _draw())
+    assert probes.shape == (9, 2, 5, 7)
+    assert set(probes.unique().tolist()) == {-1.0, 1.0}
+    coarse = probes[:4]
+    assert torch.equal(coarse[:, :, 0::2][:, :, :2], coarse[:, :, 1::2])
+    assert torch.equal(coarse[..., 0::2][..., :3], coarse[..., 1::2])
+    assert not torch.equal(probes[4:, :, 0], probes[4:, :, 1])
+
+
+def test_the_mean_over_directions_is_what_many_directions_average_to():
+    gradients = torch.randn(2, 1, 3, 3, generator=_draw(1))
+    n = 40_000
+    coarse = probe_directions(n, n, (1, 3, 3), _draw(2))
+    fine = probe_directions(n, 0, (1, 3, 3), _draw(3))
+    simulated = sum(
+        ((u * g).flatten(1).sum(1).view(-1, 1, 1, 1) * u).mean(0)
+        for u, g in zip((coarse, fine), gradients, strict=True)
+    )
+    exact = mean_over_directions(gradients, n_coarse=1)
+    assert torch.allclose(exact[0], simulated / 2, atol=0.05)
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_perfect_guide_leaves_no_noise(size):
+    """On a linear loss the guide predicts every difference; one estimate is then exact."""
+    weight = torch.randn(1, 1, size, size, generator=_draw(1))
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(weight, requires_grad=False)
+
+        def forward(self, images):
+            score = (images * self.weight).flatten(1).sum(1)
+            return torch.stack((torch.zeros_like(score), score), 1)
+
+    images = 0.5 + 0.1 * torch.rand(64, 1, size, size, generator=_draw(2))
+    craft = CraftSet(images, torch.ones(64, dtype=torch.int64))
+    noise = {}
+    for name, guide in (("none", None), ("itself", Linear())):
+        search = ProbeSearch(
+            craft,
+            make_ball("linf", 1e-3),
+            torch.zeros(1, 1, size, size),
+            guide=guide,
+            budget=10_000,
+            batch_size=128,
+            scale=1.0,
+        )
+        answers = Linear()(search.propose(128, _draw(3)))
+        search.absorb(answers)
+        noise[name] = float(search.memory()["noise"])
+    assert noise["itself"] < 1e-3 * noise["none"]
+
+
+def test_a_guide_is_weighed_by_what_it_predicts():
+    """A guide that contradicts the model gets a weight below 0, one that is constant gets 0."""
+    weight = torch.randn(1, 1, 6, 6, generator=_draw(1))
+
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.weight = nn.Parameter(factor * weight, requires_grad=False)
+
+        def forward(self, images):
+            score = ((images - 0.5) * self.weight).flatten(1).sum(1)
+            return torch.stack((torch.ones_like(score), score), 1)
+
+    images = 0.5 + 0.01 * torch.rand(200, 1, 6, 6, generator=_draw(2))
+    craft = CraftSet(images, torch.ones(200, dtype=torch.int64))
+    weights = []
+    for factor in (1.0, -1.0, 0.0):
+        search = ProbeSearch(
+            craft,
+            make_ball("linf", 1e-3),
+            torch.zeros(1, 1, 6, 6),
+            guide=Scaled(factor),
+            budget=10_000,
+            batch_size=400,
+            scale=1.0,
+        )
+        search.absorb(Scaled(1.0)(search.propose(400, _draw(3))))
+        weights.append(search.guide_weight)
+    assert weights[0] == pytest.approx(1.0, abs=0.05)
+    assert weights[1] < -0.5
+    assert weights[2] == 0.0
+
+
+def test_probes_estimate_the_gradient_of_the_mean_loss():
+    """Averaged over many probes, delta's direction is the sign of a finite-difference gradient."""
+    weight = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    images = torch.full((50, 1, 4, 4), 0.5)
+    craft = CraftSet(images, torch.ones(50, dtype=torch.int64))
+    search = ProbeSearch(
+        craft,
+        make_ball("linf", 0.01),
+        torch.zeros(1, 1, 4, 4),
+        guide=None,
+        budget=100_000,
+        batch_size=100,
+        scale=1.0,
+    )
+    draw = _draw()
+    for _ in range(200):
+        shown = search.propose(100, draw)
+        score = (shown * weight).flatten(1).sum(1)
+        search.absorb(torch.stack((torch.full_like(score, 9.0), score), 1))
+    clear = weight.abs() > 0.3
+    assert torch.equal(search.delta.sign()[clear], weight.sign()[clear])
+
+
+def test_the_race_is_won_by_the_better_perturbation():
+    images = torch.linspace(0.2, 0.6, 100).view(-1, 1, 1, 1)
+    craft = CraftSet(images, torch.ones(100, dtype=torch.int64))
+    racers = [torch.full((1, 1, 1, 1), shift) for shift in (0.0, 0.2, 0.1)]
+    race = RaceSearch(craft, racers, batch_size=30)
+    draw, n_asked = _draw(), 0
+    while len(shown := race.propose(1000, draw)):
+        n_asked += len(shown)
+        race.absorb((shown.flatten() > 0.5).long())
+    assert torch.equal(race.delta, racers[1])
+    # The zero perturbation wins 25 images of 100 and the winner 75: it fell on the way.
+    assert n_asked < 300
+    assert race.success == (75, 100)
+    assert race.gained
+
+
+def test_a_race_of_equals_goes_to_the_first():
+    craft = CraftSet(torch.full((20, 1, 1, 1), 0.4), torch.ones(20, dtype=torch.int64))
+    race = RaceSearch(craft, [torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)], batch_size=40)
+    race.absorb(torch.zeros(len(race.propose(100, _draw())), dtype=torch.int64))
+    assert not race.delta.any()
+    assert not race.gained
+
+
+def test_losses_lie_between_won_and_lost():
+    scores = torch.tensor([[0.0, 9.0], [9.0, 0.0], [1.0, 1.0]])
+    targets = torch.ones(3, dtype=torch.int64)
+    losses = failures(scores, targets)
+    assert losses[0] < losses[2] < losses[1]
+    assert torch.equal(
+        failures(torch.tensor([1, 0, 1]), targets), torch.tensor([0.0, 1, 0]).double()
+    )
+
+
+def test_squares_shrink_as_the_original_schedule_says():
+    # Share .8 of 1,024 pixels at first, halved when more than 10, 50, ... were tried.
+    assert [square_side(n, 32, 32) for n in (1, 10, 11, 51)] == [29, 29, 20, 14]
+    assert square_side(9999, 32, 32) == round((0.8 / 2**9 * 1024) ** 0.5)
+    assert square_side(9999, 4, 4) == 1
