@@ -33,6 +33,7 @@ from bdaudit.defenses import (
     finetune,
     ft_sam,
 )
+from bdaudit.defenses.tuning import device_of
 from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError
 from bdaudit.models import Classifier, LoadedModel
@@ -187,13 +188,9 @@ def _key(original: LoadedModel, images: str, defense: DefenseConfig, seed: int) 
         "images": images,
         "defense": [type(defense).__name__, asdict(defense)],
         "seed": seed,
-        "device": _device_type(classifier),
+        "device": device_of(classifier).type,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _device_type(classifier: nn.Module) -> str:
-    return next((parameter.device.type for parameter in classifier.parameters()), "cpu")
 
 
 def _file(cache_dir: Path, key: str) -> Path:

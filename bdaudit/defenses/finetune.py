@@ -52,7 +52,7 @@ def finetune(
     Source: fine-tuning as the baseline defence of Liu et al., "Fine-Pruning: Defending Against
     Backdooring Attacks on Deep Neural Networks", RAID 2018, and of BackdoorBench (Wu et al.,
     NeurIPS 2022), there 100 epochs at learning rate 0.01 on 5 % of the training set. We default to
-    a larger rate on a one-cycle schedule, for a few hundred images and a few epochs.
+    few epochs at a larger rate on a one-cycle schedule, for a few hundred images.
     """
     tuned = trainable_copy(classifier)
     yield from tune(

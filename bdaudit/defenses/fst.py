@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.layers import classifier_head
-from bdaudit.defenses.tuning import TuningConfig, trainable_copy, tune
-from bdaudit.errors import ConfigError
+from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy, tune
+from bdaudit.errors import ConfigError, ModelError
 from bdaudit.progress import Steps
+from bdaudit.scoring import evaluating
 
 __all__ = ["FstConfig", "feature_shift_tune"]
 
@@ -62,16 +63,17 @@ def feature_shift_tune(
         The tuned copy, in eval mode, no parameter requiring a gradient.
 
     Raises:
-        ModelError: The network has no linear head.
+        ModelError: The logits do not come from a linear layer.
         DataError: Images and labels do not fit each other.
         NumericsError: Training diverged.
 
     Source: Min et al., "Towards Stable Backdoor Purification through Feature Shift Tuning",
     NeurIPS 2023: SGD at 0.01 for 10 epochs on 2 % of the training set, alpha 0.2 on CIFAR-10, 0.1
-    on GTSRB, 0.001 with 100 classes or more. We default to a larger rate on a one-cycle schedule.
+    on GTSRB, 0.001 with 100 classes or more. We default to fewer epochs at a larger rate, on a
+    one-cycle schedule.
     """
     tuned = trainable_copy(classifier)
-    head = classifier_head(tuned)
+    head = _head_of(tuned, images)
     original = head.weight.detach().clone()
     _reinitialise(head, generator)
     length = torch.linalg.vector_norm(original)
@@ -99,6 +101,19 @@ def feature_shift_tune(
         after_step=keep_length,
     )
     return tuned
+
+
+def _head_of(classifier: nn.Module, images: Tensor) -> nn.Linear:
+    """Find the head, and make sure that the logits come out of it."""
+    head = classifier_head(classifier)
+    with evaluating(classifier), torch.no_grad():
+        num_classes = classifier(images[:1].to(device_of(classifier))).shape[1]
+    if head.out_features != num_classes:
+        raise ModelError(
+            f"feature-shift tuning: expected the last linear layer to give the {num_classes} "
+            f"logits, got one with {head.out_features} outputs; use another defence"
+        )
+    return head
 
 
 def _reinitialise(head: nn.Linear, generator: torch.Generator) -> None:

@@ -48,8 +48,8 @@ class TuningConfig:
         ConfigError: A setting is out of range.
     """
 
-    learning_rate: float = 0.05
-    n_epochs: int = 10
+    learning_rate: float = 0.02
+    n_epochs: int = 5
     batch_size: int = 32
     momentum: float = 0.9
     weight_decay: float = 5e-4

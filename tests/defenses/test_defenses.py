@@ -29,7 +29,7 @@ from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from tests.defenses.pictures import pictures, small_net
 
-TUNING = TuningConfig(n_epochs=4, batch_size=30)
+TUNING = TuningConfig(learning_rate=0.05, n_epochs=4, batch_size=30)
 DEFENSES = {
     "finetune": (finetune, FinetuneConfig(tuning=TUNING)),
     "ft_sam": (ft_sam, FtSamConfig(tuning=TUNING)),
@@ -239,6 +239,10 @@ def test_what_cannot_be_pruned_or_has_no_head_says_so():
         _defend("fine_prune", net)
     with pytest.raises(ModelError, match="no linear layer"):
         _defend("fst", nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()))
+    no_head = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Unflatten(1, (3, 2, 2)))
+    no_head.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
+    with pytest.raises(ModelError, match="give the 3 logits, got one with 12 outputs"):
+        _defend("fst", no_head)
 
 
 @pytest.mark.parametrize(

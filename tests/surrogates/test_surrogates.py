@@ -24,7 +24,7 @@ from bdaudit.scoring import predict_logits
 from bdaudit.surrogates import SurrogateConfig, make_surrogates
 from tests.defenses.pictures import pictures, small_net
 
-TUNING = TuningConfig(n_epochs=2, batch_size=30)
+TUNING = TuningConfig(learning_rate=0.05, n_epochs=2, batch_size=30)
 FAST = SurrogateConfig(
     defenses=(
         FinetuneConfig(tuning=TUNING),
