@@ -11,7 +11,6 @@ ours is described, and measured against it, in docs/query.md.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -166,8 +165,6 @@ class _Run:
         self.milestones: list[Milestone] = []
         self.accepted = (0, 0)  # in finished parts
         self.suspicions: list[str] = []
-        self.guide: nn.Module | None = None
-        self.guide_source = -1
         self.search = self._build()
 
     def resume(self, state: QueryState) -> None:
@@ -179,10 +176,6 @@ class _Run:
         self.trace, self.milestones = list(state.trace), list(state.milestones)
         self.accepted = state.accepted
         self.suspicions = list(state.suspicions)
-        if state.guide_source >= 0:
-            self.guide_source = state.guide_source
-            self.guide = copy.deepcopy(self.surrogates[state.guide_source])
-            self.guide.load_state_dict(dict(state.guide))
         self.search = self._build()
         self.search.recall(state.memory)
 
@@ -195,8 +188,6 @@ class _Run:
             phase_start=self.phase_start,
             generator=self.generator.get_state(),
             memory=self.search.memory(),
-            guide={} if self.guide is None else dict(self.guide.state_dict()),
-            guide_source=self.guide_source,
             finalists=tuple(self.finalists),
             delta=self.search.delta,
             trace=tuple(self.trace),
@@ -285,8 +276,6 @@ class _Run:
         self.accepted = self._counts()
         if not isinstance(self.search, RepeatSearch):
             self.finalists.append(self.search.delta)
-        if isinstance(self.search, DistilSearch):
-            self.guide, self.guide_source = self.search.student, self.search.chosen
         self.phase += 1
         self.phase_start = self.n_queries
         self.search = self._build()
@@ -321,7 +310,6 @@ class _Run:
                 craft,
                 config.ball,
                 latest,
-                guide=self.guide,
                 budget=budget,
                 batch_size=config.batch_size,
                 scale=config.probe_scale,

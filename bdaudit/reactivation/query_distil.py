@@ -1,10 +1,11 @@
-"""A student of the model that can only be asked, and the perturbation made on it.
+"""Students of the model that can only be asked, and the perturbation made on them.
 
 The model under audit was made from the suspected original by some defence. So a surrogate, the
 original itself or the original put through a defence, is a few hundred answers away from it: fine-
 tuned on what the model answers around the triggered images, it becomes a local model of it, whose
-gradients cost no queries. Each round asks about images that carry the student's latest delta (and
-variants of it), refits the student on all answers so far, and makes delta anew on the student.
+gradients cost no queries. Each round asks about images that carry the latest delta and variants of
+it, refits the students on all answers so far, and makes delta anew on the students together. There
+are two where there are two surrogates: their errors differ, and half cancel.
 
 Source: ours, after Papernot et al., "Practical Black-Box Attacks against Machine Learning", ASIA
 CCS 2017, who train a substitute from scratch on synthetic inputs; here it starts from a relative
@@ -38,6 +39,7 @@ _FIT_STEPS = 30
 _FIRST_FIT_STEPS = 100
 _LEARNING_RATE = 1e-3
 _CRAFT_PASSES = 6
+_MOST_STUDENTS = 2
 _STALLED_AFTER = 4  # rounds, compared with as many before them
 
 
@@ -57,18 +59,18 @@ class _Round:
 
 
 class DistilSearch:
-    """Ask, refit the student, make delta anew on it.
+    """Ask, refit the students, make delta anew on them.
 
     Args:
         craft: Images and targets, on the CPU.
-        surrogates: One or more; left as they are. The student is a copy of the one that agrees
+        surrogates: One or more; left as they are. The students are copies of those that agree
             best with the first answers.
         config: Radius, norm, feedback, most rounds and most images a round.
         start: (1, C, H, W), asked about in the first round; `None` makes it on the surrogates.
         budget: Images this part may ask about.
     """
 
-    name = "student"
+    name = "students"
 
     def __init__(
         self,
@@ -86,47 +88,36 @@ class DistilSearch:
         self._n_images = min(config.batch_size, len(craft), max(1, budget // 4))
         self._rounds: list[_Round] = []
         self._successes: list[float] = []
-        self._student: nn.Module | None = None
-        self._chosen = -1
+        self._students: list[nn.Module] = []
+        self._chosen: list[int] = []  # which surrogates the students were copied from
         self._learning_rate = _LEARNING_RATE
-        self._refused = 0
+        self._n_fits = 0
+        self._n_refused = 0
         self._delta = torch.zeros_like(craft.images[:1])
         self._pending: tuple[int, Tensor] | None = None
 
     @property
     def delta(self) -> Tensor:
-        """The perturbation made on the latest student."""
+        """The perturbation made on the latest students."""
         return self._delta
 
     @property
-    def student(self) -> nn.Module | None:
-        """The latest student; `None` before the first refit."""
-        return self._student
-
-    @property
-    def chosen(self) -> int:
-        """Which of the surrogates the student was copied from; -1 before the first refit."""
-        return self._chosen
-
-    @property
     def tried_and_accepted(self) -> tuple[int, int]:
-        """Refits of the student so far, and those that brought it nearer to the answers."""
-        n_fits = max(0, len(self._rounds) - 1)
-        return n_fits, n_fits - self._refused
+        """Refits of students so far, and those that brought one nearer to the answers."""
+        return self._n_fits, self._n_fits - self._n_refused
 
     def propose(self, limit: int, generator: torch.Generator) -> Tensor:
-        """Refit the student on all answers, make delta on it, and show craft images with it."""
+        """Refit the students on all answers, make delta on them, and show images with it."""
         n_images = min(self._n_images, limit)
         if n_images == 0 or len(self._rounds) == self._config.distil_rounds or self._stalled():
             return self._craft.images[:0]
         if self._rounds:
             self._refit(generator)
-            assert self._student is not None
-            self._delta = self._make_delta(self._student, generator)
+            self._delta = self._make_delta(self._students, generator)
         elif self._start is not None:
             self._delta = self._start
         else:
-            self._delta = self._make_delta(_Ensemble(self._surrogates), generator)
+            self._delta = self._make_delta(self._surrogates, generator)
         seed = int(torch.randint(2**62, (), generator=generator))
         indices, images = self._show(self._delta, seed, n_images)
         self._pending = seed, self._craft.targets[indices]
@@ -142,11 +133,11 @@ class DistilSearch:
         return self._successes[-1]
 
     def memory(self) -> dict[str, Tensor]:
-        """Return the student's weights and every answer."""
+        """Return the students' weights and every answer."""
         memory = {
             "delta": self._delta,
-            "chosen": torch.tensor(self._chosen),
-            "refused": torch.tensor(self._refused),
+            "chosen": torch.tensor(self._chosen, dtype=torch.int64),
+            "fits": torch.tensor((self._n_fits, self._n_refused)),
             "learning_rate": torch.tensor(self._learning_rate, dtype=torch.float64),
             "successes": torch.tensor(self._successes, dtype=torch.float64),
             "seeds": torch.tensor([past.seed for past in self._rounds], dtype=torch.int64),
@@ -154,33 +145,30 @@ class DistilSearch:
         for k, past in enumerate(self._rounds):
             memory[f"round {k} delta"] = past.delta
             memory[f"round {k} answers"] = past.answers
-        if self._student is not None:
-            for name, tensor in self._student.state_dict().items():
-                memory[f"student {name}"] = tensor.detach().cpu().clone()
+        for k, student in enumerate(self._students):
+            for name, tensor in student.state_dict().items():
+                memory[f"student {k} {name}"] = tensor.detach().cpu().clone()
         return memory
 
     def recall(self, memory: Mapping[str, Tensor]) -> None:
         """Go back to where `memory` was taken."""
         self._delta = memory["delta"]
-        self._chosen = int(memory["chosen"])
-        self._refused = int(memory["refused"])
+        self._chosen = memory["chosen"].tolist()
+        self._n_fits, self._n_refused = memory["fits"].tolist()
         self._learning_rate = float(memory["learning_rate"])
         self._successes = memory["successes"].tolist()
         self._rounds = [
             _Round(memory[f"round {k} delta"], seed, memory[f"round {k} answers"])
             for k, seed in enumerate(memory["seeds"].tolist())
         ]
-        self._student = None
-        if self._chosen >= 0:
-            self._student = copy.deepcopy(self._surrogates[self._chosen])
-            prefix = "student "
-            self._student.load_state_dict(
-                {
-                    name.removeprefix(prefix): tensor
-                    for name, tensor in memory.items()
-                    if name.startswith(prefix)
-                }
+        self._students = []
+        for k, source in enumerate(self._chosen):
+            student = copy.deepcopy(self._surrogates[source])
+            own = (f"student {k} {name}" for name in student.state_dict())
+            student.load_state_dict(
+                {name.removeprefix(f"student {k} "): memory[name] for name in own}
             )
+            self._students.append(student)
 
     def _stalled(self) -> bool:
         """Whether the latest rounds did no better than as many before them."""
@@ -193,7 +181,7 @@ class DistilSearch:
         """Return craft indices (n,) and images (n, C, H, W): first with delta, then variants.
 
         A variant lies a random part of the way from delta to a random corner of the ball, so that
-        the student learns what a change of delta would do.
+        students learn what a change of delta would do.
         """
         draw = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(self._craft), generator=draw)[:n_images]
@@ -205,13 +193,13 @@ class DistilSearch:
             shifts[k] = ball.project((1 - away) * delta + away * corner)[0]
         return indices, apply_delta(self._craft.images[indices], shifts)
 
-    def _make_delta(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+    def _make_delta(self, models: Sequence[nn.Module], generator: torch.Generator) -> Tensor:
         config = self._config
         if config.eps == 0:
             return torch.zeros_like(self._delta)
         found = finish(
             reactivate_whitebox(
-                model,
+                _Ensemble(models),
                 self._craft.images,
                 self._craft.targets,
                 config=WhiteboxConfig(eps=config.eps, norm=config.norm, n_passes=_CRAFT_PASSES),
@@ -221,23 +209,28 @@ class DistilSearch:
         return found.delta
 
     def _refit(self, generator: torch.Generator) -> None:
-        """Bring the student nearer to the answers, or leave it and learn more slowly."""
+        """Bring the students nearer to the answers, or leave them and learn more slowly."""
         newest = self._rounds[-1]
-        if self._student is None:
+        if not self._students:
             losses = [self._misfit(model, newest) for model in self._surrogates]
-            self._chosen = losses.index(min(losses))
-            self._student = copy.deepcopy(self._surrogates[self._chosen])
-        before = self._misfit(self._student, newest)
-        refitted = copy.deepcopy(self._student)
+            by_likeness = sorted(range(len(losses)), key=losses.__getitem__)
+            self._chosen = by_likeness[:_MOST_STUDENTS]
+            self._students = [copy.deepcopy(self._surrogates[k]) for k in self._chosen]
         n_steps = _FIRST_FIT_STEPS if len(self._rounds) == 1 else _FIT_STEPS
-        with evaluating(refitted):
-            self._descend(refitted, n_steps, generator)
-        after = self._misfit(refitted, newest)
-        if isfinite(after) and after <= before:
-            self._student = refitted
-        else:
-            self._refused += 1
-            self._learning_rate /= 3
+        slower = False
+        for k, student in enumerate(self._students):
+            refitted = copy.deepcopy(student)
+            with evaluating(refitted):
+                self._descend(refitted, n_steps, generator)
+            before, after = self._misfit(student, newest), self._misfit(refitted, newest)
+            self._n_fits += 1
+            if isfinite(after) and after <= before:
+                self._students[k] = refitted
+            else:
+                self._n_refused += 1
+                slower = True
+        if slower:
+            self._learning_rate /= 2
 
     def _descend(self, student: nn.Module, n_steps: int, generator: torch.Generator) -> None:
         """Take `n_steps` of Adam, on mini-batches half from the newest round, half from others."""

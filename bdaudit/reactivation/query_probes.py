@@ -11,13 +11,6 @@ variance of the estimate is proportional to b M + S - M, where M is the squared 
 gradient and S the mean of the images' squared norms: b = 1 is best, whatever they are. Judging a
 candidate on the whole craft batch, as the universal Square search does, is the other end of that
 scale.
-
-A *guide*, a model that can be differentiated and may resemble the one asked, makes the estimate
-less noisy and never biased: what it predicts for a probe is subtracted from the answer and its
-mean, which is known exactly, added back (a control variate). Its weight is fitted to the answers,
-so a guide that predicts nothing gets the weight 0. Prior-guided gradient estimation (Cheng et al.,
-"Improving Black-box Adversarial Attacks with a Transfer-based Prior", NeurIPS 2019) instead draws
-probes near a surrogate's gradient, which ties the estimate to how good that is.
 """
 
 from __future__ import annotations
@@ -25,17 +18,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from bdaudit.perturbation import Ball, apply_delta, smoothed_failure
+from bdaudit.perturbation import Ball, apply_delta
 from bdaudit.reactivation.objective import CraftSet
 from bdaudit.reactivation.query_search import failures, success_flags
-from bdaudit.scoring import evaluating
 
 __all__ = ["ProbeSearch", "probe_directions"]
 
 _LEAST_STEPS = 40
+_START_Z = 2.0
 _COARSE = 2  # pixels, the side of the squares of a coarse direction
 
 
@@ -45,13 +37,13 @@ class ProbeSearch:
     Every estimate ever made is kept in one weighted sum, later ones weighing more, and delta goes
     against it: fully where a pixel's sum stands clear of its noise, in proportion where it does
     not. Single estimates are nearly all noise; their sum is not, and unlike a series of steps it
-    forgets nothing (Nesterov, "Primal-dual subgradient methods", 2009).
+    forgets nothing (Nesterov, "Primal-dual subgradient methods", 2009). A start that is not zero
+    counts as evidence too, of `_START_Z` standard errors a pixel.
 
     Args:
         craft: Images and targets, on the CPU.
         ball: Where delta is kept.
         start: (1, C, H, W), delta before the first estimate.
-        guide: Where there is one.
         budget: Images this part may ask about.
         batch_size: Most images a question.
         scale: Length of a probe in units of eps.
@@ -65,24 +57,22 @@ class ProbeSearch:
         ball: Ball,
         start: Tensor,
         *,
-        guide: nn.Module | None,
         budget: int,
         batch_size: int,
         scale: float,
     ) -> None:
         self._craft = craft
         self._ball = ball
-        self._guide = guide
         # What a direction of +-1 is multiplied by to be `scale` times as long as the ball is wide.
         self._length = scale * ball.eps / float(ball.norm(torch.ones_like(start)))
         self._budget = budget
         self._n_pairs = max(1, min(batch_size // 2, len(craft), budget // (2 * _LEAST_STEPS)))
+        self._start = start
         self._delta = start
         self._sum = torch.zeros_like(start, dtype=torch.float64)
         self._noise = 0.0  # variance of a pixel of the sum
         self._n_steps = 0
         self._n_asked = 0
-        self._fit = torch.zeros(2, dtype=torch.float64)  # of answers to predictions
         self._asked: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -94,12 +84,6 @@ class ProbeSearch:
     def tried_and_accepted(self) -> tuple[int, int]:
         """Steps taken; none is ever refused."""
         return self._n_steps, self._n_steps
-
-    @property
-    def guide_weight(self) -> float:
-        """How much of the guide's prediction the answers bear out; 0 without a guide."""
-        covariance, variance = self._fit.tolist()
-        return covariance / variance if variance > 0 else 0.0
 
     def propose(self, limit: int, generator: torch.Generator) -> Tensor:
         """Show random craft images with delta + u, then the same with delta - u."""
@@ -120,45 +104,21 @@ class ProbeSearch:
         indices, probes = self._asked
         targets = self._craft.targets[indices].repeat(2)
         up, down = failures(answers, targets).chunk(2)
-        estimate, variance = self._estimate(up - down, indices, probes)
+        differences = (up - down).view(-1, 1, 1, 1)
         self._n_steps += 1
         self._n_asked += len(answers)
-        self._sum += self._n_steps * estimate
-        self._noise += self._n_steps**2 * variance
+        self._sum += self._n_steps * (differences * probes).mean(0, keepdim=True)
+        self._noise += self._n_steps**2 * float(differences.square().mean()) / len(differences)
         if self._noise > 0:
-            towards = -self._ball.eps * self._sum / self._noise**0.5
+            evidence = self._ball.eps * self._sum / self._noise**0.5
+            towards = _START_Z * self._start - evidence
             self._delta = self._ball.project(towards.float())
         return float(success_flags(answers, targets).double().mean())
-
-    def _estimate(
-        self, differences: Tensor, indices: Tensor, probes: Tensor
-    ) -> tuple[Tensor, float]:
-        """Return the mean of differences times probes (1, C, H, W) and a pixel's variance."""
-        mean = torch.zeros_like(self._sum)
-        if self._guide is not None:
-            gradients = 2 * self._length * self._guide_gradients(self._guide, indices)
-            predicted = (gradients * probes).flatten(1).sum(1)
-            self._fit += torch.stack((differences @ predicted, predicted @ predicted))
-            weight = self.guide_weight
-            differences = differences - weight * predicted
-            mean = weight * mean_over_directions(gradients, self._n_coarse(len(indices)))
-        estimate = mean + (differences.view(-1, 1, 1, 1) * probes).mean(0, keepdim=True)
-        return estimate, float(differences.square().mean()) / len(differences)
 
     def _n_coarse(self, n_pairs: int) -> int:
         """Return how many of the directions are coarse: all at first, none in the end."""
         share_left = 1 - self._n_asked / max(1, self._budget)
         return round(n_pairs * max(0.0, share_left))
-
-    def _guide_gradients(self, guide: nn.Module, indices: Tensor) -> Tensor:
-        """Return the gradient of every image's own loss on the guide, (n, C, H, W) float64."""
-        device = next((p.device for p in guide.parameters()), torch.device("cpu"))
-        images = apply_delta(self._craft.images[indices], self._delta).to(device)
-        leaf = images.requires_grad_()
-        with evaluating(guide):
-            losses = smoothed_failure(guide(leaf), self._craft.targets[indices].to(device))
-        (gradients,) = torch.autograd.grad(losses.sum(), leaf)
-        return gradients.cpu().double()
 
     def memory(self) -> dict[str, Tensor]:
         """Return delta, the sum of estimates and what is known of its noise."""
@@ -167,7 +127,6 @@ class ProbeSearch:
             "sum": self._sum.clone(),
             "noise": torch.tensor(self._noise, dtype=torch.float64),
             "counts": torch.tensor((self._n_steps, self._n_asked)),
-            "fit": self._fit.clone(),
         }
 
     def recall(self, memory: Mapping[str, Tensor]) -> None:
@@ -176,7 +135,6 @@ class ProbeSearch:
         self._sum = memory["sum"].clone()
         self._noise = float(memory["noise"])
         self._n_steps, self._n_asked = memory["counts"].tolist()
-        self._fit = memory["fit"].clone()
 
 
 def probe_directions(
@@ -201,26 +159,6 @@ def probe_directions(
     squares = (n_coarse, channels, -(-height // _COARSE), -(-width // _COARSE))
     coarse = _spread(_signs(squares, generator), height, width)
     return torch.cat((coarse, _signs((n - n_coarse, *shape), generator)))
-
-
-def mean_over_directions(gradients: Tensor, n_coarse: int) -> Tensor:
-    """Return the mean of u (u . g) over images' gradients g and their directions u.
-
-    A direction of single pixels gives g itself, a coarse one the sum of g over each square.
-
-    Args:
-        gradients: (n, C, H, W), the first of images with coarse directions.
-        n_coarse: How many images those are.
-
-    Returns:
-        (1, C, H, W).
-    """
-    height, width = gradients.shape[2:]
-    total = gradients[:n_coarse].sum(0, keepdim=True)
-    padded = functional.pad(total, (0, -width % _COARSE, 0, -height % _COARSE))
-    sums = functional.avg_pool2d(padded, _COARSE, divisor_override=1)
-    fine = gradients[n_coarse:].sum(0, keepdim=True)
-    return (_spread(sums, height, width) + fine) / len(gradients)
 
 
 def _spread(squares: Tensor, height: int, width: int) -> Tensor:

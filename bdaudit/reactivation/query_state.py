@@ -60,8 +60,6 @@ class QueryState:
         phase_start: `n_queries` when that part began.
         generator: State of the random generator.
         memory: What the running part remembers, as tensors.
-        guide: The tensors of the student that a finished part left behind; empty without one.
-        guide_source: Which surrogate the student was copied from; -1 without one.
         finalists: Perturbations that finished parts of the search left behind.
         delta: (1, C, H, W), the best so far.
         trace: One point a question.
@@ -76,8 +74,6 @@ class QueryState:
     phase_start: int
     generator: Tensor
     memory: Mapping[str, Tensor]
-    guide: Mapping[str, Tensor]
-    guide_source: int
     finalists: tuple[Tensor, ...]
     delta: Tensor
     trace: tuple[QueryPoint, ...]
@@ -111,7 +107,6 @@ def write_state(path: Path, state: QueryState) -> None:
     run code when it is read.
     """
     tensors = {f"memory/{name}": tensor for name, tensor in state.memory.items()}
-    tensors |= {f"guide/{name}": tensor for name, tensor in state.guide.items()}
     tensors |= {f"finalists/{k}": delta for k, delta in enumerate(state.finalists)}
     tensors |= {f"milestones/{k}": point.delta for k, point in enumerate(state.milestones)}
     tensors |= {"delta": state.delta, "generator": state.generator}
@@ -120,7 +115,6 @@ def write_state(path: Path, state: QueryState) -> None:
         "n_queries": state.n_queries,
         "phase": state.phase,
         "phase_start": state.phase_start,
-        "guide_source": state.guide_source,
         "n_finalists": len(state.finalists),
         "trace": [(point.n_queries, point.phase, point.craft_success) for point in state.trace],
         "milestones": [point.n_queries for point in state.milestones],
@@ -160,13 +154,6 @@ def read_state(path: Path) -> QueryState:
 
 
 def _state_of(tensors: dict[str, Tensor], numbers: Any) -> QueryState:
-    def under(folder: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(folder): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(folder)
-        }
-
     tried, accepted = numbers["accepted"]
     return QueryState(
         fingerprint=dict(numbers["fingerprint"]),
@@ -174,9 +161,11 @@ def _state_of(tensors: dict[str, Tensor], numbers: Any) -> QueryState:
         phase=int(numbers["phase"]),
         phase_start=int(numbers["phase_start"]),
         generator=tensors["generator"],
-        memory=under("memory/"),
-        guide=under("guide/"),
-        guide_source=int(numbers["guide_source"]),
+        memory={
+            name.removeprefix("memory/"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("memory/")
+        },
         finalists=tuple(tensors[f"finalists/{k}"] for k in range(numbers["n_finalists"])),
         delta=tensors["delta"],
         trace=tuple(QueryPoint(*point) for point in numbers["trace"]),

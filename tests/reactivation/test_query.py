@@ -106,11 +106,11 @@ def test_probes_find_the_optimum_of_a_linear_model(norm):
     distances = torch.linspace(0.1, 0.3, 40).view(-1, 1, 1, 1)
     images = 0.5 - distances * weight / weight.norm()
     oracle = _Oracle(_Linear(weight))
-    result = _search(oracle, images=images, target=1, norm=norm, eps=0.02, max_queries=30_000)
+    result = _search(oracle, images=images, target=1, norm=norm, eps=0.02, max_queries=10_000)
     # The optimum: eps sign(w) under L-inf, eps w / |w| under L2, and what it gains.
     gain = float((weight * result.delta).sum())
     best = 0.02 * float(weight.abs().sum() if norm == "linf" else weight.norm())
-    assert gain > 0.97 * best
+    assert gain > 0.9 * best
 
 
 @pytest.mark.parametrize("feedback", ["scores", "labels"])

@@ -3,15 +3,10 @@
 import pytest
 import torch
 from scipy.stats import binomtest
-from torch import nn
 
 from bdaudit.perturbation import make_ball
 from bdaudit.reactivation.objective import CraftSet
-from bdaudit.reactivation.query_probes import (
-    ProbeSearch,
-    mean_over_directions,
-    probe_directions,
-)
+from bdaudit.reactivation.query_probes import ProbeSearch, probe_directions
 from bdaudit.reactivation.query_race import RaceSearch, sign_test
 from bdaudit.reactivation.query_search import failures
 from bdaudit.reactivation.query_square import square_side
@@ -38,85 +33,6 @@ def test_directions_are_signs_and_the_coarse_ones_constant_on_squares():
     assert not torch.equal(probes[4:, :, 0], probes[4:, :, 1])
 
 
-def test_the_mean_over_directions_is_what_many_directions_average_to():
-    gradients = torch.randn(2, 1, 3, 3, generator=_draw(1))
-    n = 40_000
-    coarse = probe_directions(n, n, (1, 3, 3), _draw(2))
-    fine = probe_directions(n, 0, (1, 3, 3), _draw(3))
-    simulated = sum(
-        ((u * g).flatten(1).sum(1).view(-1, 1, 1, 1) * u).mean(0)
-        for u, g in zip((coarse, fine), gradients, strict=True)
-    )
-    exact = mean_over_directions(gradients, n_coarse=1)
-    assert torch.allclose(exact[0], simulated / 2, atol=0.05)
-
-
-@pytest.mark.parametrize("size", [4, 5])
-def test_a_perfect_guide_leaves_no_noise(size):
-    """On a linear loss the guide predicts every difference; one estimate is then exact."""
-    weight = torch.randn(1, 1, size, size, generator=_draw(1))
-
-    class Linear(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(weight, requires_grad=False)
-
-        def forward(self, images):
-            score = (images * self.weight).flatten(1).sum(1)
-            return torch.stack((torch.zeros_like(score), score), 1)
-
-    images = 0.5 + 0.1 * torch.rand(64, 1, size, size, generator=_draw(2))
-    craft = CraftSet(images, torch.ones(64, dtype=torch.int64))
-    noise = {}
-    for name, guide in (("none", None), ("itself", Linear())):
-        search = ProbeSearch(
-            craft,
-            make_ball("linf", 1e-3),
-            torch.zeros(1, 1, size, size),
-            guide=guide,
-            budget=10_000,
-            batch_size=128,
-            scale=1.0,
-        )
-        answers = Linear()(search.propose(128, _draw(3)))
-        search.absorb(answers)
-        noise[name] = float(search.memory()["noise"])
-    assert noise["itself"] < 1e-3 * noise["none"]
-
-
-def test_a_guide_is_weighed_by_what_it_predicts():
-    """A guide that contradicts the model gets a weight below 0, one that is constant gets 0."""
-    weight = torch.randn(1, 1, 6, 6, generator=_draw(1))
-
-    class Scaled(nn.Module):
-        def __init__(self, factor):
-            super().__init__()
-            self.weight = nn.Parameter(factor * weight, requires_grad=False)
-
-        def forward(self, images):
-            score = ((images - 0.5) * self.weight).flatten(1).sum(1)
-            return torch.stack((torch.ones_like(score), score), 1)
-
-    images = 0.5 + 0.01 * torch.rand(200, 1, 6, 6, generator=_draw(2))
-    craft = CraftSet(images, torch.ones(200, dtype=torch.int64))
-    weights = []
-    for factor in (1.0, -1.0, 0.0):
-        search = ProbeSearch(
-            craft,
-            make_ball("linf", 1e-3),
-            torch.zeros(1, 1, 6, 6),
-            guide=Scaled(factor),
-            budget=10_000,
-            batch_size=400,
-            scale=1.0,
-        )
-        search.absorb(Scaled(1.0)(search.propose(400, _draw(3))))
-        weights.append(search.guide_weight)
-    assert weights[0] == pytest.approx(1.0, abs=0.05)
-    assert weights[1] < -0.5
-    assert weights[2] == 0.0
-
-
 def test_probes_estimate_the_gradient_of_the_mean_loss():
     """Averaged over many probes, delta's direction is the sign of a finite-difference gradient."""
     weight = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
@@ -126,7 +42,6 @@ def test_probes_estimate_the_gradient_of_the_mean_loss():
         craft,
         make_ball("linf", 0.01),
         torch.zeros(1, 1, 4, 4),
-        guide=None,
         budget=100_000,
         batch_size=100,
         scale=1.0,
