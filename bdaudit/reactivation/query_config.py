@@ -45,7 +45,7 @@ class QueryConfig:
     schedule: QuerySchedule = "default"
     batch_size: int = 300
     distil_share: float = 0.5
-    distil_rounds: int = 20
+    distil_rounds: int = 12
     probe_scale: float = 1.0
 
     def __post_init__(self) -> None:

@@ -1,11 +1,10 @@
-"""Students of the model that can only be asked, and the perturbation made on them.
+"""A student of the model that can only be asked, and the perturbation made on it.
 
 The model under audit was made from the suspected original by some defence. So a surrogate, the
 original itself or the original put through a defence, is a few hundred answers away from it: fine-
 tuned on what the model answers around the triggered images, it becomes a local model of it, whose
 gradients cost no queries. Each round asks about images that carry the latest delta and variants of
-it, refits the students on all answers so far, and makes delta anew on the students together. There
-are two where there are two surrogates: their errors differ, and half cancel.
+it, refits the student on all answers so far, and makes delta anew on the student, white-box.
 
 Source: ours, after Papernot et al., "Practical Black-Box Attacks against Machine Learning", ASIA
 CCS 2017, who train a substitute from scratch on synthetic inputs; here it starts from a relative
@@ -29,6 +28,7 @@ from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.objective import CraftSet
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_search import success_flags
+from bdaudit.reactivation.transfer import TransferConfig, reactivate_transfer
 from bdaudit.reactivation.whitebox import reactivate_whitebox
 from bdaudit.scoring import evaluating
 
@@ -39,7 +39,6 @@ _FIT_STEPS = 30
 _FIRST_FIT_STEPS = 100
 _LEARNING_RATE = 1e-3
 _CRAFT_PASSES = 6
-_MOST_STUDENTS = 2
 _STALLED_AFTER = 4  # rounds, compared with as many before them
 
 
@@ -59,18 +58,18 @@ class _Round:
 
 
 class DistilSearch:
-    """Ask, refit the students, make delta anew on them.
+    """Ask, refit the student, make delta anew on it.
 
     Args:
         craft: Images and targets, on the CPU.
-        surrogates: One or more; left as they are. The students are copies of those that agree
+        surrogates: One or more; left as they are. The student is a copy of the one that agrees
             best with the first answers.
         config: Radius, norm, feedback, most rounds and most images a round.
         start: (1, C, H, W), asked about in the first round; `None` makes it on the surrogates.
         budget: Images this part may ask about.
     """
 
-    name = "students"
+    name = "student"
 
     def __init__(
         self,
@@ -88,8 +87,8 @@ class DistilSearch:
         self._n_images = min(config.batch_size, len(craft), max(1, budget // 4))
         self._rounds: list[_Round] = []
         self._successes: list[float] = []
-        self._students: list[nn.Module] = []
-        self._chosen: list[int] = []  # which surrogates the students were copied from
+        self._student: nn.Module | None = None
+        self._chosen = -1  # which surrogate the student was copied from
         self._learning_rate = _LEARNING_RATE
         self._n_fits = 0
         self._n_refused = 0
@@ -98,26 +97,27 @@ class DistilSearch:
 
     @property
     def delta(self) -> Tensor:
-        """The perturbation made on the latest students."""
+        """The perturbation made on the latest student."""
         return self._delta
 
     @property
     def tried_and_accepted(self) -> tuple[int, int]:
-        """Refits of students so far, and those that brought one nearer to the answers."""
+        """Refits of the student so far, and those that brought it nearer to the answers."""
         return self._n_fits, self._n_fits - self._n_refused
 
     def propose(self, limit: int, generator: torch.Generator) -> Tensor:
-        """Refit the students on all answers, make delta on them, and show images with it."""
+        """Refit the student on all answers, make delta on it, and show craft images with it."""
         n_images = min(self._n_images, limit)
         if n_images == 0 or len(self._rounds) == self._config.distil_rounds or self._stalled():
             return self._craft.images[:0]
         if self._rounds:
             self._refit(generator)
-            self._delta = self._make_delta(self._students, generator)
+            assert self._student is not None
+            self._delta = self._make_delta(self._student, generator)
         elif self._start is not None:
             self._delta = self._start
         else:
-            self._delta = self._make_delta(self._surrogates, generator)
+            self._delta = self._transferred(generator)
         seed = int(torch.randint(2**62, (), generator=generator))
         indices, images = self._show(self._delta, seed, n_images)
         self._pending = seed, self._craft.targets[indices]
@@ -133,10 +133,10 @@ class DistilSearch:
         return self._successes[-1]
 
     def memory(self) -> dict[str, Tensor]:
-        """Return the students' weights and every answer."""
+        """Return the student's weights and every answer."""
         memory = {
             "delta": self._delta,
-            "chosen": torch.tensor(self._chosen, dtype=torch.int64),
+            "chosen": torch.tensor(self._chosen),
             "fits": torch.tensor((self._n_fits, self._n_refused)),
             "learning_rate": torch.tensor(self._learning_rate, dtype=torch.float64),
             "successes": torch.tensor(self._successes, dtype=torch.float64),
@@ -145,15 +145,15 @@ class DistilSearch:
         for k, past in enumerate(self._rounds):
             memory[f"round {k} delta"] = past.delta
             memory[f"round {k} answers"] = past.answers
-        for k, student in enumerate(self._students):
-            for name, tensor in student.state_dict().items():
-                memory[f"student {k} {name}"] = tensor.detach().cpu().clone()
+        if self._student is not None:
+            for name, tensor in self._student.state_dict().items():
+                memory[f"student {name}"] = tensor.detach().cpu().clone()
         return memory
 
     def recall(self, memory: Mapping[str, Tensor]) -> None:
         """Go back to where `memory` was taken."""
         self._delta = memory["delta"]
-        self._chosen = memory["chosen"].tolist()
+        self._chosen = int(memory["chosen"])
         self._n_fits, self._n_refused = memory["fits"].tolist()
         self._learning_rate = float(memory["learning_rate"])
         self._successes = memory["successes"].tolist()
@@ -161,14 +161,11 @@ class DistilSearch:
             _Round(memory[f"round {k} delta"], seed, memory[f"round {k} answers"])
             for k, seed in enumerate(memory["seeds"].tolist())
         ]
-        self._students = []
-        for k, source in enumerate(self._chosen):
-            student = copy.deepcopy(self._surrogates[source])
-            own = (f"student {k} {name}" for name in student.state_dict())
-            student.load_state_dict(
-                {name.removeprefix(f"student {k} "): memory[name] for name in own}
-            )
-            self._students.append(student)
+        self._student = None
+        if self._chosen >= 0:
+            self._student = copy.deepcopy(self._surrogates[self._chosen])
+            names = self._student.state_dict()
+            self._student.load_state_dict({name: memory[f"student {name}"] for name in names})
 
     def _stalled(self) -> bool:
         """Whether the latest rounds did no better than as many before them."""
@@ -181,7 +178,7 @@ class DistilSearch:
         """Return craft indices (n,) and images (n, C, H, W): first with delta, then variants.
 
         A variant lies a random part of the way from delta to a random corner of the ball, so that
-        students learn what a change of delta would do.
+        the student learns what a change of delta would do.
         """
         draw = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(self._craft), generator=draw)[:n_images]
@@ -193,13 +190,26 @@ class DistilSearch:
             shifts[k] = ball.project((1 - away) * delta + away * corner)[0]
         return indices, apply_delta(self._craft.images[indices], shifts)
 
-    def _make_delta(self, models: Sequence[nn.Module], generator: torch.Generator) -> Tensor:
+    def _transferred(self, generator: torch.Generator) -> Tensor:
+        """Make the first delta on all surrogates."""
         config = self._config
-        if config.eps == 0:
-            return torch.zeros_like(self._delta)
+        found = finish(
+            reactivate_transfer(
+                self._surrogates,
+                self._craft.images,
+                self._craft.targets,
+                config=TransferConfig(eps=config.eps, norm=config.norm, n_passes=_CRAFT_PASSES),
+                generator=generator,
+            )
+        )
+        return found.delta
+
+    def _make_delta(self, student: nn.Module, generator: torch.Generator) -> Tensor:
+        """Make delta on the student as on any model that can be differentiated."""
+        config = self._config
         found = finish(
             reactivate_whitebox(
-                _Ensemble(models),
+                student,
                 self._craft.images,
                 self._craft.targets,
                 config=WhiteboxConfig(eps=config.eps, norm=config.norm, n_passes=_CRAFT_PASSES),
@@ -209,27 +219,22 @@ class DistilSearch:
         return found.delta
 
     def _refit(self, generator: torch.Generator) -> None:
-        """Bring the students nearer to the answers, or leave them and learn more slowly."""
+        """Bring the student nearer to the answers, or leave it and learn more slowly."""
         newest = self._rounds[-1]
-        if not self._students:
+        if self._student is None:
             losses = [self._misfit(model, newest) for model in self._surrogates]
-            by_likeness = sorted(range(len(losses)), key=losses.__getitem__)
-            self._chosen = by_likeness[:_MOST_STUDENTS]
-            self._students = [copy.deepcopy(self._surrogates[k]) for k in self._chosen]
+            self._chosen = losses.index(min(losses))
+            self._student = copy.deepcopy(self._surrogates[self._chosen])
+        refitted = copy.deepcopy(self._student)
         n_steps = _FIRST_FIT_STEPS if len(self._rounds) == 1 else _FIT_STEPS
-        slower = False
-        for k, student in enumerate(self._students):
-            refitted = copy.deepcopy(student)
-            with evaluating(refitted):
-                self._descend(refitted, n_steps, generator)
-            before, after = self._misfit(student, newest), self._misfit(refitted, newest)
-            self._n_fits += 1
-            if isfinite(after) and after <= before:
-                self._students[k] = refitted
-            else:
-                self._n_refused += 1
-                slower = True
-        if slower:
+        with evaluating(refitted):
+            self._descend(refitted, n_steps, generator)
+        before, after = self._misfit(self._student, newest), self._misfit(refitted, newest)
+        self._n_fits += 1
+        if isfinite(after) and after <= before:
+            self._student = refitted
+        else:
+            self._n_refused += 1
             self._learning_rate /= 2
 
     def _descend(self, student: nn.Module, n_steps: int, generator: torch.Generator) -> None:
@@ -252,7 +257,7 @@ class DistilSearch:
             ]
             images, answers = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
             optimizer.zero_grad()
-            torch.autograd.backward(_misfit(student(images), answers))
+            torch.autograd.backward(_divergence(student(images), answers))
             optimizer.step()
             schedule.step()
         for parameter in parameters:
@@ -268,22 +273,10 @@ class DistilSearch:
             outputs = torch.cat(
                 [model(part.to(device)) for part in torch.split(images, _MINI_BATCH)]
             )
-            return float(_misfit(outputs, answers.to(device)))
+            return float(_divergence(outputs, answers.to(device)))
 
 
-class _Ensemble(nn.Module):
-    """The mean of several classifiers' log-probabilities, each on its own device."""
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, images: Tensor) -> Tensor:
-        answers = [functional.log_softmax(member(images), dim=1) for member in self.members]
-        return torch.stack(answers).mean(0)
-
-
-def _misfit(outputs: Tensor, answers: Tensor) -> Tensor:
+def _divergence(outputs: Tensor, answers: Tensor) -> Tensor:
     """Return the mean divergence of a student's logits from the model's scores or labels."""
     if answers.ndim == 1:
         return functional.cross_entropy(outputs, answers)

@@ -27,6 +27,7 @@ from bdaudit.reactivation.query_search import failures, success_flags
 __all__ = ["ProbeSearch", "probe_directions"]
 
 _LEAST_STEPS = 40
+_COARSE_SHARE = 0.5
 _START_Z = 2.0
 _COARSE = 2  # pixels, the side of the squares of a coarse direction
 
@@ -65,14 +66,12 @@ class ProbeSearch:
         self._ball = ball
         # What a direction of +-1 is multiplied by to be `scale` times as long as the ball is wide.
         self._length = scale * ball.eps / float(ball.norm(torch.ones_like(start)))
-        self._budget = budget
         self._n_pairs = max(1, min(batch_size // 2, len(craft), budget // (2 * _LEAST_STEPS)))
         self._start = start
         self._delta = start
         self._sum = torch.zeros_like(start, dtype=torch.float64)
         self._noise = 0.0  # variance of a pixel of the sum
         self._n_steps = 0
-        self._n_asked = 0
         self._asked: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -89,8 +88,9 @@ class ProbeSearch:
         """Show random craft images with delta + u, then the same with delta - u."""
         n_pairs = min(self._n_pairs, limit // 2)
         indices = torch.randperm(len(self._craft), generator=generator)[:n_pairs]
-        n_coarse = self._n_coarse(n_pairs)
-        probes = probe_directions(n_pairs, n_coarse, self._delta.shape[1:], generator)
+        probes = probe_directions(
+            n_pairs, round(_COARSE_SHARE * n_pairs), self._delta.shape[1:], generator
+        )
         self._asked = indices, probes
         images = self._craft.images[indices]
         shift = self._length * probes
@@ -106,7 +106,6 @@ class ProbeSearch:
         up, down = failures(answers, targets).chunk(2)
         differences = (up - down).view(-1, 1, 1, 1)
         self._n_steps += 1
-        self._n_asked += len(answers)
         self._sum += self._n_steps * (differences * probes).mean(0, keepdim=True)
         self._noise += self._n_steps**2 * float(differences.square().mean()) / len(differences)
         if self._noise > 0:
@@ -115,18 +114,13 @@ class ProbeSearch:
             self._delta = self._ball.project(towards.float())
         return float(success_flags(answers, targets).double().mean())
 
-    def _n_coarse(self, n_pairs: int) -> int:
-        """Return how many of the directions are coarse: all at first, none in the end."""
-        share_left = 1 - self._n_asked / max(1, self._budget)
-        return round(n_pairs * max(0.0, share_left))
-
     def memory(self) -> dict[str, Tensor]:
         """Return delta, the sum of estimates and what is known of its noise."""
         return {
             "delta": self._delta,
             "sum": self._sum.clone(),
             "noise": torch.tensor(self._noise, dtype=torch.float64),
-            "counts": torch.tensor((self._n_steps, self._n_asked)),
+            "n_steps": torch.tensor(self._n_steps),
         }
 
     def recall(self, memory: Mapping[str, Tensor]) -> None:
@@ -134,7 +128,7 @@ class ProbeSearch:
         self._delta = memory["delta"]
         self._sum = memory["sum"].clone()
         self._noise = float(memory["noise"])
-        self._n_steps, self._n_asked = memory["counts"].tolist()
+        self._n_steps = int(memory["n_steps"])
 
 
 def probe_directions(
