@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Listener", "Progress", "Steps", "finish"]
+__all__ = ["Listener", "Progress", "Steps", "finish", "reworded"]
 
 Result = TypeVar("Result")
 
@@ -53,5 +53,21 @@ def finish(steps: Steps[Result], listener: Listener | None = None) -> Result:
                 return stop.value  # type: ignore[no-any-return]
             if listener is not None:
                 listener(event)
+    finally:
+        steps.close()
+
+
+def reworded(steps: Steps[Result], change: Callable[[Progress], Progress]) -> Steps[Result]:
+    """Run an inner step inside an outer one, its progress put in the outer one's terms.
+
+    The inner step is closed when the outer one is.
+    """
+    try:
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            yield change(event)
     finally:
         steps.close()

@@ -37,7 +37,7 @@ from bdaudit.defenses.tuning import device_of
 from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError
 from bdaudit.models import Classifier, LoadedModel
-from bdaudit.progress import Progress, Steps
+from bdaudit.progress import Progress, Steps, reworded
 from bdaudit.version import __version__
 
 __all__ = ["DefenseConfig", "SurrogateConfig", "make_surrogates"]
@@ -158,15 +158,11 @@ def _loaded(
 
 def _as_part(steps: Steps[nn.Module], title: str, number: int, total: int) -> Steps[nn.Module]:
     """Scale the progress of one surrogate to its part of all."""
-    try:
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            yield Progress(title, number + event.done / event.total, total, event.note)
-    finally:
-        steps.close()
+
+    def scaled(event: Progress) -> Progress:
+        return Progress(title, number + event.done / event.total, total, event.note)
+
+    return reworded(steps, scaled)
 
 
 # ---- cache ---------------------------------------------------------------------------------------

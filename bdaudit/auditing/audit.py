@@ -42,7 +42,7 @@ from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.controls import AttackImages, attack_images, default_controls
 from bdaudit.errors import BdauditError, ConfigError, RemoteError
 from bdaudit.models import LoadedModel, ModelSettings
-from bdaudit.progress import Listener, Progress, Steps, finish
+from bdaudit.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.results import (
@@ -310,19 +310,19 @@ class _Audit:
 
     def _step(self, name: str, steps: Steps[None], cost: float) -> Steps[None]:
         """Run one step inside the progress of the whole audit; note how it ended."""
-        started, total = time.perf_counter(), self._total_cost()
-        reason = None
+        started, total, reason = time.perf_counter(), self._total_cost(), None
+
+        def within_all(event: Progress) -> Progress:
+            share = event.done / event.total if event.total else 1.0
+            return replace(event, done=self._spent + cost * share, total=total)
+
         try:
-            for event in steps:
-                share = event.done / event.total if event.total else 1.0
-                yield Progress(event.step, self._spent + cost * share, total, event.note)
+            yield from reworded(steps, within_all)
         except (ConfigError, RemoteError):
             # Nothing later could go better, and what was paid for so far is in the store.
             raise
         except BdauditError as error:
             reason = str(error)
-        finally:
-            steps.close()
         self._spent += cost
         if name == "existence" and reason is not None:
             self.bec_missing = f"not measured: {reason}"

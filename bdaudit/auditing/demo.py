@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from bdaudit.auditing.inputs import Sources
 from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
 from bdaudit.auditing.store import MemoryStore
 from bdaudit.errors import InputError
-from bdaudit.progress import Progress, Steps
+from bdaudit.progress import Progress, Steps, reworded
 from bdaudit.results import AuditRecord, Condition
 
 __all__ = ["DEMO_MODELS", "demo_steps", "export_demo"]
@@ -63,16 +64,12 @@ def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditR
 
 def _one_of_several(steps: Steps[AuditRecord], number: int, total: int) -> Steps[AuditRecord]:
     """Scale the progress of one audit to its part of all."""
-    try:
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            share = event.done / event.total if event.total else 0.0
-            yield Progress(event.step, number + share, total, event.note)
-    finally:
-        steps.close()
+
+    def scaled(event: Progress) -> Progress:
+        share = event.done / event.total if event.total else 0.0
+        return replace(event, done=number + share, total=total)
+
+    return reworded(steps, scaled)
 
 
 def export_demo(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from bdaudit.controls import AttackImages
 from bdaudit.digests import digest_tensors
 from bdaudit.models import LoadedModel
 from bdaudit.perturbation import Norm, make_ball, random_delta
-from bdaudit.progress import Progress, Steps
+from bdaudit.progress import Progress, Steps, reworded
 from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_whitebox
 from bdaudit.reactivation.query import reactivate_query
 from bdaudit.reactivation.query_config import QueryConfig
@@ -329,15 +329,7 @@ def ask(
 
 def _titled(steps: Steps[_Result], title: str) -> Steps[_Result]:
     """Run an inner step under the outer step's name."""
-    try:
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            yield replace(event, step=title)
-    finally:
-        steps.close()
+    return reworded(steps, lambda event: replace(event, step=title))
 
 
 def _specific_terms(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -259,8 +260,9 @@ class _Run:
                     "answer in turn",
                 )
             )
-        gained = self.search.gained if isinstance(self.search, RaceSearch) else True
-        if self.config.eps > 0 and (not gained or not bool(self.search.delta.any())):
+        judges = (RaceSearch, SquareSearch)
+        gained = isinstance(self.search, judges) and self.search.gained
+        if self.config.eps > 0 and not gained:
             found.append(
                 _doubt(
                     "no_progress",
@@ -397,7 +399,5 @@ def _fingerprint(
     return found | {f"model {name}": value for name, value in (identity or {}).items()}
 
 
-def _doubt(code: str, severity: str, message: str) -> Diagnostic:
-    return Diagnostic.model_validate(
-        {"code": code, "severity": severity, "message": message, "subject": "query search"}
-    )
+def _doubt(code: str, severity: Literal["error", "warning"], message: str) -> Diagnostic:
+    return Diagnostic(code=code, severity=severity, message=message, subject="query search")

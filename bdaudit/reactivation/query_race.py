@@ -28,7 +28,8 @@ class RaceSearch:
     Args:
         craft: Images and targets, on the CPU.
         racers: Perturbations (1, C, H, W). Of equally many successes the lower cross-entropy
-            wins, where there are scores, and then the earliest.
+            wins, where there are scores, and then the earliest; where nothing could be asked the
+            last, on which most was spent.
         batch_size: Most images a question.
     """
 
@@ -61,7 +62,7 @@ class RaceSearch:
 
     @property
     def gained(self) -> bool:
-        """Whether the leader is better than the first racer."""
+        """Whether the leader is better than the first racer, or nothing is known of either."""
         return self._leader() != 0
 
     def propose(self, limit: int, generator: torch.Generator) -> Tensor:
@@ -117,6 +118,8 @@ class RaceSearch:
         return self._order[done : done + n_images]
 
     def _leader(self) -> int:
+        if self._flags.shape[1] == 0:
+            return len(self._racers) - 1
         n_won, losses = self._flags.sum(1).tolist(), self._losses.tolist()
         return max(self._running, key=lambda k: (n_won[k], -losses[k], -k))
 

@@ -59,6 +59,11 @@ class SquareSearch:
         """Squares tried and accepted, the start among them."""
         return self._tried, self._accepted
 
+    @property
+    def gained(self) -> bool:
+        """Whether any square was accepted after the start."""
+        return self._accepted > 1
+
     def propose(self, limit: int, generator: torch.Generator) -> Tensor:
         """Show every craft image with one random square changed, or nothing when too few remain."""
         if limit < len(self._craft):
