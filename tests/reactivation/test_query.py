@@ -142,8 +142,11 @@ def test_nothing_is_woken_where_there_is_nothing(make):
     assert result.craft_success == 0
 
 
-def test_a_model_that_no_pixel_moves_shows_no_progress():
-    result = _search(lambda images: torch.eye(4)[torch.ones(len(images), dtype=torch.int64)])
+@pytest.mark.parametrize("schedule", ["default", "research"])
+def test_a_model_that_no_pixel_moves_shows_no_progress(schedule):
+    result = _search(
+        lambda images: torch.eye(4)[torch.ones(len(images), dtype=torch.int64)], schedule=schedule
+    )
     assert [(d.code, d.severity) for d in result.diagnostics] == [("no_progress", "warning")]
 
 

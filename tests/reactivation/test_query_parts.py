@@ -79,6 +79,14 @@ def test_a_race_of_equals_goes_to_the_first():
     assert not race.gained
 
 
+def test_a_race_without_queries_goes_to_the_last():
+    craft = CraftSet(torch.full((20, 1, 1, 1), 0.4), torch.ones(20, dtype=torch.int64))
+    race = RaceSearch(craft, [torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)], batch_size=40)
+    assert len(race.propose(1, _draw())) == 0
+    assert bool(race.delta.all())
+    assert race.success is None
+
+
 def test_losses_lie_between_won_and_lost():
     scores = torch.tensor([[0.0, 9.0], [9.0, 0.0], [1.0, 1.0]])
     targets = torch.ones(3, dtype=torch.int64)
