@@ -336,7 +336,12 @@ def test_ctrl_c_leaves_nothing_behind(files: Path, tmp_path: Path) -> None:
     long = audit_arguments(files, "dormant", "--json", target)
     long[17] = 100_000
     process = subprocess.Popen(
-        command(long), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        command(long),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        # Tests run by a script in the background inherit an ignored SIGINT; a terminal's user does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The module that does the work is imported once a file of its own is open.
     deadline = time.monotonic() + 60
