@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from bdaudit.data import Sample, load_sample
     from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
+    from bdaudit.project import Project, read_project
     from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord, read_record, to_json
     from bdaudit.triggers import Trigger, from_callable, read_trigger, write_trigger
     from bdaudit.verdict import Policy, judge, read_policy
@@ -64,6 +65,8 @@ _HOMES = {
     "inspect_checkpoint": "models",
     "load_model": "models",
     "save_model": "models",
+    "Project": "project",
+    "read_project": "project",
     "AuditRecord": "results",
     "ReactivationRecord": "results",
     "ScoreRecord": "results",
@@ -89,6 +92,7 @@ __all__ = [
     "MemoryStore",
     "ModelSettings",
     "Policy",
+    "Project",
     "QueryConfig",
     "Reactivation",
     "ReactivationRecord",
@@ -107,6 +111,7 @@ __all__ = [
     "load_sample",
     "reactivate",
     "read_policy",
+    "read_project",
     "read_record",
     "read_trigger",
     "save_delta",

@@ -7,6 +7,7 @@
       · TriggerError
       · RecordError
       · PolicyError
+      · ProjectError
   - ConfigError       a setting is out of range or contradicts another
   - BudgetError       a query budget would be exceeded
   - NumericsError     a computation gave a non-finite or meaningless number
@@ -17,6 +18,9 @@ A message says what was expected, what came, from which file, and what to try.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "BdauditError",
     "BudgetError",
@@ -26,9 +30,11 @@ __all__ = [
     "ModelError",
     "NumericsError",
     "PolicyError",
+    "ProjectError",
     "RecordError",
     "RemoteError",
     "TriggerError",
+    "unknown_key",
 ]
 
 
@@ -60,6 +66,10 @@ class PolicyError(InputError):
     """A policy file cannot be read or contradicts itself."""
 
 
+class ProjectError(InputError):
+    """A project file cannot be read, or asks for what it may not ask for."""
+
+
 class ConfigError(BdauditError, ValueError):
     """A setting is out of range or contradicts another."""
 
@@ -74,3 +84,11 @@ class NumericsError(BdauditError):
 
 class RemoteError(BdauditError):
     """A served model could not be asked."""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Say that `key` is not known, and which one was probably meant."""
+    names = list(known)
+    nearest = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names)}"
+    return f"unknown key {key!r}; {hint}"

@@ -74,6 +74,7 @@ def audit(
     allow_trigger_code: bool = False,
     black_box: BlackBoxOptions | None = None,
     store: RunStore | None = None,
+    project: str | Path | None = None,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
 ) -> AuditRecord:
@@ -96,6 +97,7 @@ def audit(
         black_box: What is known about a defended model that can only be asked.
         store: Finished attack runs to use and to add to; a `FolderStore` lets an audit that was
             killed go on.
+        project: The project file the arguments came from, to be named in the record.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
 
@@ -119,6 +121,7 @@ def audit(
         allow_trigger_code=allow_trigger_code,
         black_box=black_box or BlackBoxOptions(),
         feedback=(settings or AuditSettings()).feedback,
+        project=project,
     )
     steps = audit_steps(sources, settings=settings, store=store, command=command)
     return finish(steps, listener)

@@ -85,6 +85,7 @@ class Sources:
         feedback: What a query search is given.
         target_label: Replaces the target of the trigger's rule.
         allow_trigger_code: Whether a trigger file may name Python code to run.
+        project: The project file that said all this, `None` when none did.
     """
 
     defended: DefendedSource
@@ -99,6 +100,7 @@ class Sources:
     feedback: Feedback = "scores"
     target_label: int | None = None
     allow_trigger_code: bool = False
+    project: str | Path | None = None
 
     def named_models(self) -> list[tuple[Role, str, ModelSource]]:
         """Give the models that are opened as files or modules their role and name.
@@ -502,6 +504,7 @@ def _file_digests(subjects: Sequence[Subject], sources: Sources) -> list[FileDig
         ("data", sources.data),
         ("trigger", sources.trigger),
         ("policy", sources.policy),
+        ("project", sources.project),
     ):
         if isinstance(source, str | Path) and Path(source).is_file():
             paths.append((role, Path(source)))

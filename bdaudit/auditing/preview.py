@@ -16,9 +16,9 @@ _N_READ = 200
 
 
 def preview_trigger(
-    trigger: Path,
+    trigger: str | Path,
     *,
-    data: Path,
+    data: str | Path,
     out: Path,
     n: int,
     image_shape: tuple[int, int, int] | None = None,

@@ -12,6 +12,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_OF_OUTCOME, reporting_errors
 from bdaudit.cli.output import JsonSink, show_record, showing_progress
+from bdaudit.cli.project import Config, TrustConfig, comes_from_project, demand_trust, project_of
 
 __all__ = ["register"]
 
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
 @reporting_errors
 def audit(
+    ctx: typer.Context,
     original: options.Original,
     data: options.Data,
     trigger: options.TriggerFile,
@@ -119,17 +121,28 @@ def audit(
     bf16: options.Bf16 = False,
     json: options.Json = None,
     quiet: options.Quiet = False,
+    config: Config = None,
+    trust_config: TrustConfig = False,
     debug: options.Debug = False,
 ) -> None:
     """Audit a defended model: is the original's backdoor gone, or only asleep?
+
+    Without arguments, what bdaudit.toml says (`bdaudit init` writes one).
 
     Exit code 0: removed; 1: active or dormant; 3: inconclusive; 4: an input cannot be used.
     """
     from bdaudit.auditing import AuditSettings, default_modes
     from bdaudit.auditing import audit as run_audit
 
-    sink = JsonSink(json)
+    demand_trust(ctx, trust_config)
+    if defended is not None and endpoint is not None:
+        # One of the two named on the command line replaces the other of the project file.
+        if comes_from_project(ctx, "defended"):
+            defended = None
+        elif comes_from_project(ctx, "endpoint"):
+            endpoint = None
     source = options.defended_source(defended, endpoint)
+    sink = JsonSink(json)
     modes = tuple(dict.fromkeys(m.value for m in mode)) if mode else default_modes(source)
     store = options.open_store(state, json=json, resume=resume, default="query" in modes)
     settings = AuditSettings(
@@ -175,6 +188,7 @@ def audit(
                 request_size=request_size,
             ),
             store=store,
+            project=None if (project := project_of(ctx)) is None else project.path,
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )

@@ -68,7 +68,7 @@ class Layout(StrEnum):
 _ASKING = "Asking (query mode)"
 
 DefendedFile = Annotated[
-    Path, typer.Argument(help="The release candidate: a checkpoint.", show_default=False)
+    str, typer.Argument(help="The release candidate: a checkpoint.", show_default=False)
 ]
 Defended = Annotated[
     str | None,
@@ -104,7 +104,9 @@ ScheduleOption = Annotated[
 ]
 Cold = Annotated[
     bool,
-    typer.Option("--cold", help="No surrogates made from the original.", rich_help_panel=_ASKING),
+    typer.Option(
+        "--cold/--warm", help="No surrogates made from the original.", rich_help_panel=_ASKING
+    ),
 ]
 Resume = Annotated[
     bool,
@@ -172,11 +174,11 @@ RequestSize = Annotated[
     int | None, typer.Option(help="Images in a request.", min=1, rich_help_panel=_ASKING)
 ]
 Original = Annotated[
-    Path,
+    str,
     typer.Option(help="The suspected model, before the defence.", rich_help_panel=_INPUTS),
 ]
 Data = Annotated[
-    Path,
+    str,
     typer.Option(
         help="Clean labelled images: a folder of class folders, .npz, .safetensors, or a data "
         "set's own files.",
@@ -184,10 +186,10 @@ Data = Annotated[
     ),
 ]
 TriggerFile = Annotated[
-    Path, typer.Option("--trigger", help="Trigger file (TOML).", rich_help_panel=_INPUTS)
+    str, typer.Option("--trigger", help="Trigger file (TOML).", rich_help_panel=_INPUTS)
 ]
 References = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--reference",
         help="An innocent model of the same task; give three or more for a firm verdict.",
@@ -208,7 +210,7 @@ Classes = Annotated[
 AllowTriggerCode = Annotated[
     bool,
     typer.Option(
-        "--allow-trigger-code",
+        "--allow-trigger-code/--no-trigger-code",
         help="Run the Python file that a trigger of kind 'python' names.",
         rich_help_panel=_INPUTS,
     ),
@@ -267,7 +269,9 @@ BatchSize = Annotated[
 ]
 Bf16 = Annotated[
     bool,
-    typer.Option("--bf16", help="Run attacks under bfloat16 autocast.", rich_help_panel=_COMPUTE),
+    typer.Option(
+        "--bf16/--no-bf16", help="Run attacks under bfloat16 autocast.", rich_help_panel=_COMPUTE
+    ),
 ]
 Json = Annotated[
     str | None,

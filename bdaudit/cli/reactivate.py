@@ -58,7 +58,7 @@ def reactivate(
         ),
     ] = None,
     original: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Attack this model too, to compare; a query search makes surrogates from it.",
             rich_help_panel="Inputs",

@@ -24,7 +24,7 @@ def _group() -> None:
 @app.command()
 @reporting_errors
 def preview(
-    trigger: Annotated[Path, typer.Argument(help="Trigger file (TOML).", show_default=False)],
+    trigger: Annotated[str, typer.Argument(help="Trigger file (TOML).", show_default=False)],
     data: options.Data,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("trigger-preview.png"),
     images: Annotated[int, typer.Option(help="Images to show.", min=1)] = 6,

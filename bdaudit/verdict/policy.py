@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
+import hashlib
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bdaudit.errors import PolicyError
+from bdaudit.errors import PolicyError, unknown_key
 
-__all__ = ["Policy", "read_policy"]
+__all__ = ["Policy", "parse_policy", "read_policy"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+_PROJECT_NAMES = ("bdaudit.toml", "pyproject.toml")
 
 
 class Policy(BaseModel):
@@ -35,8 +40,14 @@ class Policy(BaseModel):
             within a small part of the image.
         min_references_wide: The same when it covers the image: then only innocent models can say
             what the trigger does by itself.
-        max_clean_acc_loss: A defended model that lost more clean accuracy than this against the
-            original is flagged.
+        max_clean_acc_loss: Most clean accuracy the defended model may have lost against the
+            original.
+        clean_acc_loss: What happens when it has surely lost more: `flag` warns, `fail` forbids
+            the release.
+        bec_warning: A BEC above this is warned of; `None` never warns. It never decides.
+        inconclusive: What an inconclusive verdict does: `fail` (exit code 3), or `warn`, which
+            lets the release pass with a warning.
+        allowed_sha256: The files that may be released, by digest; `None` does not ask.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +61,10 @@ class Policy(BaseModel):
     min_references: Annotated[int, Field(ge=0)] = 0
     min_references_wide: Annotated[int, Field(ge=0)] = 3
     max_clean_acc_loss: Share = 0.10
+    clean_acc_loss: Literal["flag", "fail"] = "flag"
+    bec_warning: float | None = None
+    inconclusive: Literal["fail", "warn"] = "fail"
+    allowed_sha256: tuple[Sha256, ...] | None = None
 
     @model_validator(mode="after")
     def _does_not_contradict_itself(self) -> Policy:
@@ -60,11 +75,29 @@ class Policy(BaseModel):
             )
         if self.min_references_wide < self.min_references:
             raise ValueError("min_references_wide is below min_references")
+        if self.active_asr > self.min_original_asr:
+            raise ValueError(
+                f"active_asr {self.active_asr} is above min_original_asr {self.min_original_asr}: "
+                "a trigger that works as well as it must on the original would not be active"
+            )
+        if self.clean_acc_loss == "fail" and self.max_clean_acc_loss == 1.0:
+            raise ValueError("clean_acc_loss is 'fail', but no loss is above max_clean_acc_loss 1")
+        if self.allowed_sha256 == ():
+            raise ValueError("allowed_sha256 allows no file at all; leave it out to allow any")
         return self
+
+    @property
+    def sha256(self) -> str:
+        """Digest over all limits, the same however the file spelled them."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_policy(path: Path) -> Policy:
     """Read a policy from a TOML file; keys left out keep their defaults.
+
+    Of a project file (`bdaudit.toml`, `pyproject.toml`) its own policy is read, or the file that
+    it names.
 
     Raises:
         PolicyError: The file is missing, not TOML, has an unknown key (the nearest known one is
@@ -76,15 +109,36 @@ def read_policy(path: Path) -> Policy:
         raise PolicyError(f"{path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PolicyError(f"{path}: expected a TOML file, got {error}") from error
-    known = list(Policy.model_fields)
+    if path.name == "pyproject.toml":
+        settings = settings.get("tool", {}).get("bdaudit", {})
+    if path.name in _PROJECT_NAMES or isinstance(settings.get("policy"), Mapping):
+        return _policy_of_project(settings, path)
+    return parse_policy(settings, str(path))
+
+
+def _policy_of_project(project: Mapping[str, Any], path: Path) -> Policy:
+    policy = project.get("policy")
+    if policy is None:
+        raise PolicyError(f"{path}: has no policy in it")
+    if isinstance(policy, str):
+        return read_policy(path.parent / policy)
+    return parse_policy(policy, str(path))
+
+
+def parse_policy(settings: Mapping[str, Any], source: str) -> Policy:
+    """Check the limits that a file or a table states; `source` is named in errors.
+
+    Raises:
+        PolicyError: As for `read_policy`.
+    """
+    if not isinstance(settings, Mapping):
+        raise PolicyError(f"{source}: policy: expected a table, got {settings!r}")
     for key in settings:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-            raise PolicyError(f"{path}: unknown key {key!r}; {hint}")
+        if key not in Policy.model_fields:
+            raise PolicyError(f"{source}: {unknown_key(key, Policy.model_fields)}")
     try:
         return Policy.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "policy"
-        raise PolicyError(f"{path}: {where}: {first['msg']}") from error
+        raise PolicyError(f"{source}: {where}: {first['msg']}") from error

@@ -10,24 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
 from bdaudit.models import save_model
 from bdaudit.results import read_record
-from tests.twins import (
-    TwinNet,
-    dormant_twin,
-    innocent_twin,
-    original_twin,
-    removed_twin,
-    twin_sample,
-)
+from tests.cli.twin_files import write_twin_files
+from tests.twins import TwinNet, original_twin
 
 FACTORY = f"{Path(__file__).with_name('twin_factory.py')}:twin"
 
@@ -39,30 +31,7 @@ def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twins, a sample and a trigger on disk, as a user would have them."""
-    folder = tmp_path_factory.mktemp("files")
-    twins: dict[str, nn.Module] = {
-        "original": original_twin(),
-        "dormant": dormant_twin(),
-        "removed": removed_twin(),
-        "innocent": innocent_twin(),
-    }
-    for name, net in twins.items():
-        save_model(
-            folder / f"{name}.safetensors", net, arch=None, num_classes=4, image_shape=(1, 8, 8)
-        )
-    sample = twin_sample(400, seed=1)
-    np.savez(folder / "clean.npz", images=sample.images.numpy(), labels=sample.labels.numpy())
-    np.save(folder / "delta.npy", pixel_delta())
-    (folder / "trigger.toml").write_text(
-        'kind = "additive"\n[target]\nlabel = 0\n[additive]\ndelta = "delta.npy"\n'
-    )
-    return folder
-
-
-def pixel_delta() -> np.ndarray:
-    delta = np.zeros((1, 8, 8), dtype=np.float32)
-    delta[0, 7, 7] = 0.75
-    return delta
+    return write_twin_files(tmp_path_factory.mktemp("files"))
 
 
 def audit_arguments(files: Path, defended: str, *more: object) -> list[object]:

@@ -1,0 +1,73 @@
+"""`bdaudit init`: a project file from what lies in a folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdaudit.atomic import write_atomically
+from bdaudit.cli import options
+from bdaudit.cli.exits import reporting_errors
+from bdaudit.cli.output import check_writable
+from bdaudit.errors import InputError
+
+__all__ = ["register"]
+
+_NAME = "bdaudit.toml"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="init")(init)
+
+
+@reporting_errors
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to look through and to write to.")
+    ] = Path(),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the bdaudit.toml that is there.")
+    ] = False,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Only print the JSON schema of a project file, for editors."),
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a commented bdaudit.toml from what is found in a folder, and say what was guessed."""
+    if schema:
+        from bdaudit.project import json_schema
+
+        sys.stdout.write(json_schema())
+        return
+    from bdaudit.project import find_project
+
+    target = folder / _NAME
+    present = find_project(folder)
+    if present is not None and (present != target or not force):
+        remedy = "--force replaces it" if present == target else "edit that"
+        raise InputError(f"{present}: is there already; {remedy}")
+    check_writable(target)
+
+    from bdaudit.auditing.drafting import draft_project
+
+    draft = draft_project(folder)
+    write_atomically(target, draft.text.encode())
+    typer.echo(f"wrote {target}")
+    for finding in draft.findings:
+        value = finding.value if isinstance(finding.value, str) else ", ".join(finding.value)
+        typer.echo(f"  guessed {finding.key} = {value} ({finding.why})")
+    for question in draft.open_questions:
+        typer.echo(f"  not found {question}")
+    if draft.open_questions:
+        typer.echo(f"fill in what is missing, look over the rest, then run: {_next(folder)}")
+    else:
+        typer.echo(f"look it over, then run: {_next(folder)}")
+
+
+def _next(folder: Path) -> str:
+    return "bdaudit audit" if folder == Path() else f"bdaudit audit --config {folder / _NAME}"

@@ -1,0 +1,6 @@
+"""The project file: what an audit is run on and with, written down once."""
+
+from bdaudit.project.reading import Project, find_project, read_project
+from bdaudit.project.schema import ProjectFile, json_schema
+
+__all__ = ["Project", "ProjectFile", "find_project", "json_schema", "read_project"]

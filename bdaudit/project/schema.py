@@ -1,0 +1,280 @@
+"""What a project file may say.
+
+Every key is an option of `bdaudit audit`, by the option's own name, in a table that is a panel of
+the command's help. A new option of the command becomes a key by one field here; a test names the
+options that have neither a key nor a reason to have none.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bdaudit.verdict.policy import Policy
+
+__all__ = [
+    "Code",
+    "Joined",
+    "Location",
+    "ProjectFile",
+    "Table",
+    "Trusted",
+    "Written",
+    "json_schema",
+]
+
+
+@dataclass(frozen=True)
+class Location:
+    """Marks a path to read (or an address), relative to the project file."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Marks a name that may also be `FILE.py:NAME`, relative to the project file, which runs it."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Marks a path that an audit writes, relative to the project file."""
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """Marks a key that a file from elsewhere could do harm with, and says how.
+
+    Attributes:
+        why: What following the key does, to be read after the key's name.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Marks a list that the command takes as one text, joined by commas."""
+
+
+_Path = Annotated[str, Location()]
+_Numbers = Annotated[list[float | str], Joined()]
+
+
+class Table(BaseModel):
+    """Base of all tables: frozen, no unknown keys, TOML's own types and no guessing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Inputs(Table):
+    """What is audited, on which images, with which trigger."""
+
+    defended: Annotated[str, Location(), Code()] | None = Field(
+        default=None,
+        description="The release candidate: a checkpoint.",
+        examples=["defended.safetensors"],
+    )
+    endpoint: str | None = Field(
+        default=None,
+        description="Instead of a checkpoint: a served candidate (Open Inference Protocol).",
+        examples=["http://localhost:8080/v2/models/NAME"],
+    )
+    original: _Path | None = Field(
+        default=None,
+        description="The suspected model, before the defence.",
+        examples=["original.safetensors"],
+    )
+    reference: list[_Path] | None = Field(
+        default=None,
+        description="Innocent models of the same task; three or more for a firm verdict.",
+        examples=[["innocent-1.safetensors", "innocent-2.safetensors"]],
+    )
+    data: _Path | None = Field(
+        default=None, description="Clean labelled images: a folder or a file.", examples=["clean/"]
+    )
+    classes: _Path | None = Field(
+        default=None,
+        description="File with one class name a line, in order of index.",
+        examples=["classes.txt"],
+    )
+    trigger: _Path | None = Field(
+        default=None, description="Trigger file.", examples=["trigger.toml"]
+    )
+    target: int | None = Field(
+        default=None, description="Target class, in place of the trigger file's.", examples=[0]
+    )
+    allow_trigger_code: Annotated[bool, Trusted("runs the Python file of the trigger")] | None = (
+        Field(
+            default=None,
+            description="Run the Python file that a trigger of kind 'python' names.",
+            examples=[False],
+        )
+    )
+
+
+class Models(Table):
+    """What the checkpoints do not say themselves."""
+
+    arch: Annotated[str, Code()] | None = Field(
+        default=None,
+        description="torchvision/NAME, timm/NAME, bdaudit/NAME, or FILE.py:FACTORY.",
+        examples=["torchvision/resnet18"],
+    )
+    num_classes: int | None = Field(default=None, description="Number of classes.", examples=[10])
+    input_size: int | str | None = Field(
+        default=None, description="Size the network wants, HxW or one number.", examples=["224x224"]
+    )
+    mean: _Numbers | None = Field(
+        default=None,
+        description="Per-channel mean of the normalisation.",
+        examples=[[0.49, 0.48, 0.45]],
+    )
+    std: _Numbers | None = Field(
+        default=None, description="Per-channel deviation.", examples=[[0.25, 0.24, 0.26]]
+    )
+    outputs: Literal["logits", "probabilities"] | None = Field(
+        default=None, description="What the network returns.", examples=["logits"]
+    )
+
+
+class Attack(Table):
+    """How the backdoor is sought to be woken."""
+
+    mode: list[Literal["white", "query"]] | None = Field(
+        default=None,
+        description="Kinds of attack: white looks into the model, query only asks it.",
+        examples=[["white"]],
+    )
+    eps: list[float | str] | None = Field(
+        default=None,
+        description="Radii to try, in pixel units on [0, 1] images.",
+        examples=[[0.01, 0.02, 0.03, 0.05], ["2/255", "4/255"]],
+    )
+    norm: Literal["linf", "l2"] | None = Field(
+        default=None, description="Norm of the perturbation.", examples=["linf"]
+    )
+    passes: int | None = Field(
+        default=None,
+        description="Gradient passes over the craft images, each attack.",
+        examples=[24],
+    )
+    restarts: int | None = Field(default=None, description="Independent starts.", examples=[1])
+    objective: Literal["standard", "specific"] | None = Field(
+        default=None, description="What the attack optimises.", examples=["standard"]
+    )
+    bec: bool | None = Field(
+        default=None, description="Measure the backdoor existence coefficient.", examples=[True]
+    )
+
+
+class Query(Table):
+    """Asking alone: budget, and how a server is asked."""
+
+    max_queries: int | None = Field(
+        default=None, description="Images one search may ask about.", examples=[20_000]
+    )
+    feedback: Literal["scores", "labels"] | None = Field(
+        default=None, description="What the search is given.", examples=["scores"]
+    )
+    schedule: Literal["default", "research"] | None = Field(
+        default=None, description="research: the paper's search, to compare.", examples=["default"]
+    )
+    cold: bool | None = Field(
+        default=None, description="No surrogates made from the original.", examples=[False]
+    )
+    qps: float | None = Field(default=None, description="Images a second at most.", examples=[50.0])
+    concurrency: int | None = Field(default=None, description="Requests in flight.", examples=[1])
+    timeout: float | None = Field(
+        default=None, description="Seconds to wait for an answer.", examples=[30.0]
+    )
+    retries: int | None = Field(
+        default=None, description="Times a request is sent again.", examples=[5]
+    )
+    token_env: (
+        Annotated[str, Trusted("sends the content of an environment variable to the server")] | None
+    ) = Field(
+        default=None,
+        description="Environment variable that holds a bearer token.",
+        examples=["MODEL_TOKEN"],
+    )
+    ca_file: _Path | None = Field(
+        default=None, description="Certificates to trust for TLS.", examples=["ca.pem"]
+    )
+    binary: bool | None = Field(
+        default=None, description="Send tensors as raw bytes or not.", examples=[True]
+    )
+    layout: Literal["NCHW", "NHWC"] | None = Field(
+        default=None, description="Of the model's input.", examples=["NCHW"]
+    )
+    input_name: str | None = Field(
+        default=None, description="Of a server's image input.", examples=["input"]
+    )
+    output_name: str | None = Field(
+        default=None, description="Output with the scores, of several.", examples=["logits"]
+    )
+    grid: int | None = Field(
+        default=None, description="Steps of a pixel value on its way.", examples=[255]
+    )
+    request_size: int | None = Field(
+        default=None, description="Images in a request.", examples=[64]
+    )
+    state: Annotated[str, Written()] | None = Field(
+        default=None, description="Folder for what is needed to resume.", examples=["audit.state"]
+    )
+
+
+class Compute(Table):
+    """Where, on how many images, from which seed."""
+
+    craft: int | None = Field(
+        default=None, description="Images perturbations are made on.", examples=[500]
+    )
+    held_out: int | None = Field(
+        default=None, description="Images rates are measured on.", examples=[1500]
+    )
+    device: str | None = Field(
+        default=None, description="auto, cpu, cuda or cuda:N.", examples=["auto"]
+    )
+    seed: int | None = Field(default=None, description="Seed of every draw.", examples=[0])
+    batch_size: int | None = Field(
+        default=None, description="Images in a forward pass.", examples=[256]
+    )
+    bf16: bool | None = Field(
+        default=None, description="Run attacks under bfloat16 autocast.", examples=[False]
+    )
+
+
+class Output(Table):
+    """What an audit writes."""
+
+    json_: Annotated[str, Written()] | None = Field(
+        default=None, alias="json", description="The record.", examples=["result.json"]
+    )
+
+
+class ProjectFile(Table):
+    """Everything `bdaudit audit` needs, so that it can be run without arguments.
+
+    Keys are the command's options by name. Paths are relative to this file. What is left out keeps
+    the command's default, and the command line wins over the file.
+    """
+
+    model_config = ConfigDict(title="bdaudit project file")
+
+    inputs: Inputs = Inputs()
+    models: Models = Models()
+    attack: Attack = Attack()
+    query: Query = Query()
+    compute: Compute = Compute()
+    output: Output = Output()
+    policy: _Path | Policy | None = Field(
+        default=None, description="Limits of the verdict: a table, or the path of a policy file."
+    )
+
+
+def json_schema() -> str:
+    """Return the JSON schema of a project file, for editors, as indented JSON."""
+    schema: dict[str, Any] = ProjectFile.model_json_schema()
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

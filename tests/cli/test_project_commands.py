@@ -1,0 +1,174 @@
+"""`bdaudit init`, and `bdaudit audit` run from a project file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bdaudit.cli import app
+from bdaudit.project import json_schema
+from bdaudit.results import AuditRecord, read_record
+from tests.cli.twin_files import write_twin_files
+
+FACTORY = f"{Path(__file__).with_name('twin_factory.py')}:twin"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with everything, and a project file for the removed twin."""
+    write_twin_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bdaudit.toml"
+    path.write_text(
+        f"""
+[inputs]
+defended = "removed.safetensors"
+original = "original.safetensors"
+data = "clean.npz"
+trigger = "trigger.toml"
+reference = ["innocent.safetensors"]
+[models]
+arch = {json.dumps(FACTORY)}
+[attack]
+eps = [0.02, 0.05]
+passes = 8
+[compute]
+device = "cpu"
+craft = 100
+[output]
+json = "result.json"
+"""
+    )
+    return path
+
+
+def record_of(folder: Path) -> AuditRecord:
+    record = read_record(folder / "result.json")
+    assert isinstance(record, AuditRecord)
+    return record
+
+
+def test_audit_without_arguments_runs_the_project(project: Path) -> None:
+    result = run("audit", "--trust-config")
+    assert result.exit_code == 0, result.output
+    assert "REMOVED" in result.stdout
+    record = record_of(project.parent)
+    assert record.settings["eps"] == [0.02, 0.05]
+    assert record.settings["n_passes"] == 8
+    assert record.data.n_craft == 100
+    assert "project" in {f.role for f in record.inputs}
+
+
+def test_the_command_line_wins_over_the_project(project: Path) -> None:
+    result = run("audit", "--trust-config", "dormant.safetensors", "--eps", "0.05", "--passes", 4)
+    assert result.exit_code == 1, result.output
+    record = record_of(project.parent)
+    assert record.settings["eps"] == [0.05]
+    assert record.settings["n_passes"] == 4
+    assert record.model_named("defended").path == "dormant.safetensors"
+
+
+def test_a_policy_in_the_project_judges(project: Path) -> None:
+    project.write_text(project.read_text() + "[policy]\nmin_held_out = 100000\n")
+    result = run("audit", "--trust-config")
+    assert result.exit_code == 3, result.output
+    verdict = record_of(project.parent).verdict
+    assert verdict is not None
+    assert verdict.policy["min_held_out"] == 100000
+    assert verdict.policy_source == "bdaudit.toml"
+
+
+def test_config_names_another_file_and_paths_are_relative_to_it(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert run("audit").exit_code == 2
+    result = run("audit", "--config", project, "--trust-config")
+    assert result.exit_code == 0, result.output
+    assert (project.parent / "result.json").is_file()
+
+
+def test_a_python_file_is_not_run_for_an_untrusted_project(project: Path) -> None:
+    marker = project.parent / "ran"
+    (project.parent / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    project.write_text(project.read_text().replace(FACTORY, "evil.py:twin"))
+    refused = run("audit")
+    assert refused.exit_code == 4
+    assert "models.arch runs the Python file evil.py" in refused.stderr
+    assert "--trust-config" in refused.stderr
+    assert not marker.exists()
+    # Named by the user on the command line it is the user's own word.
+    assert run("audit", "--arch", FACTORY).exit_code == 0
+
+
+def test_an_endpoint_on_the_command_line_replaces_the_projects_checkpoint(project: Path) -> None:
+    result = run(
+        "audit", "--trust-config", "--endpoint", "http://127.0.0.1:9/v2/models/x", "--retries", 0
+    )
+    assert result.exit_code == 4
+    assert "127.0.0.1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[attack]\npases = 3\n", "did you mean 'passes'"),
+        ("[policy]\nlfit = 3\n", "did you mean 'lift'"),
+        ("[", "TOML"),
+    ],
+)
+def test_a_project_that_cannot_be_used_ends_with_4(project: Path, text: str, said: str) -> None:
+    project.write_text(text)
+    result = run("audit")
+    assert result.exit_code == 4
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_init_writes_what_audit_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_twin_files(tmp_path)
+    (tmp_path / "dormant.safetensors").unlink()
+    (tmp_path / "removed.safetensors").rename(tmp_path / "cleaned.safetensors")
+    monkeypatch.chdir(tmp_path)
+    made = run("init")
+    assert made.exit_code == 0, made.output
+    assert "guessed inputs.defended = cleaned.safetensors (by its name)" in made.stdout
+    assert "look it over, then run: bdaudit audit" in made.stdout
+    result = run(
+        "audit", "--arch", FACTORY, "--craft", 100, "--passes", 8, "--eps", "0.02,0.05", "--quiet"
+    )
+    assert result.exit_code == 0, result.output
+
+
+def test_init_never_overwrites_without_force(project: Path) -> None:
+    before = project.read_text()
+    refused = run("init")
+    assert refused.exit_code == 4
+    assert "--force" in refused.stderr
+    assert project.read_text() == before
+    assert run("init", "--force").exit_code == 0
+    assert project.read_text() != before
+
+
+def test_init_does_not_make_a_second_project_file(project: Path) -> None:
+    project.unlink()
+    shared = project.with_name("pyproject.toml")
+    shared.write_text('[tool.bdaudit.inputs]\ndata = "x"\n')
+    refused = run("init", "--force")
+    assert refused.exit_code == 4
+    assert "pyproject.toml" in refused.stderr
+    assert not project.exists()
+
+
+def test_init_prints_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("init", "--schema")
+    assert result.stdout == json_schema()
+    assert not list(tmp_path.iterdir())
