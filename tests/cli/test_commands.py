@@ -309,7 +309,7 @@ def test_ctrl_c_leaves_nothing_behind(files: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
-        # Tests run by a script in the background inherit an ignored SIGINT; a terminal's user does not.
+        # A script in the background hands down an ignored SIGINT; a terminal does not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The module that does the work is imported once a file of its own is open.
