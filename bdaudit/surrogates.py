@@ -8,20 +8,14 @@ give a query search a start.
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import nn
 
-from bdaudit.atomic import write_atomically
 from bdaudit.data import Sample
 from bdaudit.defenses import (
     FinePruningConfig,
@@ -33,12 +27,10 @@ from bdaudit.defenses import (
     finetune,
     ft_sam,
 )
-from bdaudit.defenses.tuning import device_of
 from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError
-from bdaudit.models import Classifier, LoadedModel
+from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
 from bdaudit.progress import Progress, Steps, reworded
-from bdaudit.version import __version__
 
 __all__ = ["DefenseConfig", "SurrogateConfig", "make_surrogates"]
 
@@ -120,12 +112,20 @@ def make_surrogates(
     defenses = (config or SurrogateConfig()).defenses
     total = len(defenses)
     images = digest_tensors({"images": craft.images, "labels": craft.labels})
+    kept = KeptClassifiers(cache_dir, "surrogate")
     surrogates = []
     for number, defense in enumerate(defenses):
         seed = int(torch.randint(2**62, (), generator=generator))
         title = f"surrogate {number + 1} of {total}, {_DEFENSES[type(defense)].name}"
-        key = _key(original, images, defense, seed)
-        classifier = None if cache_dir is None else _read(cache_dir, key, original)
+        key = kept.key(
+            {
+                **describe_classifier(original),
+                "images": images,
+                "defense": [type(defense).__name__, asdict(defense)],
+                "seed": seed,
+            }
+        )
+        classifier = kept.read(key, original.classifier)
         if classifier is None:
             steps = _DEFENSES[type(defense)].run(
                 original.classifier,
@@ -135,8 +135,7 @@ def make_surrogates(
                 generator=torch.Generator().manual_seed(seed),
             )
             classifier = yield from _as_part(steps, title, number, total)
-            if cache_dir is not None:
-                _write(cache_dir, key, classifier)
+            kept.write(key, classifier)
         yield Progress(title, number + 1, total)
         surrogates.append(_loaded(original, classifier, number + 1, defense))
     return tuple(surrogates)
@@ -163,58 +162,3 @@ def _as_part(steps: Steps[nn.Module], title: str, number: int, total: int) -> St
         return Progress(title, number + event.done / event.total, total, event.note)
 
     return reworded(steps, scaled)
-
-
-# ---- cache ---------------------------------------------------------------------------------------
-
-
-def _key(original: LoadedModel, images: str, defense: DefenseConfig, seed: int) -> str:
-    """Digest everything that determines a surrogate."""
-    classifier = original.classifier
-    wrapping: dict[str, Any] = {}
-    if isinstance(classifier, Classifier):
-        wrapping = {"input_size": classifier.input_size, "outputs": classifier.outputs}
-    parts = {
-        "version": __version__,
-        "weights": original.weights_sha256,
-        # Normalisation lies in buffers outside the state dict, and strides in no tensor at all.
-        "buffers": digest_tensors(dict(classifier.named_buffers())),
-        "structure": str(classifier),
-        "wrapping": wrapping,
-        "images": images,
-        "defense": [type(defense).__name__, asdict(defense)],
-        "seed": seed,
-        "device": device_of(classifier).type,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _file(cache_dir: Path, key: str) -> Path:
-    return cache_dir / f"surrogate-{key[:32]}.safetensors"
-
-
-def _read(cache_dir: Path, key: str, original: LoadedModel) -> nn.Module | None:
-    """Return the kept surrogate, `None` when there is none or its file is damaged."""
-    try:
-        tensors = load(_file(cache_dir, key).read_bytes())
-        classifier = copy.deepcopy(original.classifier)
-        classifier.load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError):
-        return None  # it is made again and the file replaced
-    return classifier.eval().requires_grad_(False)
-
-
-def _write(cache_dir: Path, key: str, classifier: nn.Module) -> None:
-    # Cloned, since safetensors refuses tensors that share memory.
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in classifier.state_dict().items()
-    }
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(_file(cache_dir, key), save(tensors))
-    except OSError as error:
-        raise ConfigError(
-            f"{cache_dir}: surrogates cannot be kept there ({error.strerror or error}); name "
-            "another folder, or none"
-        ) from error

@@ -5,6 +5,7 @@ from bdaudit.models.backdoorbench import BackdoorBenchRecord, locate_checkpoint,
 from bdaudit.models.checkpoint import Checkpoint, open_checkpoint
 from bdaudit.models.classifier import Classifier, LoadedModel
 from bdaudit.models.inspection import ArchitectureGuess, Inspection, inspect_checkpoint
+from bdaudit.models.keeping import KeptClassifiers, describe_classifier
 from bdaudit.models.loading import load_model, wrap_module
 from bdaudit.models.outputs import check_outputs
 from bdaudit.models.preactresnet import PreActResNet, preactresnet18
@@ -17,11 +18,13 @@ __all__ = [
     "Checkpoint",
     "Classifier",
     "Inspection",
+    "KeptClassifiers",
     "LoadedModel",
     "ModelSettings",
     "PreActResNet",
     "build_network",
     "check_outputs",
+    "describe_classifier",
     "inspect_checkpoint",
     "load_model",
     "locate_checkpoint",
