@@ -1,0 +1,213 @@
+"""Stand-ins: innocent models of the defended one's architecture, made when none are given.
+
+A fresh network learns the task from a teacher's answers on clean images. Where those never show
+the trigger, they carry the task and not the backdoor, even if the teacher has one. A few hundred
+images are enough when each is seen in thousands of variants, every variant is a mixture of two
+images, and the teacher answers to the very variant that the student sees.
+
+Source: distillation of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015
+(arXiv 1503.02531); patience, mixtures and the same view for teacher and student after Beyer et al.,
+"Knowledge Distillation: A Good Teacher Is Patient and Consistent", CVPR 2022; mixtures of Zhang et
+al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018. That the student of a backdoored
+teacher is innocent is not granted, and is measured for each one (docs/stand-ins.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdaudit.data import Sample
+from bdaudit.defenses import TuningConfig
+from bdaudit.defenses.tuning import Gradients, tune
+from bdaudit.digests import digest_tensors
+from bdaudit.errors import ConfigError
+from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
+from bdaudit.models.fresh import fresh_classifier
+from bdaudit.progress import Progress, Steps, reworded
+
+__all__ = ["StandInConfig", "make_stand_ins"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandInConfig:
+    """How a stand-in is trained. The defaults are measured in docs/stand-ins.md.
+
+    Attributes:
+        n_images: Images it sees while training, every variant of a craft image counted.
+        batch_size: Most images in a mini-batch.
+        learning_rate: Peak of the one-cycle schedule.
+        weight_decay: Of SGD.
+        max_shift: Augmentation: largest shift as a share of the image's shorter side.
+        autocast: `bf16` trains under bfloat16 autocast.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    n_images: int = 64_000
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    max_shift: float = 0.08
+    autocast: Literal["bf16"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_images < 1:
+            raise ConfigError(f"n_images: expected 1 or more, got {self.n_images}")
+        if not (isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate: expected above 0, got {self.learning_rate}")
+        if self.autocast not in (None, "bf16"):
+            raise ConfigError(f"autocast: expected bf16 or none, got {self.autocast!r}")
+        self.tuning(1)  # checks the rest
+
+    def tuning(self, n_craft: int) -> TuningConfig:
+        """Return the training settings for `n_craft` craft images."""
+        return TuningConfig(
+            learning_rate=self.learning_rate,
+            n_epochs=ceil(self.n_images / n_craft),
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            max_shift=self.max_shift,
+        )
+
+
+def make_stand_ins(
+    teacher: LoadedModel,
+    craft: Sample,
+    *,
+    count: int,
+    config: StandInConfig | None = None,
+    generator: torch.Generator,
+    cache_dir: Path | None = None,
+) -> Steps[tuple[LoadedModel, ...]]:
+    """Train `count` fresh networks of the teacher's architecture on its answers.
+
+    Args:
+        teacher: Left as it is. The stand-ins are made and put on its device.
+        craft: Clean images; none of those that rates are reported on, and none with the trigger.
+            Their labels are not used.
+        count: How many; they differ by their seeds.
+        config: How they are trained; `None` takes the defaults.
+        generator: Seeded CPU generator. One number is drawn for each stand-in, whether it comes
+            from the cache or not.
+        cache_dir: Folder, made when missing, in which finished stand-ins are kept by the digest
+            of all that determines them; `None` keeps none.
+
+    Yields:
+        `Progress` of the training, in stand-ins.
+
+    Returns:
+        The stand-ins, "stand-in 1" first: eval mode, no parameter requiring a gradient. How good
+        they are is not checked here.
+
+    Raises:
+        ModelError: The architecture cannot be given fresh weights.
+        DataError: Fewer than two craft images.
+        NumericsError: Training diverged.
+        ConfigError: `cache_dir` cannot be written to.
+    """
+    config = config or StandInConfig()
+    kept = KeptClassifiers(cache_dir, "stand-in")
+    images = digest_tensors({"images": craft.images})
+    made = []
+    for number in range(1, count + 1):
+        seed = int(torch.randint(2**62, (), generator=generator))
+        name = f"stand-in {number}"
+        title = f"{name} of {count}, taught by {teacher.name}"
+        key = kept.key(
+            {
+                **describe_classifier(teacher),
+                "images": images,
+                "config": asdict(config),
+                "seed": seed,
+            }
+        )
+        classifier = kept.read(key, teacher.classifier)
+        if classifier is None:
+            steps = _distil(teacher, craft, config, torch.Generator().manual_seed(seed))
+            classifier = yield from _as_part(steps, title, number - 1, count)
+            kept.write(key, classifier)
+        yield Progress(title, number, count)
+        made.append(_loaded(teacher, classifier, name, len(craft)))
+    return tuple(made)
+
+
+def _distil(
+    teacher: LoadedModel, craft: Sample, config: StandInConfig, generator: torch.Generator
+) -> Steps[nn.Module]:
+    student = fresh_classifier(teacher, generator=generator)
+    # Channels-last convolutions train faster; the strides are put back for what comes after.
+    student = student.to(memory_format=torch.channels_last)
+    yield from tune(
+        student,
+        craft.images,
+        craft.labels,
+        config=config.tuning(len(craft)),
+        generator=generator,
+        title="stand-in",
+        gradients=_imitation(teacher.classifier, config, generator),
+    )
+    return student.to(memory_format=torch.contiguous_format)
+
+
+def _imitation(teacher: nn.Module, config: StandInConfig, generator: torch.Generator) -> Gradients:
+    """Return the gradient of the divergence from the teacher on mixtures of the mini-batch."""
+    teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+    teacher = teacher.to(memory_format=torch.channels_last)
+
+    def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        mixed = _mixed(images, generator).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(
+            images.device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16"
+        ):
+            with torch.no_grad():
+                answers = teacher(mixed)
+            outputs = student(mixed)
+        loss = functional.kl_div(
+            functional.log_softmax(outputs.float(), dim=1),
+            functional.log_softmax(answers.float(), dim=1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return backpropagate
+
+
+def _mixed(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mix every image of (N, C, H, W) with another of them, in a share uniform in [0, 1]."""
+    n = len(images)
+    partners = torch.randperm(n, generator=generator).to(images.device)
+    shares = torch.rand((n, 1, 1, 1), generator=generator).to(images.device)
+    return images.lerp(images[partners], shares)
+
+
+def _loaded(teacher: LoadedModel, classifier: nn.Module, name: str, n_craft: int) -> LoadedModel:
+    model = replace(
+        teacher,
+        name=name,
+        classifier=classifier,
+        path=None,
+        notes=(
+            f"stand-in: fresh weights, taught by {teacher.name} on {n_craft} clean craft images",
+        ),
+    )
+    return replace(model, weights_sha256=digest_tensors(model.network.state_dict()))
+
+
+def _as_part(steps: Steps[nn.Module], title: str, number: int, total: int) -> Steps[nn.Module]:
+    """Scale the progress of one stand-in to its part of all."""
+
+    def scaled(event: Progress) -> Progress:
+        return Progress(title, number + event.done / event.total, total, event.note)
+
+    return reworded(steps, scaled)
