@@ -307,6 +307,7 @@ class _Audit:
             max_queries=self.settings.max_queries,
             feedback=self.settings.feedback,
             schedule=self.settings.schedule,
+            autocast="bf16" if self.settings.compute.bf16 else None,
         )
 
     # -- order, cost and failures --------------------------------------------------------------

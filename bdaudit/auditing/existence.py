@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from bdaudit.auditing.inputs import Inputs
 from bdaudit.auditing.runs import Compute, derive_generator
+from bdaudit.blackbox import OnnxBlackBox, fold_batch_norms, read_onnx_layers
+from bdaudit.errors import ModelError
 from bdaudit.existence import ExistenceConfig, existence_coefficient
+from bdaudit.existence.layers import select_layers
 from bdaudit.progress import Steps
 from bdaudit.results import BecRecord
 
@@ -21,12 +26,32 @@ def existence_steps(
     """
     (defended,) = inputs.with_role("defended")
     (original,) = inputs.with_role("original")
-    if defended.model is None:
+    references = [s.white for s in inputs.with_role("reference")]
+    if defended.model is not None:
+        networks = [original.white.classifier, *(r.classifier for r in references)]
+        network: nn.Module = defended.model.classifier
+    elif isinstance(defended.black_box, OnnxBlackBox):
+        try:
+            layers = read_onnx_layers(defended.black_box, original.white)
+            networks = [fold_batch_norms(m, layers.folded) for m in (original.white, *references)]
+        except ModelError as error:
+            return (), f"not measured: {error}"
+        unread = (
+            set(select_layers(original.white.network)) - dict(layers.network.named_modules()).keys()
+        )
+        if unread:
+            return (), (
+                "not measured: of an ONNX file only convolutions are read, and layers to compare "
+                f"are others: {min(unread)}"
+            )
+        defended.black_box.notes.append(layers.note)
+        network = layers.network
+    else:
         return (), "not measured: the defended model can only be asked"
     records = yield from existence_coefficient(
-        original.white.classifier,
-        defended.model.classifier,
-        [(s.name, s.white.classifier) for s in inputs.with_role("reference")],
+        networks[0],
+        network,
+        [(r.name, other) for r, other in zip(references, networks[1:], strict=True)],
         clean=inputs.held_out_poisoned.clean,
         triggered=inputs.held_out_poisoned.triggered,
         config=config or ExistenceConfig(batch_size=compute.batch_size),

@@ -4,6 +4,7 @@ from bdaudit.blackbox.base import BlackBox, Feedback, Identity, top_labels
 from bdaudit.blackbox.diagnostics import check_repeatability, describe_scale, diagnose_grid
 from bdaudit.blackbox.function import FunctionBlackBox
 from bdaudit.blackbox.meter import Meter
+from bdaudit.blackbox.onnx_layers import OnnxLayers, fold_batch_norms, read_onnx_layers
 from bdaudit.blackbox.onnx_model import OnnxBlackBox
 from bdaudit.blackbox.opening import open_black_box
 from bdaudit.blackbox.options import BlackBoxOptions
@@ -20,6 +21,7 @@ __all__ = [
     "Identity",
     "Meter",
     "OnnxBlackBox",
+    "OnnxLayers",
     "ScoreKind",
     "ScoreScale",
     "ServedBlackBox",
@@ -29,6 +31,8 @@ __all__ = [
     "describe_scale",
     "detect_scale",
     "diagnose_grid",
+    "fold_batch_norms",
     "open_black_box",
+    "read_onnx_layers",
     "top_labels",
 ]

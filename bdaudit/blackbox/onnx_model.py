@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ class OnnxBlackBox(BlackBox):
         subject = f"{name} ({self.path})"
         runtime, onnx = _import_onnx(subject)
         self._sha256 = _digest_together([self.path, *_side_files(self.path, onnx, subject)])
-        self._session = self._open_session(runtime, torch.device(device), subject)
+        self._device = torch.device(device)
+        self._session = self._open_session(runtime, str(self.path), subject)
         spec = _only_input(self._session, subject)
         self._input_name = spec.name
         self.layout = place_images(
@@ -102,6 +103,64 @@ class OnnxBlackBox(BlackBox):
         details = {**self.layout.describe(), "output": self._output.name, "grid": str(self.grid)}
         return Identity(kind="onnx", source=str(self.path), sha256=self._sha256, details=details)
 
+    @property
+    def output_name(self) -> str:
+        """The output with the scores or labels."""
+        return self._output.name
+
+    def load_graph(self) -> Any:
+        """Return the file as an `onnx.ModelProto`, weights included and functions written out.
+
+        Raises:
+            ModelError: It cannot be read.
+        """
+        subject = f"{self.name} ({self.path})"
+        _, onnx = _import_onnx(subject)
+        _side_files(self.path, onnx, subject)  # refuses weights outside its own folder
+        try:
+            return onnx.inliner.inline_local_functions(onnx.load(str(self.path)))
+        except Exception as error:
+            raise ModelError(f"{subject}: cannot be read: {_first_line(error)}") from error
+
+    def open_with_outputs(self, model: Any, names: Sequence[str]) -> Any:
+        """Open a session of `load_graph`'s model whose outputs are also the tensors named.
+
+        Raises:
+            ModelError: It has none, is above the 2 GiB of a protobuf message, or cannot be run.
+        """
+        subject = f"{self.name} ({self.path})"
+        runtime, onnx = _import_onnx(subject)
+        if not names:
+            raise ModelError(f"{subject}: has no convolution whose maps could be read")
+        present = {output.name for output in model.graph.output}
+        model.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in names if name not in present
+        )
+        try:
+            content = model.SerializeToString()
+        except Exception as error:
+            raise ModelError(f"{subject}: cannot be rewritten: {_first_line(error)}") from error
+        return self._open_session(runtime, content, subject)
+
+    def run_session(self, session: Any, names: Sequence[str], images: Tensor) -> list[NDArray[Any]]:
+        """Run one batch of images (n, C, H, W) in [0, 1], n of at most `batch_size`.
+
+        Returns:
+            The outputs of these names, n rows each, or a fixed batch's number of rows, of which
+            the first n count.
+
+        Raises:
+            ModelError: The network fails on them.
+        """
+        tensor = self.layout.encode(images)
+        try:
+            return cast(list[NDArray[Any]], session.run(list(names), {self._input_name: tensor}))
+        except Exception as error:
+            raise ModelError(
+                f"{self.path}: cannot take {tensor.dtype} images of shape {tensor.shape}: "
+                f"{_first_line(error)}"
+            ) from error
+
     def _answer(self, images: Tensor) -> Tensor:
         answers = []
         for batch in torch.split(images, self.batch_size):
@@ -111,24 +170,20 @@ class OnnxBlackBox(BlackBox):
 
     def _run(self, images: Tensor) -> NDArray[Any]:
         """Run one batch of images; scores (n, K) float32, or labels (n,) int64."""
-        tensor = self.layout.encode(images)
-        try:
-            (answer,) = self._session.run([self._output.name], {self._input_name: tensor})
-        except Exception as error:
-            raise ModelError(
-                f"{self.path}: cannot take {tensor.dtype} images of shape {tensor.shape}: "
-                f"{_first_line(error)}"
-            ) from error
-        rows = read_rows(answer, len(tensor))
+        (answer,) = self.run_session(self._session, [self._output.name], images)
+        n_rows = self.layout.batch or len(images)
+        rows = read_rows(answer, n_rows)
         if rows is None:
             got = answer.shape if isinstance(answer, np.ndarray) else type(answer).__name__
             raise ModelError(
-                f"{self.path}: expected scores ({len(tensor)}, K) or labels ({len(tensor)},) in "
+                f"{self.path}: expected scores ({n_rows}, K) or labels ({n_rows},) in "
                 f"{self._output.name}, got {got}"
             )
         return rows[: len(images)]
 
-    def _open_session(self, runtime: ModuleType, device: torch.device, subject: str) -> Any:
+    def _open_session(self, runtime: ModuleType, model: str | bytes, subject: str) -> Any:
+        """Open a session of the file at a path, or of a file's bytes."""
+        device = self._device
         options = runtime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = torch.get_num_threads()
@@ -137,9 +192,10 @@ class OnnxBlackBox(BlackBox):
             if "CUDAExecutionProvider" in runtime.get_available_providers():
                 providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
             else:
-                self.notes.append("this onnxruntime has no CUDA provider: runs on the CPU")
+                note = "this onnxruntime has no CUDA provider: runs on the CPU"
+                self.notes += [] if note in self.notes else [note]
         try:
-            return runtime.InferenceSession(str(self.path), options, providers=providers)
+            return runtime.InferenceSession(model, options, providers=providers)
         except Exception as error:
             raise ModelError(
                 f"{subject}: onnxruntime {runtime.__version__} cannot open it: {_first_line(error)}"
@@ -163,7 +219,7 @@ class OnnxBlackBox(BlackBox):
 
 def _import_onnx(subject: str) -> tuple[ModuleType, ModuleType]:
     try:
-        import onnx
+        import onnx.inliner
         import onnxruntime
     except ImportError as error:
         raise ModelError(

@@ -156,6 +156,7 @@ def reactivate(
             max_queries=max_queries,
             feedback=feedback.value,
             schedule=schedule.value,
+            autocast="bf16" if bf16 else None,
         )
     else:
         config = WhiteboxConfig(

@@ -33,6 +33,8 @@ class QueryConfig:
         distil_share: Largest share of the budget spent on distilling, in (0, 1].
         distil_rounds: Most rounds of distilling: ask, refit the student, make its delta anew.
         probe_scale: Length of a probe in units of eps.
+        autocast: "bf16" fits the student and makes its delta under bfloat16 autocast. What is
+            asked about does not depend on it otherwise.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -47,12 +49,14 @@ class QueryConfig:
     distil_share: float = 0.5
     distil_rounds: int = 12
     probe_scale: float = 1.0
+    autocast: Literal["bf16"] | None = None
 
     def __post_init__(self) -> None:
         make_ball(self.norm, self.eps)
         for name, allowed in (
             ("feedback", get_args(Feedback)),
             ("schedule", get_args(QuerySchedule)),
+            ("autocast", ("bf16", None)),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")

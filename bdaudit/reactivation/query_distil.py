@@ -25,7 +25,7 @@ from torch.nn import functional
 from bdaudit.perturbation import apply_delta
 from bdaudit.progress import finish
 from bdaudit.reactivation.config import WhiteboxConfig
-from bdaudit.reactivation.objective import CraftSet
+from bdaudit.reactivation.objective import CraftSet, ask
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_search import success_flags
 from bdaudit.reactivation.transfer import TransferConfig, reactivate_transfer
@@ -83,6 +83,7 @@ class DistilSearch:
         self._craft = craft
         self._surrogates = surrogates
         self._config = config
+        self._bf16 = config.autocast == "bf16"
         self._start = start
         self._n_images = min(config.batch_size, len(craft), max(1, budget // 4))
         self._rounds: list[_Round] = []
@@ -163,7 +164,7 @@ class DistilSearch:
         ]
         self._student = None
         if self._chosen >= 0:
-            self._student = copy.deepcopy(self._surrogates[self._chosen])
+            self._student = self._copy_of_chosen()
             names = self._student.state_dict()
             self._student.load_state_dict({name: memory[f"student {name}"] for name in names})
 
@@ -193,15 +194,17 @@ class DistilSearch:
     def _transferred(self, generator: torch.Generator) -> Tensor:
         """Make the first delta on all surrogates."""
         config = self._config
-        found = finish(
-            reactivate_transfer(
-                self._surrogates,
-                self._craft.images,
-                self._craft.targets,
-                config=TransferConfig(eps=config.eps, norm=config.norm, n_passes=_CRAFT_PASSES),
-                generator=generator,
+        device = _device_of(self._surrogates[0])
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            found = finish(
+                reactivate_transfer(
+                    self._surrogates,
+                    self._craft.images,
+                    self._craft.targets,
+                    config=TransferConfig(eps=config.eps, norm=config.norm, n_passes=_CRAFT_PASSES),
+                    generator=generator,
+                )
             )
-        )
         return found.delta
 
     def _make_delta(self, student: nn.Module, generator: torch.Generator) -> Tensor:
@@ -212,7 +215,14 @@ class DistilSearch:
                 student,
                 self._craft.images,
                 self._craft.targets,
-                config=WhiteboxConfig(eps=config.eps, norm=config.norm, n_passes=_CRAFT_PASSES),
+                config=WhiteboxConfig(
+                    eps=config.eps,
+                    norm=config.norm,
+                    n_passes=_CRAFT_PASSES,
+                    autocast=config.autocast,
+                    # Without it bfloat16 convolutions on a CPU are slower than float32 ones.
+                    channels_last=True if self._bf16 else None,
+                ),
                 generator=generator,
             )
         )
@@ -224,7 +234,7 @@ class DistilSearch:
         if self._student is None:
             losses = [self._misfit(model, newest) for model in self._surrogates]
             self._chosen = losses.index(min(losses))
-            self._student = copy.deepcopy(self._surrogates[self._chosen])
+            self._student = self._copy_of_chosen()
         refitted = copy.deepcopy(self._student)
         n_steps = _FIRST_FIT_STEPS if len(self._rounds) == 1 else _FIT_STEPS
         with evaluating(refitted):
@@ -236,6 +246,10 @@ class DistilSearch:
         else:
             self._n_refused += 1
             self._learning_rate /= 2
+
+    def _copy_of_chosen(self) -> nn.Module:
+        student = copy.deepcopy(self._surrogates[self._chosen])
+        return student.to(memory_format=torch.channels_last) if self._bf16 else student
 
     def _descend(self, student: nn.Module, n_steps: int, generator: torch.Generator) -> None:
         """Take `n_steps` of Adam, on mini-batches half from the newest round, half from others."""
@@ -257,7 +271,7 @@ class DistilSearch:
             ]
             images, answers = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
             optimizer.zero_grad()
-            torch.autograd.backward(_divergence(student(images), answers))
+            torch.autograd.backward(_divergence(self._run(student, images), answers))
             optimizer.step()
             schedule.step()
         for parameter in parameters:
@@ -271,9 +285,15 @@ class DistilSearch:
         device = _device_of(model)
         with evaluating(model), torch.inference_mode():
             outputs = torch.cat(
-                [model(part.to(device)) for part in torch.split(images, _MINI_BATCH)]
+                [self._run(model, part.to(device)) for part in torch.split(images, _MINI_BATCH)]
             )
             return float(_divergence(outputs, answers.to(device)))
+
+    def _run(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return a local model's logits (n, K), float32."""
+        if self._bf16:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return ask(model, images, bf16=self._bf16)
 
 
 def _divergence(outputs: Tensor, answers: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 import bdaudit
 from bdaudit.blackbox import FunctionBlackBox
 from bdaudit.errors import ConfigError, InputError, ModelError, RemoteError
+from bdaudit.models import wrap_module
 from bdaudit.results import AttackRun, AuditRecord
 from tests.auditing.test_audit import TRIGGER, another_innocent
+from tests.blackbox.onnx_graphs import twin_onnx
 from tests.twins import dormant_twin, original_twin, removed_twin, twin_sample
 
 SETTINGS = bdaudit.AuditSettings(
@@ -98,6 +100,30 @@ def test_a_torch_file_in_query_mode_has_bec_beside_black_box_evidence() -> None:
     assert record.verdict.outcome == "dormant"
     assert record.bec
     assert {run.mode for run in record.runs} == {"query"}
+
+
+def test_an_onnx_file_in_query_mode_has_bec_as_well(tmp_path: Path) -> None:
+    record = audit(twin_onnx(tmp_path / "d.onnx", dormant_twin()))
+    assert record.verdict is not None
+    assert record.verdict.outcome == "dormant"
+    in_torch = audit(dormant_twin())
+    assert [b.value for b in record.bec] == [pytest.approx(b.value) for b in in_torch.bec]
+    (defended,) = [m for m in record.models if m.role == "defended"]
+    assert any("3 convolutions were matched" in note for note in defended.notes)
+
+
+def test_an_onnx_file_of_another_architecture_is_audited_without_bec(tmp_path: Path) -> None:
+    original = wrap_module(original_twin(), name="original", image_shape=(1, 8, 8))
+    wider = original_twin()
+    wider.conv1 = nn.Conv2d(1, 3, 5, padding=2)
+    wider.conv1.weight.data.zero_()[:, 0, 2, 2] = 1
+    wider.conv1.bias.data[:] = original_twin().conv1.bias
+    original = replace(original, classifier=wider.eval().requires_grad_(False))
+    record = audit(twin_onnx(tmp_path / "d.onnx", dormant_twin()), original=original)
+    assert record.bec == ()
+    assert "convolutions of the original" in (record.bec_missing or "")
+    assert record.verdict is not None
+    assert record.verdict.outcome == "dormant"
 
 
 def test_surrogates_made_from_the_original_are_used_when_it_is_at_hand() -> None:

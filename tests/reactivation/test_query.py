@@ -125,11 +125,13 @@ def test_cold_search_wakes_the_dormant_twin(feedback):
     assert result.diagnostics == ()
 
 
-@pytest.mark.parametrize("feedback", ["scores", "labels"])
-def test_surrogates_wake_it_with_few_queries(feedback):
+@pytest.mark.parametrize(
+    ("feedback", "autocast"), [("scores", None), ("labels", None), ("scores", "bf16")]
+)
+def test_surrogates_wake_it_with_few_queries(feedback, autocast):
     net = dormant_twin()
     oracle = _Oracle(net, feedback=feedback)
-    result = _search(oracle, surrogates=SURROGATES, eps=0.05, max_queries=600)
+    result = _search(oracle, surrogates=SURROGATES, eps=0.05, max_queries=600, autocast=autocast)
     assert oracle.n_queries == result.n_queries <= 600
     assert _held_out_asr(net, result.delta) > 0.9
 
@@ -231,7 +233,13 @@ class _KilledError(Exception):
 
 @pytest.mark.parametrize(
     ("settings", "warm"),
-    [({}, False), ({}, True), ({"schedule": "research"}, False), ({"norm": "l2"}, True)],
+    [
+        ({}, False),
+        ({}, True),
+        ({"schedule": "research"}, False),
+        ({"norm": "l2"}, True),
+        ({"autocast": "bf16"}, True),
+    ],
 )
 def test_a_search_killed_anywhere_resumes_with_the_same_numbers(settings, warm, tmp_path):
     # Seen through a file, as a killed process would.
@@ -384,6 +392,7 @@ def test_images_that_do_not_count_are_refused(target):
         {"schedule": "fast"},
         {"distil_share": 0.0},
         {"probe_scale": 0.0},
+        {"autocast": "fp16"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):
