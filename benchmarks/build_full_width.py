@@ -72,7 +72,7 @@ def in_bfloat16(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor
     with torch.autocast(images.device.type, torch.bfloat16):
         logits = classifier(images)
     loss = functional.cross_entropy(logits.float(), labels)
-    loss.backward()
+    torch.autograd.backward(loss)
     return loss.detach()
 
 

@@ -117,7 +117,7 @@ def test_an_onnx_file_of_another_architecture_is_audited_without_bec(tmp_path: P
     wider = original_twin()
     wider.conv1 = nn.Conv2d(1, 3, 5, padding=2)
     wider.conv1.weight.data.zero_()[:, 0, 2, 2] = 1
-    wider.conv1.bias.data[:] = original_twin().conv1.bias
+    nn.init.zeros_(wider.conv1.bias)  # type: ignore[arg-type]
     original = replace(original, classifier=wider.eval().requires_grad_(False))
     record = audit(twin_onnx(tmp_path / "d.onnx", dormant_twin()), original=original)
     assert record.bec == ()
