@@ -33,6 +33,7 @@ __all__ = [
     "Environment",
     "FileDigest",
     "LayerBec",
+    "Mode",
     "ModelInfo",
     "Outcome",
     "Rate",
@@ -53,6 +54,7 @@ SCHEMA_VERSION: Literal[1] = 1
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Role = Literal["defended", "original", "reference", "surrogate"]
 Condition = Literal["trigger", "no_trigger", "wrong_target", "noise"]
+Mode = Literal["white", "query", "transfer"]
 Outcome = Literal["removed", "dormant", "active", "inconclusive"]
 
 
@@ -301,6 +303,7 @@ class AttackRun(Record):
         craft_asr: Success on the craft images; optimistic by construction.
         loss_trace: Mean craft loss, one value a pass (or a checkpoint of a query search).
         gradient_passes: Images differentiated / craft images.
+        made_on: Names of the surrogates delta was made on, of a transfer attack.
         image_queries: Images the model was asked about while searching.
         scoring_queries: Images it was asked about for the held-out figures, counted apart.
         feedback: What a query search was given, `None` for other modes.
@@ -308,7 +311,7 @@ class AttackRun(Record):
         delta_norm: Norm of delta in pixel units; never above eps.
     """
 
-    mode: Literal["white", "query", "transfer"]
+    mode: Mode
     model: str
     role: Role
     condition: Condition
@@ -323,6 +326,7 @@ class AttackRun(Record):
     craft_asr: Fraction | None = None
     loss_trace: tuple[float, ...] = ()
     gradient_passes: float = 0.0
+    made_on: tuple[str, ...] = ()
     image_queries: int = 0
     scoring_queries: int = 0
     feedback: Literal["scores", "labels"] | None = None

@@ -11,6 +11,7 @@ from bdaudit.existence import ExistenceConfig
 from bdaudit.models import ModelSettings
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
+from bdaudit.reactivation.transfer import TransferConfig
 
 __all__ = [
     "AuditSettings",
@@ -25,6 +26,7 @@ __all__ = [
     "RunStore",
     "Sources",
     "SplitSettings",
+    "TransferConfig",
     "TransportSettings",
     "WhiteboxConfig",
     "audit",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from bdaudit.auditing.baselines import (
@@ -29,22 +30,23 @@ from bdaudit.auditing.inputs import (
 )
 from bdaudit.auditing.runs import (
     Compute,
-    Mode,
     derive_generator,
     noise_run,
     query_run,
+    transfer_runs,
     whitebox_run,
 )
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.store import MemoryStore, RunStore
-from bdaudit.auditing.surrogates import surrogate_steps
+from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
+from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.controls import AttackImages, attack_images, default_controls
-from bdaudit.errors import BdauditError, ConfigError, RemoteError
+from bdaudit.errors import BdauditError, ConfigError, ModelError, RemoteError
 from bdaudit.models import LoadedModel, ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
+from bdaudit.reactivation.transfer import TransferConfig
 from bdaudit.results import (
     AttackRun,
     AuditRecord,
@@ -52,6 +54,8 @@ from bdaudit.results import (
     BecRecord,
     Condition,
     Diagnostic,
+    Mode,
+    Role,
     StepStatus,
 )
 from bdaudit.verdict import Policy, judge, read_policy
@@ -66,6 +70,7 @@ def audit(
     data: DataSource,
     trigger: TriggerSource,
     references: Sequence[ModelSource] = (),
+    surrogates: Sequence[ModelSource] = (),
     settings: AuditSettings | None = None,
     policy: Policy | str | Path | None = None,
     classes: Sequence[str] | Path | None = None,
@@ -75,6 +80,7 @@ def audit(
     black_box: BlackBoxOptions | None = None,
     store: RunStore | None = None,
     project: str | Path | None = None,
+    cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
 ) -> AuditRecord:
@@ -88,6 +94,8 @@ def audit(
         data: Clean labelled images: a path, a pair (images, labels), or a `Sample`.
         trigger: The trigger, or the path of a trigger file.
         references: Innocent models of the same task; three or more make the verdict firm.
+        surrogates: Other defended versions of `original`, of any architecture, for the transfer
+            attack and as a start for queries; made from `original` where none are given.
         settings: Eps ladder, budget, controls, seed, device.
         policy: Limits of the verdict, or the path of a policy file; default limits otherwise.
         classes: Class names in order of index, or a file with one a line.
@@ -98,6 +106,7 @@ def audit(
         store: Finished attack runs to use and to add to; a `FolderStore` lets an audit that was
             killed go on.
         project: The project file the arguments came from, to be named in the record.
+        cache_dir: Folder that keeps surrogates for the next run; `None` keeps none.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
 
@@ -112,6 +121,7 @@ def audit(
         defended=defended,
         original=original,
         references=references,
+        surrogates=surrogates,
         data=data,
         trigger=trigger,
         policy=policy,
@@ -123,7 +133,9 @@ def audit(
         feedback=(settings or AuditSettings()).feedback,
         project=project,
     )
-    steps = audit_steps(sources, settings=settings, store=store, command=command)
+    steps = audit_steps(
+        sources, settings=settings, store=store, cache_dir=cache_dir, command=command
+    )
     return finish(steps, listener)
 
 
@@ -132,6 +144,7 @@ def audit_steps(
     *,
     settings: AuditSettings | None = None,
     store: RunStore | None = None,
+    cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
 ) -> Steps[AuditRecord]:
     """Run an audit step by step, for whoever drives the generator; as `audit` otherwise."""
@@ -147,11 +160,11 @@ def audit_steps(
     if store is None:
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": repr(settings)})
-    audit_ = _Audit(inputs, settings, compute, limits, store)
+    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir)
     yield from audit_.measure()
     record = AuditRecord(
         **document_fields(
-            inputs,
+            audit_.inputs,
             compute,
             settings=settings.as_dict(),
             diagnostics=audit_.diagnostics,
@@ -176,6 +189,15 @@ def _limits(policy: Policy | str | Path | None) -> tuple[Policy, str]:
     return read_policy(Path(policy)), str(policy)
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """An attack to come: its name, what it costs, and how to start it."""
+
+    title: str
+    cost: float
+    start: Callable[[], Steps[None]]
+
+
 @dataclass
 class _Audit:
     """The steps of one audit and what they have measured so far."""
@@ -185,10 +207,12 @@ class _Audit:
     compute: Compute
     policy: Policy
     store: RunStore
+    cache_dir: Path | None = None
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
     surrogates: tuple[LoadedModel, ...] = ()
+    relatives: dict[str, tuple[LoadedModel, ...]] = field(default_factory=dict)
     runs: list[AttackRun] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     statuses: list[StepStatus] = field(default_factory=list)
@@ -197,16 +221,15 @@ class _Audit:
     def measure(self) -> Steps[None]:
         """Run every step; one that fails is noted, and the others go on."""
         self.diagnostics += check_inputs(self.inputs)
+        if self._wants_surrogates():
+            yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
         yield from self._step("baselines", self._baselines(), self._baseline_cost())
         if self.settings.measure_bec:
             yield from self._step("existence", self._existence(), self._existence_cost())
         else:
             self.bec_missing = "not measured: switched off"
-        if self._wants_surrogates():
-            yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
-        for run_name, mode, subject, images, eps in self._plan():
-            run = self._run(mode, subject, images, eps)
-            yield from self._step(run_name, run, self._run_cost(mode))
+        for attack in self._plan():
+            yield from self._step(attack.title, attack.start(), attack.cost)
         self.diagnostics += check_runs(self.runs)
         self.statuses = _merged(self.statuses)
 
@@ -227,25 +250,31 @@ class _Audit:
         self.bec, self.bec_missing = yield from existence_steps(self.inputs, self.compute)
 
     def _surrogates(self) -> Steps[None]:
-        self.surrogates = yield from surrogate_steps(self.inputs, self.compute)
+        self.surrogates = yield from surrogate_steps(self.inputs, self.compute, self.cache_dir)
+        given = self.inputs.with_role("surrogate")
+        if "transfer" in self._modes and not given:
+            self.inputs = self.inputs.with_surrogates(self.surrogates)
 
-    def _run(self, mode: Mode, subject: Subject, images: AttackImages, eps: float) -> Steps[None]:
-        norm = self.settings.norm
+    def _attack_alone(
+        self, mode: Mode, subject: Subject, images: AttackImages, eps: float
+    ) -> Steps[None]:
+        """Run an attack on one model; random noise stands beside each kind of attack."""
         if images.condition == "noise":
             yield Progress(f"random noise on {subject.name}, eps {eps:g}", 0, 1)
+            norm = self.settings.norm
             self.runs.append(
                 noise_run(subject, images, mode=mode, norm=norm, eps=eps, compute=self.compute)
             )
-            return
-        if mode == "query":
+        elif mode == "query":
             scored = yield from query_run(
                 subject,
                 images,
                 self._query_config(eps),
                 compute=self.compute,
                 store=self.store,
-                surrogates=self.surrogates,
+                surrogates=self._start_of_queries(),
             )
+            self._take(scored)
         else:
             scored = yield from whitebox_run(
                 subject,
@@ -255,19 +284,79 @@ class _Audit:
                 store=self.store,
                 innocent=self.inputs.innocent_other_than(subject),
             )
-        self.runs.append(scored.record)
-        self.diagnostics += scored.record.diagnostics
+            self._take(scored)
 
-    def _plan(self) -> list[tuple[str, Mode, Subject, AttackImages, float]]:
-        """List every run: the trigger on all models, the controls on the defended one."""
+    def _transfer(self, role: Role, images: AttackImages, eps: float) -> Steps[None]:
+        """Show what was made on the surrogates to all that descends from the original."""
+        if not self.surrogates:
+            raise ModelError("there is no surrogate to make a perturbation on")
+        shown = self.inputs.with_role(role)
+        if images.condition == "trigger":
+            shown += self.inputs.with_role("original") + self.inputs.with_role("surrogate")
+        runs = yield from transfer_runs(
+            shown,
+            images,
+            self._transfer_config(eps),
+            surrogates=self.surrogates,
+            compute=self.compute,
+            store=self.store,
+        )
+        self._take(*runs)
+
+    def _transfer_among_innocents(
+        self, reference: Subject, images: AttackImages, eps: float
+    ) -> Steps[None]:
+        """Do to an innocent model what was done to the defended one, from its own relatives.
+
+        A perturbation carries over more readily between relatives, backdoor or not, so showing an
+        innocent model what was made on the original's descendants would be too weak a null.
+        """
+        if reference.name not in self.relatives:
+            self.relatives[reference.name] = yield from relative_steps(
+                reference, self.inputs, self.compute, self.cache_dir
+            )
+        runs = yield from transfer_runs(
+            [reference],
+            images,
+            self._transfer_config(eps),
+            surrogates=self.relatives[reference.name],
+            compute=self.compute,
+            store=self.store,
+        )
+        self._take(*runs)
+
+    def _take(self, *scored: ScoredRun) -> None:
+        for run in scored:
+            self.runs.append(run.record)
+            self.diagnostics += run.record.diagnostics
+
+    def _plan(self) -> list[_Planned]:
+        """List every attack: the trigger on all models, the controls on the defended one."""
         arranged = [self._images(condition) for condition in ("trigger", *self._controls())]
         plan = []
         for mode in self._modes:
-            for subject in self.inputs.subjects:
+            for subject in self.inputs.compared:
+                if mode == "transfer" and subject.role == "original":
+                    continue  # it is shown what is made for the defended model
                 for images in arranged if subject.role == "defended" else arranged[:1]:
-                    title = f"re-activation ({mode}) of {subject.name}, {images.condition}"
-                    plan += [(title, mode, subject, images, eps) for eps in self.settings.ladder]
+                    plan += [
+                        _Planned(
+                            title=f"re-activation ({mode}) of {subject.name}, {images.condition}",
+                            cost=self._run_cost(mode),
+                            start=self._attack(mode, subject, images, eps),
+                        )
+                        for eps in self.settings.ladder
+                    ]
         return plan
+
+    def _attack(
+        self, mode: Mode, subject: Subject, images: AttackImages, eps: float
+    ) -> Callable[[], Steps[None]]:
+        if mode != "transfer" or images.condition == "noise":
+            return partial(self._attack_alone, mode, subject, images, eps)
+        if subject.role == "reference":
+            return partial(self._transfer_among_innocents, subject, images, eps)
+        return partial(self._transfer, subject.role, images, eps)
 
     @property
     def _modes(self) -> tuple[Mode, ...]:
@@ -279,7 +368,15 @@ class _Audit:
         return tuple(default_controls(self.inputs.num_classes))
 
     def _wants_surrogates(self) -> bool:
+        return "transfer" in self._modes or self._queries_start_warm()
+
+    def _queries_start_warm(self) -> bool:
         return "query" in self._modes and self.settings.warm and self.settings.schedule == "default"
+
+    def _start_of_queries(self) -> tuple[LoadedModel, ...]:
+        if not self._queries_start_warm():
+            return ()
+        return (*(s.white for s in self.inputs.with_role("original")), *self.surrogates)
 
     def _images(self, condition: Condition) -> AttackImages:
         return attack_images(
@@ -308,6 +405,15 @@ class _Audit:
             feedback=self.settings.feedback,
             schedule=self.settings.schedule,
             autocast="bf16" if self.settings.compute.bf16 else None,
+        )
+
+    def _transfer_config(self, eps: float) -> TransferConfig:
+        return TransferConfig(
+            eps=eps,
+            norm=self.settings.norm,
+            n_passes=self.settings.n_passes,
+            strategy=self.settings.strategy,
+            input_diversity=self.settings.input_diversity,
         )
 
     # -- order, cost and failures --------------------------------------------------------------
@@ -340,7 +446,7 @@ class _Audit:
         )
 
     def _total_cost(self) -> float:
-        n_runs = len(self.settings.ladder) * (len(self.inputs.subjects) + len(self._controls()))
+        n_runs = len(self.settings.ladder) * (len(self.inputs.compared) + len(self._controls()))
         total = self._baseline_cost()
         if self.settings.measure_bec:
             total += self._existence_cost()
@@ -364,6 +470,8 @@ class _Audit:
         if mode == "query":
             return self.settings.max_queries + scoring
         passes = self.settings.n_passes * self.settings.restarts
+        if mode == "transfer":
+            passes = self.settings.n_passes * max(len(self.surrogates), 1)
         return 3.0 * passes * len(self.inputs.craft_poisoned) + scoring
 
 

@@ -18,7 +18,8 @@ _REFERENCE_LOOKS_BACKDOORED = 0.5
 _REFERENCE_ACC_GAP = 0.15
 _CONFIDENCE = 0.95
 _N_ASKED_TWICE = 8
-_QUERY_MAY_BEAT_WHITE = 0.05
+_MAY_BEAT_WHITE = 0.05
+_WITHOUT_GRADIENTS = {"query": "queries alone", "transfer": "a perturbation made elsewhere"}
 
 
 def measure_baselines(inputs: Inputs, compute: Compute) -> Steps[tuple[Baseline, ...]]:
@@ -161,15 +162,15 @@ def check_runs(runs: Sequence[AttackRun]) -> Iterator[Diagnostic]:
     white = {(r.model, r.condition, r.norm, r.eps): r for r in runs if r.mode == "white"}
     for run in runs:
         stronger = white.get((run.model, run.condition, run.norm, run.eps))
-        if run.mode != "query" or run.condition == "noise" or stronger is None:
+        if run.mode == "white" or run.condition == "noise" or stronger is None:
             continue
         gap = paired_difference(run.asr.outcomes(), stronger.asr.outcomes(), confidence=_CONFIDENCE)
-        if gap.low > _QUERY_MAY_BEAT_WHITE:
+        if gap.low > _MAY_BEAT_WHITE:
             yield Diagnostic(
-                code="query_beats_white",
+                code=f"{run.mode}_beats_white",
                 severity="warning",
                 subject=run.model,
-                message=f"{run.condition}, eps {run.eps:g}: queries alone reached "
+                message=f"{run.condition}, eps {run.eps:g}: {_WITHOUT_GRADIENTS[run.mode]} reached "
                 f"{run.asr.value:.1%}, the white box {stronger.asr.value:.1%}; its gradients may "
                 "be masked: give it more passes or restarts",
             )

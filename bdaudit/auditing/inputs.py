@@ -76,6 +76,9 @@ class Sources:
         defended: The release candidate.
         original: The suspected model before the defence, where the verb needs it.
         references: Innocent models of the same task.
+        surrogates: Models that resemble the defended one: other defended versions of `original`.
+            What their files do not say is taken from `model_options`, which other models' files
+            do not override, so their architecture may be another one.
         data: Clean labelled images.
         trigger: The trigger.
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
@@ -91,6 +94,7 @@ class Sources:
     defended: DefendedSource
     original: ModelSource | None = None
     references: Sequence[ModelSource] = ()
+    surrogates: Sequence[ModelSource] = ()
     data: DataSource
     trigger: TriggerSource
     policy: Policy | str | Path | None = None
@@ -115,6 +119,8 @@ class Sources:
         for number, reference in enumerate(self.references, start=1):
             name = "reference" if len(self.references) == 1 else f"reference {number}"
             named.append(("reference", name, reference))
+        for number, surrogate in enumerate(self.surrogates, start=1):
+            named.append(("surrogate", f"surrogate {number}", surrogate))
         return named
 
 
@@ -187,7 +193,7 @@ class Inputs:
     """Everything an audit measures on, checked to fit together.
 
     Attributes:
-        subjects: The models: defended first, then the original, then references.
+        subjects: The models: defended first, then the original, references, and surrogates.
         craft, held_out: The two halves of the clean sample.
         craft_poisoned, held_out_poisoned: Their images that the trigger's rule applies to.
     """
@@ -204,6 +210,16 @@ class Inputs:
     def with_role(self, role: Role) -> tuple[Subject, ...]:
         """Return the subjects that play `role`."""
         return tuple(subject for subject in self.subjects if subject.role == role)
+
+    @property
+    def compared(self) -> tuple[Subject, ...]:
+        """The models under comparison: all but surrogates, which only serve an attack."""
+        return tuple(subject for subject in self.subjects if subject.role != "surrogate")
+
+    def with_surrogates(self, models: Sequence[LoadedModel]) -> Inputs:
+        """Return the same inputs with models made for an attack among the subjects."""
+        made = (Subject("surrogate", model.name, model, TorchBlackBox(model)) for model in models)
+        return replace(self, subjects=(*self.subjects, *made))
 
     def innocent_other_than(self, subject: Subject) -> Subject | None:
         """Return a reference that is not `subject` itself, or `None`."""
@@ -279,7 +295,7 @@ def open_inputs(
     opened: list[tuple[Role, LoadedModel]] = []
     for role, name, source in sources.named_models():
         shape = opened[0][1].image_shape if opened else shape
-        opened.append((role, _open_model(source, name, shape, sources, device)))
+        opened.append((role, _open_model(source, role, name, shape, sources, device)))
     subjects = [_as_subject(role, model, sources) for role, model in opened]
     if can_only_be_asked(sources.defended):
         subjects.insert(0, _open_black_box(sources, shape, opened, device))
@@ -350,6 +366,7 @@ def _shape_of(sample: Sample) -> tuple[int, int, int]:
 
 def _open_model(
     source: ModelSource,
+    role: Role,
     name: str,
     image_shape: tuple[int, int, int] | None,
     sources: Sources,
@@ -373,6 +390,10 @@ def _open_model(
             std=options.std,
             outputs=options.outputs,
             device=device,
+        )
+    if role == "surrogate":
+        return load_model(
+            source, name=name, fallback=options, fallback_image_shape=image_shape, device=device
         )
     return load_model(
         source,

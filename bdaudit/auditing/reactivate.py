@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from safetensors.torch import save
 from torch import Tensor
@@ -17,23 +18,36 @@ from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.inputs import (
     DataSource,
     DefendedSource,
+    Inputs,
     ModelSource,
     Sources,
+    Subject,
     TriggerSource,
     open_inputs,
 )
-from bdaudit.auditing.runs import Compute, derive_generator, noise_run, query_run, whitebox_run
+from bdaudit.auditing.runs import (
+    Compute,
+    derive_generator,
+    noise_run,
+    query_run,
+    transfer_runs,
+    whitebox_run,
+)
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
-from bdaudit.auditing.store import MemoryStore, RunStore
-from bdaudit.auditing.surrogates import surrogate_steps
+from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
+from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
 from bdaudit.blackbox import BlackBoxOptions
-from bdaudit.controls import attack_images
+from bdaudit.controls import AttackImages, attack_images
+from bdaudit.errors import ConfigError
 from bdaudit.models import LoadedModel, ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
-from bdaudit.results import AttackRun, ReactivationRecord
+from bdaudit.reactivation.transfer import TransferConfig
+from bdaudit.results import Mode, ReactivationRecord
 from bdaudit.verdict import Policy
+
+AttackConfig: TypeAlias = WhiteboxConfig | QueryConfig | TransferConfig
 
 __all__ = ["Reactivation", "reactivate", "reactivate_steps", "save_delta"]
 
@@ -56,9 +70,10 @@ def reactivate(
     *,
     data: DataSource,
     trigger: TriggerSource,
-    config: WhiteboxConfig | QueryConfig,
+    config: AttackConfig,
     original: ModelSource | None = None,
     references: Sequence[ModelSource] = (),
+    surrogates: Sequence[ModelSource] = (),
     warm: bool = True,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
@@ -68,6 +83,7 @@ def reactivate(
     target_label: int | None = None,
     allow_trigger_code: bool = False,
     store: RunStore | None = None,
+    cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
 ) -> Reactivation:
@@ -77,11 +93,13 @@ def reactivate(
         defended: The model to attack; for a query search also something that can only be asked.
         data: Clean labelled images.
         trigger: The trigger.
-        config: `WhiteboxConfig` differentiates through the model, `QueryConfig` only asks it.
-        original: Attacked alike for comparison, where given; a query search starts from
-            surrogates made from it.
+        config: `WhiteboxConfig` differentiates through the model, `QueryConfig` only asks it,
+            `TransferConfig` makes delta on surrogates and only scores it on the model.
+        original: Attacked alike for comparison, where given; surrogates are made from it.
         references: Innocent models, attacked alike.
-        warm: Whether a query search uses surrogates; without `original` there are none.
+        surrogates: Other defended versions of `original`, of any architecture, to be used in
+            place of ones made from it.
+        warm: Whether a query search uses surrogates; with neither of these there are none.
         compute: Device, seed, batch size.
         split: Sizes of the craft and held-out halves.
         classes: Class names in order of index, or a file with one a line.
@@ -91,6 +109,7 @@ def reactivate(
         allow_trigger_code: Run Python code that the trigger file names.
         store: Where finished runs and a running search are kept; a `FolderStore` lets a search
             that was killed go on without paying for an answer twice.
+        cache_dir: Folder that keeps surrogates for the next run; `None` keeps none.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
 
@@ -106,6 +125,7 @@ def reactivate(
         defended=defended,
         original=original,
         references=references,
+        surrogates=surrogates,
         data=data,
         trigger=trigger,
         classes=classes,
@@ -122,6 +142,7 @@ def reactivate(
         compute=compute or ComputeSettings(),
         split=split or SplitSettings(),
         store=MemoryStore() if store is None else store,
+        cache_dir=cache_dir,
         command=command,
     )
     return finish(steps, listener)
@@ -130,11 +151,12 @@ def reactivate(
 def reactivate_steps(
     sources: Sources,
     *,
-    config: WhiteboxConfig | QueryConfig,
+    config: AttackConfig,
     warm: bool,
     compute: ComputeSettings,
     split: SplitSettings,
     store: RunStore,
+    cache_dir: Path | None,
     command: Sequence[str] | None = None,
 ) -> Steps[Reactivation]:
     """Run `reactivate` step by step, for whoever drives the generator."""
@@ -144,16 +166,14 @@ def reactivate_steps(
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute(device, compute.seed, compute.batch_size)
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
+    diagnostics = [*check_inputs(inputs)]
+    attack = _Attack(config, warm, inputs, run, store, cache_dir)
+    yield from attack.prepare()
+    inputs = attack.inputs
     baselines = yield from measure_baselines(inputs, run)
-    diagnostics = [
-        *check_inputs(inputs),
-        *check_baselines(
-            baselines, inputs.num_classes, max_clean_acc_loss=Policy().max_clean_acc_loss
-        ),
-    ]
-    surrogates: tuple[LoadedModel, ...] = ()
-    if isinstance(config, QueryConfig) and warm and config.schedule == "default":
-        surrogates = yield from surrogate_steps(inputs, run)
+    diagnostics += check_baselines(
+        baselines, inputs.num_classes, max_clean_acc_loss=Policy().max_clean_acc_loss
+    )
     arranged = {
         condition: attack_images(
             condition,
@@ -164,40 +184,23 @@ def reactivate_steps(
         )
         for condition in ("trigger", "no_trigger")
     }
-    runs: list[AttackRun] = []
-    delta: Tensor | None = None
-    for subject in inputs.subjects:
-        conditions = arranged if subject.role == "defended" else {"trigger": arranged["trigger"]}
-        for condition, images in conditions.items():
-            if isinstance(config, QueryConfig):
-                scored = yield from query_run(
-                    subject, images, config, compute=run, store=store, surrogates=surrogates
-                )
-            else:
-                scored = yield from whitebox_run(
-                    subject,
-                    images,
-                    config,
-                    compute=run,
-                    store=store,
-                    innocent=inputs.innocent_other_than(subject),
-                )
-            runs.append(scored.record)
-            diagnostics += scored.record.diagnostics
-            if subject.role == "defended" and condition == "trigger":
-                delta = scored.delta
+    scored: list[ScoredRun] = []
+    for subject in inputs.compared:
+        for images in arranged.values() if subject.role == "defended" else [arranged["trigger"]]:
+            scored += yield from attack.on(subject, images)
     (defended_subject,) = inputs.with_role("defended")
-    runs.append(
-        noise_run(
-            defended_subject,
-            arranged["trigger"],
-            mode=runs[0].mode if runs[0].mode == "query" else "white",
-            norm=config.norm,
-            eps=config.eps,
-            compute=run,
-        )
+    noise = noise_run(
+        defended_subject,
+        arranged["trigger"],
+        mode=attack.mode,
+        norm=config.norm,
+        eps=config.eps,
+        compute=run,
     )
-    assert delta is not None
+    # The defended model with the trigger comes first of all.
+    delta = scored[0].delta
+    diagnostics += [doubt for found in scored for doubt in found.record.diagnostics]
+    runs = (*(found.record for found in scored), noise)
     record = ReactivationRecord(
         **document_fields(
             inputs,
@@ -213,9 +216,89 @@ def reactivate_steps(
             started=started,
         ),
         baselines=baselines,
-        runs=tuple(runs),
+        runs=runs,
     )
     return Reactivation(record, delta)
+
+
+@dataclass
+class _Attack:
+    """One attack, on whichever model: the kind follows from its settings."""
+
+    config: AttackConfig
+    warm: bool
+    inputs: Inputs
+    compute: Compute
+    store: RunStore
+    cache_dir: Path | None
+    surrogates: tuple[LoadedModel, ...] = ()
+
+    @property
+    def mode(self) -> Mode:
+        if isinstance(self.config, TransferConfig):
+            return "transfer"
+        return "query" if isinstance(self.config, QueryConfig) else "white"
+
+    def prepare(self) -> Steps[None]:
+        """Get the surrogates, where this attack uses any."""
+        warm = self.mode == "query" and self.warm and self.config.schedule == "default"  # type: ignore[union-attr]
+        if self.mode != "transfer" and not warm:
+            return
+        self.surrogates = yield from surrogate_steps(self.inputs, self.compute, self.cache_dir)
+        if self.mode == "query":
+            originals = (subject.white for subject in self.inputs.with_role("original"))
+            self.surrogates = (*originals, *self.surrogates)
+        elif not self.surrogates:
+            raise ConfigError(
+                "transfer: expected models to make the perturbation on; give --surrogate, or "
+                "--original to have some made from it"
+            )
+        elif not self.inputs.with_role("surrogate"):
+            self.inputs = self.inputs.with_surrogates(self.surrogates)
+
+    def on(self, subject: Subject, images: AttackImages) -> Steps[Sequence[ScoredRun]]:
+        """Attack `subject`; what transfers to the defended model is shown to its relatives too."""
+        config = self.config
+        if isinstance(config, QueryConfig):
+            return [
+                (
+                    yield from query_run(
+                        subject,
+                        images,
+                        config,
+                        compute=self.compute,
+                        store=self.store,
+                        surrogates=self.surrogates,
+                    )
+                )
+            ]
+        if isinstance(config, WhiteboxConfig):
+            return [
+                (
+                    yield from whitebox_run(
+                        subject,
+                        images,
+                        config,
+                        compute=self.compute,
+                        store=self.store,
+                        innocent=self.inputs.innocent_other_than(subject),
+                    )
+                )
+            ]
+        if subject.role == "original":
+            return []
+        surrogates, shown = self.surrogates, [subject]
+        if subject.role == "reference":
+            surrogates = yield from relative_steps(
+                subject, self.inputs, self.compute, self.cache_dir
+            )
+        elif images.condition == "trigger":
+            shown += [*self.inputs.with_role("original"), *self.inputs.with_role("surrogate")]
+        return (
+            yield from transfer_runs(
+                shown, images, config, surrogates=surrogates, compute=self.compute, store=self.store
+            )
+        )
 
 
 def save_delta(path: Path, found: Reactivation) -> None:

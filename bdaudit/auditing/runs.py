@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,21 +24,21 @@ from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_white
 from bdaudit.reactivation.query import reactivate_query
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_state import Milestone
-from bdaudit.results import AttackRun, CurvePoint, Diagnostic, Rate
+from bdaudit.reactivation.transfer import TransferConfig, reactivate_transfer
+from bdaudit.results import AttackRun, CurvePoint, Diagnostic, Mode, Rate
 from bdaudit.scoring import predict, rate
 from bdaudit.version import __version__
 
 __all__ = [
     "Compute",
-    "Mode",
     "ask",
     "derive_generator",
     "noise_run",
     "query_run",
+    "transfer_runs",
     "whitebox_run",
 ]
 
-Mode = Literal["white", "query"]
 _Result = TypeVar("_Result")
 
 _N_CURVE_POINTS = 8
@@ -228,6 +228,87 @@ def query_run(
     return run
 
 
+def transfer_runs(
+    subjects: Sequence[Subject],
+    images: AttackImages,
+    config: TransferConfig,
+    *,
+    surrogates: Sequence[LoadedModel],
+    compute: Compute,
+    store: RunStore,
+) -> Steps[tuple[ScoredRun, ...]]:
+    """Make one perturbation on `surrogates` and score it on every one of `subjects`, unseen.
+
+    Args:
+        subjects: Models the perturbation is shown to, held-out images only; one or more.
+        images: The condition's craft and held-out halves.
+        config: Radius, norm, passes, strategy.
+        surrogates: Models that are differentiated through; one or more.
+        compute: As for `whitebox_run`.
+        store: Finished runs; the search is spared when all are there.
+
+    Returns:
+        The scored runs in the order of `subjects`.
+
+    Raises:
+        NumericsError: A surrogate or a subject returned NaN or infinite scores.
+    """
+    title = f"transfer to {subjects[0].name}, {images.condition.replace('_', ' ')}, "
+    title += f"eps {config.eps:g}"
+    made_from = [s.weights_sha256 for s in surrogates]
+    keys = [_key(subject, images, config, compute, made_from) for subject in subjects]
+    known = [store.find(key) for key in keys]
+    if all(run is not None for run in known):
+        yield Progress(title, 1, 1, "already measured")
+        return tuple(
+            _renamed(run, subject)
+            for run, subject in zip(known, subjects, strict=True)
+            if run is not None
+        )
+    started = time.perf_counter()
+    result = yield from _titled(
+        reactivate_transfer(
+            [s.classifier for s in surrogates],
+            images.craft.images,
+            images.craft.targets,
+            config=config,
+            generator=derive_generator(compute.seed, "transfer", images.condition, config.eps),
+        ),
+        title,
+    )
+    runs: list[ScoredRun] = []
+    for key, subject in zip(keys, subjects, strict=True):
+        before = subject.black_box.n_queries
+        scores = _score(subject, images, result.delta, compute)
+        record = AttackRun(
+            mode="transfer",
+            model=subject.name,
+            role=subject.role,
+            condition=images.condition,
+            norm=config.norm,
+            eps=config.eps,
+            target_label=images.target_label,
+            seed=compute.seed,
+            asr=scores.asr,
+            delta_only=scores.delta_only,
+            true_label_acc=scores.true_label_acc,
+            loss_trace=result.loss_trace,
+            gradient_passes=result.gradient_passes,
+            made_on=tuple(s.name for s in surrogates),
+            scoring_queries=subject.black_box.n_queries - before,
+            delta_norm=result.delta_norm,
+            delta_sha256=digest_tensors({"delta": result.delta}),
+            # The search is doubtful once, not once a model that its delta is shown to.
+            diagnostics=_about(subject, title, result.diagnostics) if not runs else (),
+            elapsed_s=time.perf_counter() - started,
+        )
+        run = ScoredRun(record, result.delta)
+        store.keep(key, run)
+        runs.append(run)
+        started = time.perf_counter()
+    return tuple(runs)
+
+
 def _query_curve(
     subject: Subject,
     condition: AttackImages,
@@ -363,7 +444,7 @@ def _renamed(run: ScoredRun, subject: Subject) -> ScoredRun:
 def _key(
     subject: Subject,
     images: AttackImages,
-    config: WhiteboxConfig | QueryConfig,
+    config: WhiteboxConfig | QueryConfig | TransferConfig,
     compute: Compute,
     others: Sequence[str | None],
 ) -> str:

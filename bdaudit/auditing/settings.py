@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bdaudit.errors import ConfigError
-from bdaudit.results import Condition
+from bdaudit.reactivation.transfer import Strategy
+from bdaudit.results import Condition, Mode
 
 __all__ = ["DEFAULT_EPS", "AuditSettings", "ComputeSettings", "SplitSettings"]
 
@@ -72,12 +73,15 @@ class AuditSettings:
         n_passes: Passes over the craft images an attack may differentiate.
         restarts: Independent starts of each attack.
         objective: `standard`, or `specific` (see docs/reactivation.md).
-        modes: Kinds of attack: `white` differentiates through the model, `query` only asks it;
+        modes: Kinds of attack: `white` differentiates through the model, `query` only asks it,
+            `transfer` makes the perturbation on surrogates and only scores it on the model;
             `None` takes what the defended model allows.
         max_queries: Images a query search may ask about, each time it is run.
         feedback: What a query search is given: `scores`, or the top `labels` alone.
         schedule: Of the query search: `default`, or `research` for the paper's.
-        warm: Whether a query search starts from surrogates made from the original.
+        warm: Whether a query search starts from surrogates.
+        strategy: Of the transfer attack; see `TransferConfig`.
+        input_diversity: Of the transfer attack; see `TransferConfig`.
         controls: Conditions run on the defended model beside the trigger; `None` takes all that
             the number of classes allows.
         measure_bec: Whether to compute the backdoor existence coefficient.
@@ -88,11 +92,13 @@ class AuditSettings:
     n_passes: int = 24
     restarts: int = 1
     objective: Literal["standard", "specific"] = "standard"
-    modes: tuple[Literal["white", "query"], ...] | None = None
+    modes: tuple[Mode, ...] | None = None
     max_queries: int = 20_000
     feedback: Literal["scores", "labels"] = "scores"
     schedule: Literal["default", "research"] = "default"
     warm: bool = True
+    strategy: Strategy = "ensemble"
+    input_diversity: float = 0.0
     controls: tuple[Condition, ...] | None = None
     measure_bec: bool = True
     compute: ComputeSettings = field(default_factory=ComputeSettings)
@@ -101,10 +107,13 @@ class AuditSettings:
     def __post_init__(self) -> None:
         if self.norm not in DEFAULT_EPS:
             raise ConfigError(f"norm: expected one of {sorted(DEFAULT_EPS)}, got {self.norm!r}")
-        if self.modes is not None and len(set(self.modes) & {"white", "query"}) != len(self.modes):
-            raise ConfigError(f"modes: expected white, query or both, got {self.modes}")
-        if "query" in (self.modes or ()) and self.objective != "standard":
-            raise ConfigError("objective: a query search knows only the standard one")
+        known = set(get_args(Mode))
+        if self.modes is not None and len(set(self.modes) & known) != len(self.modes):
+            raise ConfigError(
+                f"modes: expected one or more of {', '.join(sorted(known))}, got {self.modes}"
+            )
+        if set(self.modes or ()) - {"white"} and self.objective != "standard":
+            raise ConfigError("objective: only the white box knows another one than the standard")
         if self.modes == ():
             raise ConfigError("modes: expected one at least")
         ladder = self.ladder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +14,6 @@ from bdaudit.cli.output import JsonSink, show_record, showing_progress
 from bdaudit.cli.project import Config, TrustConfig, comes_from_project, demand_trust, project_of
 
 __all__ = ["register"]
-
-
-class Mode(StrEnum):
-    """Kinds of attack."""
-
-    WHITE = "white"
-    QUERY = "query"
 
 
 def register(app: typer.Typer) -> None:
@@ -48,10 +40,10 @@ def audit(
     std: options.Std = None,
     outputs: options.OutputsOption = None,
     mode: Annotated[
-        list[Mode] | None,
+        list[options.Mode] | None,
         typer.Option(
-            help="white: with gradients; query: asking alone. May be given twice "
-            "[default: white, or query where the model can only be asked].",
+            help="white: with gradients; query: asking alone; transfer: made on surrogates. May "
+            "be repeated [default: white, or query where the model can only be asked].",
             show_default=False,
             rich_help_panel="Attack",
         ),
@@ -99,6 +91,11 @@ def audit(
     feedback: options.FeedbackOption = options.Feedback.SCORES,
     schedule: options.ScheduleOption = options.Schedule.DEFAULT,
     cold: options.Cold = False,
+    surrogate: options.Surrogates = None,
+    strategy: options.StrategyOption = options.Strategy.ENSEMBLE,
+    input_diversity: options.InputDiversity = 0.0,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
     qps: options.Qps = None,
     concurrency: options.Concurrency = 1,
     timeout: options.Timeout = 30.0,
@@ -151,6 +148,8 @@ def audit(
         feedback=feedback.value,
         schedule=schedule.value,
         warm=not cold,
+        strategy=strategy.value,
+        input_diversity=input_diversity,
         norm=norm.value,
         eps=options.read_ladder(eps),
         n_passes=passes,
@@ -167,6 +166,7 @@ def audit(
             data=data,
             trigger=trigger,
             references=reference or (),
+            surrogates=surrogate or (),
             settings=settings,
             policy=policy,
             classes=classes,
@@ -189,6 +189,7 @@ def audit(
             ),
             store=store,
             project=None if (project := project_of(ctx)) is None else project.path,
+            cache_dir=options.surrogate_cache(cache, no_cache),
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )

@@ -23,6 +23,22 @@ _COMPUTE = "Computation"
 _OUTPUT = "Output"
 
 
+class Mode(StrEnum):
+    """Kinds of attack."""
+
+    WHITE = "white"
+    QUERY = "query"
+    TRANSFER = "transfer"
+
+
+class Strategy(StrEnum):
+    """Ways to use several surrogates."""
+
+    ENSEMBLE = "ensemble"
+    MOMENTUM = "momentum"
+    ONE_PER_STEP = "one-per-step"
+
+
 class Norm(StrEnum):
     """Balls a perturbation can be kept in."""
 
@@ -66,6 +82,7 @@ class Layout(StrEnum):
 
 
 _ASKING = "Asking (query mode)"
+_SURROGATES = "Surrogates (transfer mode, and where queries start)"
 
 DefendedFile = Annotated[
     str, typer.Argument(help="The release candidate: a checkpoint.", show_default=False)
@@ -102,10 +119,45 @@ ScheduleOption = Annotated[
         "--schedule", help="research: the paper's search, to compare.", rich_help_panel=_ASKING
     ),
 ]
+Surrogates = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--surrogate",
+        help="Another defended version of the original, of any architecture; may be repeated "
+        "[default: made from the original, by four defences].",
+        rich_help_panel=_SURROGATES,
+        show_default=False,
+    ),
+]
+StrategyOption = Annotated[
+    Strategy,
+    typer.Option("--strategy", help="How several are used.", rich_help_panel=_SURROGATES),
+]
+InputDiversity = Annotated[
+    float,
+    typer.Option(
+        help="Chance that a mini-batch is shrunk and moved at random.",
+        min=0.0,
+        max=1.0,
+        rich_help_panel=_SURROGATES,
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that keeps surrogates for the next run [default: $BDAUDIT_CACHE, or "
+        "~/.cache/bdaudit].",
+        show_default=False,
+        rich_help_panel=_SURROGATES,
+    ),
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Keep none.", rich_help_panel=_SURROGATES)
+]
 Cold = Annotated[
     bool,
     typer.Option(
-        "--cold/--warm", help="No surrogates made from the original.", rich_help_panel=_ASKING
+        "--cold/--warm", help="Start queries without surrogates.", rich_help_panel=_ASKING
     ),
 ]
 Resume = Annotated[
@@ -379,6 +431,21 @@ def split_settings(craft: int | None, held_out: int | None) -> SplitSettings:
     from bdaudit.auditing.settings import SplitSettings
 
     return SplitSettings(n_craft=craft, n_held_out=held_out)
+
+
+def surrogate_cache(folder: Path | None, no_cache: bool) -> Path | None:
+    """Return the folder that keeps surrogates, `None` for none.
+
+    Raises:
+        ConfigError: A folder was named, and none wanted.
+    """
+    from bdaudit.cache import cache_folder
+
+    if no_cache and folder is not None:
+        raise ConfigError("give --cache or --no-cache, not both")
+    if no_cache:
+        return None
+    return (cache_folder() if folder is None else folder) / "surrogates"
 
 
 def defended_source(defended: str | None, endpoint: str | None) -> str:

@@ -17,13 +17,6 @@ from bdaudit.errors import ConfigError
 __all__ = ["register"]
 
 
-class Mode(StrEnum):
-    """Kinds of attack."""
-
-    WHITE = "white"
-    QUERY = "query"
-
-
 class Optimizer(StrEnum):
     """White-box optimisers."""
 
@@ -49,10 +42,10 @@ def reactivate(
     defended: options.Defended = None,
     endpoint: options.Endpoint = None,
     mode: Annotated[
-        Mode | None,
+        options.Mode | None,
         typer.Option(
-            help="white: with gradients; query: asking alone [default: white, or query where the "
-            "model can only be asked].",
+            help="white: with gradients; query: asking alone; transfer: made on surrogates "
+            "[default: white, or query where the model can only be asked].",
             show_default=False,
             rich_help_panel="Attack",
         ),
@@ -60,7 +53,7 @@ def reactivate(
     original: Annotated[
         str | None,
         typer.Option(
-            help="Attack this model too, to compare; a query search makes surrogates from it.",
+            help="Attack this model too, to compare; surrogates are made from it.",
             rich_help_panel="Inputs",
         ),
     ] = None,
@@ -98,6 +91,11 @@ def reactivate(
     feedback: options.FeedbackOption = options.Feedback.SCORES,
     schedule: options.ScheduleOption = options.Schedule.DEFAULT,
     cold: options.Cold = False,
+    surrogate: options.Surrogates = None,
+    strategy: options.StrategyOption = options.Strategy.ENSEMBLE,
+    input_diversity: options.InputDiversity = 0.0,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
     qps: options.Qps = None,
     concurrency: options.Concurrency = 1,
     timeout: options.Timeout = 30.0,
@@ -142,13 +140,19 @@ def reactivate(
             raise ConfigError(f"--save: expected a name ending in .safetensors, got {save}")
         check_writable(save)
 
-    from bdaudit.auditing import QueryConfig, WhiteboxConfig, default_modes, save_delta
+    from bdaudit.auditing import (
+        QueryConfig,
+        TransferConfig,
+        WhiteboxConfig,
+        default_modes,
+        save_delta,
+    )
     from bdaudit.auditing import reactivate as run_reactivate
 
     source = options.defended_source(defended, endpoint)
     chosen = default_modes(source)[0] if mode is None else mode.value
     store = options.open_store(state, json=json, resume=resume, default=chosen == "query")
-    config: WhiteboxConfig | QueryConfig
+    config: WhiteboxConfig | QueryConfig | TransferConfig
     if chosen == "query":
         config = QueryConfig(
             eps=radii[0],
@@ -157,6 +161,14 @@ def reactivate(
             feedback=feedback.value,
             schedule=schedule.value,
             autocast="bf16" if bf16 else None,
+        )
+    elif chosen == "transfer":
+        config = TransferConfig(
+            eps=radii[0],
+            norm=norm.value,
+            n_passes=passes,
+            strategy=strategy.value,
+            input_diversity=input_diversity,
         )
     else:
         config = WhiteboxConfig(
@@ -176,6 +188,7 @@ def reactivate(
             config=config,
             original=original,
             references=reference or (),
+            surrogates=surrogate or (),
             warm=not cold,
             compute=options.compute_settings(device, seed, batch_size, bf16),
             split=options.split_settings(craft, held_out),
@@ -198,6 +211,7 @@ def reactivate(
                 request_size=request_size,
             ),
             store=store,
+            cache_dir=options.surrogate_cache(cache, no_cache),
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )

@@ -39,6 +39,7 @@ def load_model(
     std: Sequence[float] | None = None,
     outputs: Outputs | None = None,
     fallback_image_shape: tuple[int, int, int] | None = None,
+    fallback: ModelSettings | None = None,
     device: torch.device | str = "cpu",
 ) -> LoadedModel:
     """Open a checkpoint, build its architecture and make it a classifier.
@@ -58,6 +59,7 @@ def load_model(
         std: Divisor, likewise; default 1.
         outputs: What the network returns; default logits.
         fallback_image_shape: Taken where no source gives an image shape: the sample's.
+        fallback: Taken where file and neighbours do not say, and before anything is inferred.
         device: Where the classifier is put.
 
     Returns:
@@ -80,7 +82,7 @@ def load_model(
     file = backdoorbench.locate_checkpoint(path)
     checkpoint = open_checkpoint(file)
     notes = list(checkpoint.notes)
-    settings = _complete(arguments, checkpoint, notes)
+    settings = _complete(arguments, checkpoint, notes).over(fallback or ModelSettings())
     fitted = build_and_fill(checkpoint, settings, notes)
     return _finish(
         fitted,

@@ -142,9 +142,10 @@ class Models(Table):
 class Attack(Table):
     """How the backdoor is sought to be woken."""
 
-    mode: list[Literal["white", "query"]] | None = Field(
+    mode: list[Literal["white", "query", "transfer"]] | None = Field(
         default=None,
-        description="Kinds of attack: white looks into the model, query only asks it.",
+        description="Kinds of attack: white looks into the model, query only asks it, transfer "
+        "makes the perturbation on other models.",
         examples=[["white"]],
     )
     eps: list[float | str] | None = Field(
@@ -182,7 +183,7 @@ class Query(Table):
         default=None, description="research: the paper's search, to compare.", examples=["default"]
     )
     cold: bool | None = Field(
-        default=None, description="No surrogates made from the original.", examples=[False]
+        default=None, description="Start queries without surrogates.", examples=[False]
     )
     qps: float | None = Field(default=None, description="Images a second at most.", examples=[50.0])
     concurrency: int | None = Field(default=None, description="Requests in flight.", examples=[1])
@@ -223,6 +224,30 @@ class Query(Table):
     state: Annotated[str, Written()] | None = Field(
         default=None, description="Folder for what is needed to resume.", examples=["audit.state"]
     )
+
+
+class Surrogates(Table):
+    """Models that a perturbation is made on, or that queries start from."""
+
+    surrogate: list[_Path] | None = Field(
+        default=None,
+        description="Other defended versions of the original, in place of ones made from it.",
+        examples=[["other-defence.safetensors"]],
+    )
+    strategy: Literal["ensemble", "momentum", "one-per-step"] | None = Field(
+        default=None, description="How several are used.", examples=["ensemble"]
+    )
+    input_diversity: float | None = Field(
+        default=None,
+        description="Chance that a mini-batch is shrunk and moved at random.",
+        examples=[0.0],
+    )
+    cache: Annotated[str, Written()] | None = Field(
+        default=None,
+        description="Folder that keeps surrogates for the next run.",
+        examples=[".bdaudit-cache"],
+    )
+    no_cache: bool | None = Field(default=None, description="Keep none.", examples=[False])
 
 
 class Compute(Table):
@@ -267,6 +292,7 @@ class ProjectFile(Table):
     models: Models = Models()
     attack: Attack = Attack()
     query: Query = Query()
+    surrogates: Surrogates = Surrogates()
     compute: Compute = Compute()
     output: Output = Output()
     policy: _Path | Policy | None = Field(

@@ -120,9 +120,11 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
 
 
 def _not_proved(record: AuditRecord) -> list[str]:
-    if any(run.mode == "white" and run.condition == "trigger" for run in record.runs):
+    modes = {run.mode for run in record.runs if run.condition == "trigger"}
+    if "white" in modes:
         return list(_NOT_PROVED)
-    return ["an attacker who holds the weights: the model was only asked", *_NOT_PROVED]
+    how = "only asked" if "query" in modes else "neither looked into nor asked"
+    return [f"an attacker who holds the weights: the model was {how}", *_NOT_PROVED]
 
 
 def _verdict_panel(record: AuditRecord, console: Console) -> Panel:

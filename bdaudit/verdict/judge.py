@@ -376,6 +376,12 @@ class _Case:
                     f"between {_points(lift.low)} and {_points(lift.high)} (limit "
                     f"{_points(self.policy.lift)}): neither clearly above nor clearly below"
                 )
+        if all(attack.run.mode == "transfer" for attack in self.attacks):
+            reasons.append(
+                "only perturbations made on surrogates were tried, and that those fail shows "
+                "little, since surrogates may be unlike the defended model: try the white box, or "
+                "queries"
+            )
         if not any(self._leaves_room(attack) for attack in self.attacks):
             reasons.append(
                 "the controls saturate at every eps tried (above "
@@ -409,6 +415,8 @@ class _Case:
 
 
 def _found_how(run: AttackRun) -> str:
+    if run.mode == "transfer":
+        return f", made on {len(run.made_on)} surrogates and never on this model,"
     if run.mode != "query":
         return ""
     return f", found with {run.image_queries:,} image queries,"
