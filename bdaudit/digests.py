@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bdaudit.file_digests import digest_file
+
 __all__ = ["digest_file", "digest_tensors"]
-
-_CHUNK_BYTES = 1 << 20
-
-
-def digest_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hex."""
-    state = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -39,6 +40,7 @@ __all__ = [
     "Rate",
     "ReactivationRecord",
     "Record",
+    "Release",
     "Role",
     "ScoreRecord",
     "StepStatus",
@@ -51,11 +53,14 @@ __all__ = [
 SCHEMA_VERSION: Literal[1] = 1
 """Raised whenever an older reader would misunderstand a newer record."""
 
+_DIGEST_KEY = "content_sha256"
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Role = Literal["defended", "original", "reference", "surrogate"]
 Condition = Literal["trigger", "no_trigger", "wrong_target", "noise"]
 Mode = Literal["white", "query", "transfer"]
 Outcome = Literal["removed", "dormant", "active", "inconclusive"]
+Release = Literal["pass", "fail", "inconclusive"]
 
 
 class Record(BaseModel):
@@ -377,6 +382,11 @@ class Verdict(Record):
         deciding: The comparisons that decided.
         lifts: Every lift over every null, by eps, deciding or not.
         policy: The limits that applied, by name.
+        policy_source: Where they came from.
+        policy_sha256: Digest over the limits themselves, however they were spelled.
+        release: What the policy makes of the outcome; `None` in records that do not say.
+        release_reasons: What forbids the release beside the outcome itself.
+        warnings: What a person should read before a release that passes.
     """
 
     outcome: Outcome
@@ -386,6 +396,10 @@ class Verdict(Record):
     lifts: tuple[Comparison, ...] = ()
     policy: dict[str, Any]
     policy_source: str
+    policy_sha256: str | None = None
+    release: Release | None = None
+    release_reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class _Document(Record):
@@ -463,16 +477,27 @@ _KINDS: dict[str, type[AnyDocument]] = {
 Document = TypeVar("Document", AuditRecord, ScoreRecord, ReactivationRecord)
 
 
+def _content_digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def to_json(record: Record) -> str:
-    """Write `record` as indented JSON, always the same text for the same record."""
-    return json.dumps(record.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    """Write `record` as indented JSON, always the same text for the same record.
+
+    The last key is a digest over all others, by which an edit is found.
+    """
+    document = record.model_dump(mode="json")
+    document[_DIGEST_KEY] = _content_digest(document)
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def read_record(path: Path) -> AnyDocument:
     """Read a record that `to_json` wrote.
 
     Raises:
-        RecordError: The file is missing, not JSON, of a newer schema, or not a bdaudit record.
+        RecordError: The file is missing, not JSON, of a newer schema, not a bdaudit record, or
+            was edited since it was written.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -480,7 +505,7 @@ def read_record(path: Path) -> AnyDocument:
         raise RecordError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
         raise RecordError(f"{path}: expected the JSON that --json writes, got {error}") from error
-    if not isinstance(document, dict) or document.get("kind") not in _KINDS:
+    if not isinstance(document, dict) or "kind" not in document:
         raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -488,8 +513,13 @@ def read_record(path: Path) -> AnyDocument:
             f"{path}: record of schema version {version!r}, this bdaudit reads {SCHEMA_VERSION}; "
             "use the version of bdaudit that wrote it, or a newer one"
         )
+    if document["kind"] not in _KINDS:
+        raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
+    stated = document.pop(_DIGEST_KEY, None)
+    if stated is None:
+        raise RecordError(f"{path}: has no digest of its own content: edited, or cut short")
     try:
-        return _KINDS[document["kind"]].model_validate(document)
+        record = _KINDS[document["kind"]].model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -498,3 +528,8 @@ def read_record(path: Path) -> AnyDocument:
         ) from error
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error
+    if _content_digest(document) != stated:
+        raise RecordError(
+            f"{path}: was edited since it was written: its content does not match its own digest"
+        )
+    return record

@@ -59,6 +59,11 @@ def test_the_same_verdict_comes_from_the_json_alone(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda d: d.update(schema_version=99), "schema version 99"),
+        (lambda d: d.update(schema_version=99, kind="of the future"), "schema version 99"),
+        (lambda d: d.update(seed=d["seed"] + 1), "was edited"),
+        (lambda d: d["verdict"].update(outcome="removed"), "was edited"),
+        (lambda d: d.update(content_sha256="0" * 64), "was edited"),
+        (lambda d: d.pop("content_sha256"), "no digest of its own"),
         (lambda d: d.update(kind="other"), "not a bdaudit record"),
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d["baselines"][0]["asr"].update(successes=500), "do not add up"),
@@ -73,6 +78,13 @@ def test_a_damaged_or_newer_record_is_refused(tmp_path: Path, change: object, sa
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(RecordError, match=said):
         read_record(path)
+
+
+def test_layout_is_no_content(tmp_path: Path) -> None:
+    """A record that went through a tool that sorts keys or strips spaces is still itself."""
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(json.loads(to_json(whole_record())), sort_keys=True))
+    assert read_record(path) == whole_record()
 
 
 def test_files_that_are_no_records_are_refused(tmp_path: Path) -> None:

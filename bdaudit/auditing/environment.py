@@ -13,7 +13,10 @@ from bdaudit.version import __version__
 
 __all__ = ["describe_environment", "resolve_device"]
 
-_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "pydantic", "timm")
+_PACKAGES = (
+    *("torch", "torchvision", "numpy", "scipy", "safetensors", "pydantic", "pillow"),
+    *("timm", "onnx", "onnxruntime", "open_clip_torch"),
+)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bdaudit.auditing.evidence import digest_inputs
 from bdaudit.auditing.settings import SplitSettings
 from bdaudit.blackbox import (
     BlackBox,
@@ -20,7 +21,6 @@ from bdaudit.blackbox import (
     open_black_box,
 )
 from bdaudit.data import Sample, from_arrays, load_sample, split_sample
-from bdaudit.digests import digest_file
 from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.models import (
     LoadedModel,
@@ -317,7 +317,7 @@ def open_inputs(
         held_out_poisoned=poison(halves.held_out, trigger, first.num_classes),
         trigger=trigger,
         num_classes=first.num_classes,
-        files=tuple(_file_digests(subjects, sources)),
+        files=digest_inputs(subjects, sources),
     )
 
 
@@ -515,24 +515,3 @@ def _open_trigger(sources: Sources) -> Trigger:
     if sources.target_label is None:
         return trigger
     return _with_target(trigger, sources.target_label)
-
-
-def _file_digests(subjects: Sequence[Subject], sources: Sources) -> list[FileDigest]:
-    """Digest every file that was read; folders are covered by the sample's own digest."""
-    paths = [(s.name, s.model.path) for s in subjects if s.model is not None]
-    for role, source in (
-        ("defended", sources.defended if can_only_be_asked(sources.defended) else None),
-        ("data", sources.data),
-        ("trigger", sources.trigger),
-        ("policy", sources.policy),
-        ("project", sources.project),
-    ):
-        if isinstance(source, str | Path) and Path(source).is_file():
-            paths.append((role, Path(source)))
-    return [
-        FileDigest(
-            role=role, path=str(path), sha256=digest_file(path), size_bytes=path.stat().st_size
-        )
-        for role, path in paths
-        if path is not None
-    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
 import torch
@@ -75,6 +76,9 @@ class BlackBox(ABC):
     Raises:
         ConfigError: A setting is out of range.
     """
+
+    files: tuple[Path, ...] = ()
+    """The files it is made of, where it is made of files."""
 
     def __init__(
         self,

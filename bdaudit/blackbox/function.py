@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity
 from bdaudit.blackbox.scale import ScoreScale
-from bdaudit.digests import digest_file
 from bdaudit.errors import ConfigError, ModelError
+from bdaudit.file_digests import digest_file
 
 __all__ = ["FunctionBlackBox"]
 
@@ -60,6 +60,7 @@ class FunctionBlackBox(BlackBox):
         )
         self.function = function
         self.path = path
+        self.files = () if path is None else (path,)
         self.batch_size = batch_size
 
     def identity(self) -> Identity:

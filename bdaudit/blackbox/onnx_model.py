@@ -16,8 +16,8 @@ from torch import Tensor
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity
 from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, read_rows
 from bdaudit.blackbox.options import BlackBoxOptions
-from bdaudit.digests import digest_file
 from bdaudit.errors import ModelError
+from bdaudit.file_digests import digest_file
 from bdaudit.models import ModelSettings
 
 __all__ = ["OnnxBlackBox"]
@@ -67,7 +67,8 @@ class OnnxBlackBox(BlackBox):
         self.notes: list[str] = []
         subject = f"{name} ({self.path})"
         runtime, onnx = _import_onnx(subject)
-        self._sha256 = _digest_together([self.path, *_side_files(self.path, onnx, subject)])
+        self.files = (self.path, *_side_files(self.path, onnx, subject))
+        self._sha256 = _digest_together(self.files)
         self._device = torch.device(device)
         self._session = self._open_session(runtime, str(self.path), subject)
         spec = _only_input(self._session, subject)
@@ -253,7 +254,7 @@ def _side_files(path: Path, onnx: ModuleType, subject: str) -> list[Path]:
         if not side.is_file():
             raise ModelError(f"{subject}: lacks {location}, which holds its weights")
         found.add(side)
-    return sorted(found)
+    return [path.parent / side.relative_to(folder) for side in sorted(found)]
 
 
 def _external_locations(message: Any) -> Iterator[str]:
@@ -274,7 +275,7 @@ def _external_locations(message: Any) -> Iterator[str]:
                 yield from _external_locations(part)
 
 
-def _digest_together(files: list[Path]) -> str:
+def _digest_together(files: Sequence[Path]) -> str:
     """Return the file's own sha256, or one over names and digests when it has side files."""
     if len(files) == 1:
         return digest_file(files[0])

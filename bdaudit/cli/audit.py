@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.exits import EXIT_OF_OUTCOME, reporting_errors
+from bdaudit.cli.exits import exit_by, reporting_errors
 from bdaudit.cli.output import JsonSink, show_record, showing_progress
 from bdaudit.cli.project import Config, TrustConfig, comes_from_project, demand_trust, project_of
 
@@ -197,4 +197,4 @@ def audit(
     if store is not None:
         store.finish()
     assert record.verdict is not None
-    raise typer.Exit(EXIT_OF_OUTCOME[record.verdict.outcome])
+    exit_by(record.verdict)

@@ -76,7 +76,9 @@ def demo(
 def _as_json(records: dict[str, AuditRecord]) -> str:
     import json as json_module
 
-    document = {name: record.model_dump(mode="json") for name, record in records.items()}
+    from bdaudit.results import to_json
+
+    document = {name: json_module.loads(to_json(record)) for name, record in records.items()}
     return json_module.dumps(document, indent=2, allow_nan=False) + "\n"
 
 

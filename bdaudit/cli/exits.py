@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import traceback
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 import typer
 
 from bdaudit.errors import BdauditError, ConfigError, InputError, RemoteError
+
+if TYPE_CHECKING:
+    from bdaudit.results import Verdict
 
 __all__ = [
     "EXIT_FAILED",
@@ -17,8 +20,9 @@ __all__ = [
     "EXIT_INPUT",
     "EXIT_INTERNAL",
     "EXIT_INTERRUPTED",
-    "EXIT_OF_OUTCOME",
+    "EXIT_OF_RELEASE",
     "EXIT_USAGE",
+    "exit_by",
     "reporting_errors",
 ]
 
@@ -30,12 +34,32 @@ EXIT_INPUT = 4
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 
-EXIT_OF_OUTCOME = {
-    "removed": EXIT_PASSED,
-    "dormant": EXIT_FAILED,
-    "active": EXIT_FAILED,
+EXIT_OF_RELEASE = {
+    "pass": EXIT_PASSED,
+    "fail": EXIT_FAILED,
     "inconclusive": EXIT_INCONCLUSIVE,
 }
+_RELEASE_OF_OUTCOME = {
+    "removed": "pass",
+    "dormant": "fail",
+    "active": "fail",
+    "inconclusive": "inconclusive",
+}
+
+
+def exit_by(verdict: Verdict) -> NoReturn:
+    """Leave with the exit code of a verdict; what it warns of goes to stderr first.
+
+    A warning is said even under `--quiet`: a release that passes with one must not look like one
+    that passes without.
+    """
+    for reason in verdict.release_reasons:
+        typer.echo(f"bdaudit: not to be released: {reason}", err=True)
+    for warning in verdict.warnings:
+        typer.echo(f"bdaudit: WARNING: {warning}", err=True)
+    release = verdict.release or _RELEASE_OF_OUTCOME[verdict.outcome]
+    raise typer.Exit(EXIT_OF_RELEASE[release])
+
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.exits import EXIT_OF_OUTCOME, reporting_errors
+from bdaudit.cli.exits import exit_by, reporting_errors
 from bdaudit.cli.output import JsonSink, show_record
 
 __all__ = ["register"]
@@ -33,4 +33,4 @@ def report(
     document = read_record(record)
     show_record(document, sink=sink, quiet=quiet)
     if isinstance(document, AuditRecord) and document.verdict is not None:
-        raise typer.Exit(EXIT_OF_OUTCOME[document.verdict.outcome])
+        exit_by(document.verdict)

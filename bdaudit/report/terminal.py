@@ -139,6 +139,15 @@ def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
     if len(verdict.reasons) > 1:
         lines += [Text(""), Text("All that stood in the way:")]
         lines += [_bullet(reason) for reason in verdict.reasons]
+    if verdict.release_reasons or verdict.warnings:
+        lines.append(Text(""))
+        lines += [
+            Text.assemble(("Not to be released: ", "bold red"), reason)
+            for reason in verdict.release_reasons
+        ]
+        lines += [
+            Text.assemble(("Warning: ", "bold yellow"), warning) for warning in verdict.warnings
+        ]
     style = box.ASCII if _ascii_only(console) else box.ROUNDED
     return Panel(Group(*lines), border_style=color, box=style, padding=(0, 1))
 

@@ -32,8 +32,9 @@ from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.rules import AllToAll, AllToOne, SourceSpecific, TargetRule
 from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform, Warp
 from bdaudit.triggers.trigger import Trigger
+from bdaudit.usercode import split_reference
 
-__all__ = ["read_trigger", "write_trigger"]
+__all__ = ["companion_files", "read_trigger", "write_trigger"]
 
 _VERSION = 1
 _REQUIRED = object()
@@ -275,6 +276,15 @@ def _read_tensor(path: Path, key: str) -> Tensor:
     except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
         raise TriggerError(f"{path}: expected a tensor: {error}") from error
     raise TriggerError(f"{path}: expected .npy, .safetensors or, for pictures, an image file")
+
+
+def companion_files(path: Path) -> tuple[Path, ...]:
+    """List the files that a trigger file which was read names beside itself."""
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    section = document.get(str(document.get("kind")), {})
+    names = [value for value in section.values() if isinstance(value, str)]
+    beside = [path.parent / (split_reference(name) or (name,))[0] for name in names]
+    return tuple(found for found in beside if found.is_file())
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bdaudit.digests import digest_file
 from bdaudit.errors import TriggerError
+from bdaudit.file_digests import digest_file
 from bdaudit.triggers.transforms import Setting, Transform
 
 __all__ = ["Function", "load_function"]

@@ -1,6 +1,17 @@
-"""From a record and a policy to a verdict."""
+"""From a record and a policy to a verdict, and to a release."""
 
+from bdaudit.verdict.gate import GateRecord, gate
 from bdaudit.verdict.judge import judge
-from bdaudit.verdict.policy import Policy, read_policy
+from bdaudit.verdict.policy import Policy, parse_policy, read_policy
+from bdaudit.verdict.release import Decision, decide_release
 
-__all__ = ["Policy", "judge", "read_policy"]
+__all__ = [
+    "Decision",
+    "GateRecord",
+    "Policy",
+    "decide_release",
+    "gate",
+    "judge",
+    "parse_policy",
+    "read_policy",
+]

@@ -33,6 +33,7 @@ from bdaudit.results import (
 )
 from bdaudit.statistics import difference_of_differences, paired_difference
 from bdaudit.verdict.policy import Policy
+from bdaudit.verdict.release import decide_release
 
 __all__ = ["judge"]
 
@@ -54,14 +55,19 @@ def judge(record: AuditRecord, policy: Policy, *, policy_source: str = "defaults
     """
     case = _Case(record, policy)
     outcome = case.active() or case.dormant() or case.removed() or case.inconclusive()
+    decision = decide_release(record, outcome.name, policy)
     return Verdict(
         outcome=outcome.name,
         why=outcome.why,
         reasons=outcome.reasons,
         deciding=outcome.deciding,
         lifts=tuple(lift for attack in case.attacks for lift in attack.lifts),
-        policy=policy.model_dump(),
+        policy=policy.model_dump(mode="json"),
         policy_source=policy_source,
+        policy_sha256=policy.sha256,
+        release=decision.release,
+        release_reasons=decision.reasons,
+        warnings=decision.warnings,
     )
 
 
@@ -353,7 +359,7 @@ class _Case:
     def _doubts(self) -> list[str]:
         """Everything that forbids saying "removed"; at least one whenever it is forbidden."""
         reasons = self._no_grounds()
-        if not self.attacks or self.defended is None:
+        if not self.attacks or self.defended is None or self.original is None:
             return reasons
         total = self.defended.asr.total
         if total < self.policy.min_held_out:

@@ -1,0 +1,64 @@
+"""The digests by which an audit can be tied to files again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bdaudit.file_digests import digest_file
+from bdaudit.models.settings import read_model_toml
+from bdaudit.results import FileDigest
+from bdaudit.triggers.files import companion_files
+from bdaudit.usercode import split_reference
+
+if TYPE_CHECKING:
+    from bdaudit.auditing.inputs import Sources, Subject
+
+__all__ = ["digest_inputs"]
+
+
+def digest_inputs(subjects: Sequence[Subject], sources: Sources) -> tuple[FileDigest, ...]:
+    """Digest every file that was read and decides something.
+
+    Folders of images are covered by the sample's own digest, and those of a paired trigger by the
+    trigger's. Settings beside a checkpoint, and everything a trigger file names, are files of
+    their own here.
+    """
+    digests = []
+    for role, path in dict.fromkeys(_files(subjects, sources)):
+        digests.append(
+            FileDigest(
+                role=role, path=str(path), sha256=digest_file(path), size_bytes=path.stat().st_size
+            )
+        )
+    return tuple(digests)
+
+
+def _files(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str, Path]]:
+    for subject in subjects:
+        files = subject.black_box.files
+        if subject.model is not None:
+            files = () if subject.model.path is None else (subject.model.path,)
+        for path in files:
+            yield subject.name, path
+        if files and files[0].suffix != ".py":
+            _, beside = read_model_toml(files[0])
+            if beside is not None:
+                yield f"settings of {subject.name}", beside
+    arch = sources.model_options.arch
+    if arch is not None and (code := split_reference(arch)) is not None:
+        yield "architecture", code[0]
+    for role, source in (
+        ("data", sources.data),
+        ("classes", sources.classes),
+        ("policy", sources.policy),
+        ("project", sources.project),
+    ):
+        if isinstance(source, str | Path) and Path(source).is_file():
+            yield role, Path(source)
+    if isinstance(sources.trigger, str | Path):
+        trigger = Path(sources.trigger)
+        yield "trigger", trigger
+        for path in companion_files(trigger):
+            yield "trigger", path

@@ -1,0 +1,94 @@
+"""`bdaudit gate`: may this be released? Nothing is computed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bdaudit.cli import options
+from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
+from bdaudit.cli.output import JsonSink
+from bdaudit.cli.project import Config
+
+if TYPE_CHECKING:
+    from bdaudit.verdict import GateRecord
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="gate")(gate)
+
+
+@reporting_errors
+def gate(
+    record: Annotated[
+        Path, typer.Argument(help="Record of an audit (--json).", show_default=False)
+    ],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="The files being released: all of the audited candidate's.", show_default=False
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Limits of the verdict: a policy or project file [default: the project file's, "
+            "else those the record was judged by].",
+            show_default=False,
+        ),
+    ] = None,
+    decision: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            help="Write the decision as JSON to this file, or to stdout with '-'.",
+            metavar="FILE|-",
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    config: Config = None,
+    debug: options.Debug = False,
+) -> None:
+    """Judge a record again and decide on a release, without computing anything.
+
+    Exit code 0: pass; 1: fail; 3: inconclusive; 4: record, policy or a file cannot be used.
+    """
+    from bdaudit.results import to_json
+    from bdaudit.verdict import gate as judge_release
+
+    sink = JsonSink(decision)
+    made = judge_release(record, policy=policy, files=files or ())
+    sink.write(to_json(made))
+    if not sink.to_stdout:
+        sys.stdout.write(_in_words(made, brief=quiet))
+    for warning in made.warnings:
+        typer.echo(f"bdaudit: WARNING: {warning}", err=True)
+    raise typer.Exit(EXIT_OF_RELEASE[made.release])
+
+
+def _in_words(made: GateRecord, *, brief: bool) -> str:
+    word = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}[made.release]
+    lines = [f"{word}: {made.verdict.outcome}. {made.verdict.why}"]
+    lines += [f"  not released: {reason}" for reason in made.reasons]
+    if not brief:
+        lines.append(f"limits: {made.verdict.policy_source}{_changed(made)}")
+        lines += [f"released: {f.path} sha256 {f.sha256}" for f in made.files]
+        lines.append(f"record: {made.record} sha256 {made.record_sha256}")
+    return "\n".join(lines) + "\n"
+
+
+def _changed(made: GateRecord) -> str:
+    """List the limits that are not the default ones."""
+    from bdaudit.verdict import Policy
+
+    usual = Policy().model_dump(mode="json")
+    changed = [
+        f"{key} {value}" for key, value in made.verdict.policy.items() if usual.get(key) != value
+    ]
+    return f"; not the default: {', '.join(changed)}" if changed else ", all the default ones"

@@ -1,0 +1,119 @@
+"""Hold a written record against a policy and against the files to be released.
+
+Nothing is computed and no model is opened: the figures of the record are judged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from bdaudit.errors import InputError, RecordError
+from bdaudit.file_digests import digest_file
+from bdaudit.results import (
+    AuditRecord,
+    FileDigest,
+    Record,
+    Release,
+    Verdict,
+    read_record,
+)
+from bdaudit.verdict.judge import judge
+from bdaudit.verdict.policy import Policy, parse_policy, read_policy
+from bdaudit.verdict.release import decide_release, match_files
+
+__all__ = ["GateRecord", "gate"]
+
+_NO_FILES = (
+    "no files were given: nothing ties this verdict to what is released; name the files after "
+    "the record"
+)
+
+
+class GateRecord(Record):
+    """A release decision.
+
+    Attributes:
+        record: The audit's record that was judged.
+        record_sha256: Digest of that file.
+        files: What is to be released, as it was found.
+        verdict: The verdict by the gate's policy.
+        release: `pass`, `fail` or `inconclusive`.
+        reasons: What forbids the release beside the verdict's outcome.
+        warnings: What a person should read all the same.
+    """
+
+    kind: Literal["gate"] = "gate"
+    record: str
+    record_sha256: str
+    files: tuple[FileDigest, ...]
+    verdict: Verdict
+    release: Release
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def gate(
+    record: Path, *, policy: Policy | str | Path | None = None, files: Sequence[str | Path] = ()
+) -> GateRecord:
+    """Judge a record again and decide on a release.
+
+    Args:
+        record: What `bdaudit audit --json` wrote.
+        policy: The limits, or a policy file; `None` takes those the record was judged by.
+        files: What is to be released. Each must be a file of the candidate that was audited, and
+            all of that candidate's files must be there. Without any, only the verdict is judged,
+            and a warning says so.
+
+    Raises:
+        RecordError: The record cannot be read, was edited, or is no audit's.
+        PolicyError: The policy cannot be read or contradicts itself.
+        InputError: A file is not there.
+    """
+    document = read_record(record)
+    if not isinstance(document, AuditRecord):
+        raise RecordError(
+            f"{record}: expected the record of an audit, got one of kind {document.kind!r}"
+        )
+    limits, source = _limits(policy, document, record)
+    verdict = judge(document, limits, policy_source=source)
+    digests = tuple(_digest(Path(file)) for file in files)
+    against = tuple(match_files(document, digests)) if digests else ()
+    decision = decide_release(document, verdict.outcome, limits, against=against)
+    return GateRecord(
+        record=str(record),
+        record_sha256=digest_file(record),
+        files=digests,
+        verdict=verdict,
+        release=decision.release,
+        reasons=decision.reasons,
+        warnings=decision.warnings if digests else (_NO_FILES, *decision.warnings),
+    )
+
+
+def _limits(
+    policy: Policy | str | Path | None, document: AuditRecord, path: Path
+) -> tuple[Policy, str]:
+    if isinstance(policy, Policy):
+        return policy, "given in memory"
+    if policy is not None:
+        return read_policy(Path(policy)), str(policy)
+    if document.verdict is None:
+        return Policy(), "defaults"
+    source = f"the record's own ({document.verdict.policy_source})"
+    return parse_policy(document.verdict.policy, str(path)), source
+
+
+def _digest(path: Path) -> FileDigest:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name the model's files")
+    try:
+        return FileDigest(
+            role="released",
+            path=str(path),
+            sha256=digest_file(path),
+            size_bytes=path.stat().st_size,
+        )
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,130 @@
+"""From a verdict to a release: what the policy makes of it, and of the files to be released."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bdaudit.results import AuditRecord, FileDigest, Outcome, Release
+from bdaudit.statistics import PairedDifference, paired_difference
+from bdaudit.verdict.policy import Policy
+
+__all__ = ["Decision", "decide_release", "match_files"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a release.
+
+    Attributes:
+        release: `pass`, `fail`, or `inconclusive`, which does not pass either.
+        reasons: What forbids it beside the outcome of the audit.
+        warnings: What a person should read before a release that passes.
+    """
+
+    release: Release
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def decide_release(
+    record: AuditRecord, outcome: Outcome, policy: Policy, *, against: Sequence[str] = ()
+) -> Decision:
+    """Say whether a candidate of this outcome may be released.
+
+    Args:
+        record: The audit.
+        outcome: Its verdict by `policy`.
+        policy: The limits.
+        against: Further reasons that forbid it, such as files that were not audited.
+    """
+    reasons = [*against, *_not_allowed(record, policy)]
+    warnings = list(_bec_warnings(record, policy))
+    loss = _clean_acc_loss(record, policy)
+    if loss is None and policy.clean_acc_loss == "fail":
+        reasons.append("the loss of clean accuracy against the original was not measured")
+    elif loss is not None and loss.value > policy.max_clean_acc_loss:
+        surely = loss.low > policy.max_clean_acc_loss
+        text = (
+            f"clean accuracy is {_points(loss.value)} below the original's (between "
+            f"{_points(loss.low)} and {_points(loss.high)}; limit "
+            f"{_points(policy.max_clean_acc_loss)})"
+        )
+        (reasons if surely and policy.clean_acc_loss == "fail" else warnings).append(text)
+    if outcome in ("dormant", "active") or reasons:
+        return Decision("fail", tuple(reasons), tuple(warnings))
+    if outcome == "removed":
+        return Decision("pass", (), tuple(warnings))
+    if policy.inconclusive == "warn":
+        loud = "the audit could not tell whether the backdoor is gone; the policy lets it pass"
+        return Decision("pass", (), (loud, *warnings))
+    return Decision("inconclusive", (), tuple(warnings))
+
+
+def match_files(record: AuditRecord, released: Sequence[FileDigest]) -> Iterator[str]:
+    """Say why `released` are not the files whose audit `record` is; nothing when they are.
+
+    Every one must be a file of the defended model as it was audited, and every file of that model
+    must be among them.
+    """
+    audited = {f.sha256: f for f in record.inputs if f.role == "defended"}
+    if not audited:
+        yield (
+            "the record holds no digest of the candidate (it was only asked, or given in memory), "
+            "so it says nothing about these files"
+        )
+        return
+    other_roles = {f.sha256: f.role for f in record.inputs if f.role != "defended"}
+    for file in released:
+        if file.sha256 in audited:
+            continue
+        known = ", ".join(f"{f.path} {f.sha256[:12]}" for f in audited.values())
+        role = other_roles.get(file.sha256)
+        what = f"is this audit's {role}, not" if role else "is not"
+        yield f"{file.path} (sha256 {file.sha256[:12]}) {what} what was audited ({known})"
+    missing = audited.keys() - {file.sha256 for file in released}
+    for file in audited.values():
+        if file.sha256 in missing and len(missing) < len(audited):
+            yield f"the audited candidate also consists of {file.path}, which is not given"
+
+
+def _not_allowed(record: AuditRecord, policy: Policy) -> Iterator[str]:
+    if policy.allowed_sha256 is None:
+        return
+    audited = [f for f in record.inputs if f.role == "defended"]
+    if not audited:
+        yield "the policy allows certain files only, and the candidate's digest is not known"
+    for file in audited:
+        if file.sha256 not in policy.allowed_sha256:
+            yield f"{file.path} (sha256 {file.sha256[:12]}) is not among the allowed files"
+
+
+def _bec_warnings(record: AuditRecord, policy: Policy) -> Iterator[str]:
+    if policy.bec_warning is None:
+        return
+    for bec in record.bec:
+        if bec.value is not None and bec.value > policy.bec_warning:
+            yield (
+                f"BEC against {bec.reference} is {bec.value:.2f} (warning above "
+                f"{policy.bec_warning:g}): much of the backdoor circuit is still there"
+            )
+    if not any(bec.value is not None for bec in record.bec):
+        yield f"BEC was not measured: {record.bec_missing or 'undefined'}"
+
+
+def _clean_acc_loss(record: AuditRecord, policy: Policy) -> PairedDifference | None:
+    original, defended = (
+        next((b for b in record.baselines if b.role == role), None)
+        for role in ("original", "defended")
+    )
+    if original is None or defended is None:
+        return None
+    return paired_difference(
+        original.clean_acc.outcomes(),
+        defended.clean_acc.outcomes(),
+        confidence=1.0 - 2.0 * (1.0 - policy.confidence),
+    )
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.1f} points"

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+
+from bdaudit.results import AuditRecord, FileDigest
+from bdaudit.verdict import Policy, judge
+from bdaudit.verdict.release import match_files
+from tests.records import audit_record, baseline, bec_record
+
+QUIET = {0.02: 0.03, 0.05: 0.05}
+LOUD = {0.02: 0.5, 0.05: 0.9}
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+
+def file(role: str, sha256: str) -> FileDigest:
+    return FileDigest(role=role, path=f"{role}-{sha256[0]}.pt", sha256=sha256, size_bytes=1)
+
+
+def record(defended: dict[float, float] = QUIET, **changes: object) -> AuditRecord:
+    made = audit_record(defended=defended, innocents=[QUIET, QUIET, QUIET])
+    return made.model_copy(update=changes)
+
+
+def with_clean_acc(share: float) -> AuditRecord:
+    made = record()
+    worse = baseline("defended", "defended", asr=0.02, clean_acc=share)
+    return made.model_copy(update={"baselines": (worse, *made.baselines[1:])})
+
+
+INCONCLUSIVE = Policy(min_held_out=100_000)
+
+
+@pytest.mark.parametrize(
+    ("defended", "policy", "release"),
+    [
+        (QUIET, Policy(), "pass"),
+        (LOUD, Policy(), "fail"),
+        (LOUD, Policy(inconclusive="warn"), "fail"),
+        (QUIET, INCONCLUSIVE, "inconclusive"),
+        (QUIET, INCONCLUSIVE.model_copy(update={"inconclusive": "warn"}), "pass"),
+    ],
+)
+def test_the_outcome_decides(defended: dict[float, float], policy: Policy, release: str) -> None:
+    verdict = judge(record(defended), policy)
+    assert verdict.release == release
+    assert verdict.release_reasons == ()
+    warned = any("could not tell" in warning for warning in verdict.warnings)
+    assert warned is (verdict.outcome == "inconclusive" and release == "pass")
+
+
+@pytest.mark.parametrize(
+    ("share", "policy", "release", "n_reasons", "n_warnings"),
+    [
+        (0.75, Policy(), "pass", 0, 1),
+        (0.75, Policy(clean_acc_loss="fail"), "fail", 1, 0),
+        (0.85, Policy(clean_acc_loss="fail"), "pass", 0, 0),
+        # Above the limit, but not surely: a person is told, the release is not stopped.
+        (0.795, Policy(clean_acc_loss="fail"), "pass", 0, 1),
+    ],
+)
+def test_lost_accuracy_is_flagged_or_stops_the_release(
+    share: float, policy: Policy, release: str, n_reasons: int, n_warnings: int
+) -> None:
+    verdict = judge(with_clean_acc(share), policy)
+    assert verdict.outcome == "removed"
+    assert verdict.release == release
+    assert len(verdict.release_reasons) == n_reasons
+    assert len(verdict.warnings) == n_warnings
+
+
+def test_an_accuracy_that_was_not_measured_does_not_pass_a_gate_on_it() -> None:
+    made = record()
+    blind = made.model_copy(update={"baselines": made.baselines[:1]})
+    policy = Policy(clean_acc_loss="fail", inconclusive="warn")
+    verdict = judge(blind, policy)
+    assert verdict.release == "fail"
+    assert "was not measured" in verdict.release_reasons[0]
+
+
+def test_a_high_bec_only_warns() -> None:
+    made = record(bec=(bec_record(),))
+    assert judge(made, Policy()).warnings == ()
+    assert judge(made, Policy(bec_warning=0.5)).warnings == ()
+    verdict = judge(made, Policy(bec_warning=0.3))
+    assert verdict.release == "pass"
+    assert "0.41" in verdict.warnings[0]
+    assert "not measured" in judge(record(), Policy(bec_warning=0.3)).warnings[0]
+
+
+def test_only_allowed_files_pass() -> None:
+    made = record(inputs=(file("defended", A), file("original", B)))
+    assert judge(made, Policy(allowed_sha256=(A, C))).release == "pass"
+    refused = judge(made, Policy(allowed_sha256=(B,)))
+    assert refused.outcome == "removed"
+    assert refused.release == "fail"
+    assert "not among the allowed" in refused.release_reasons[0]
+    unknown = judge(record(), Policy(allowed_sha256=(A,)))
+    assert unknown.release == "fail"
+    assert "not known" in unknown.release_reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("audited", "released", "said"),
+    [
+        ([("defended", A)], [A], None),
+        ([("defended", A)], [A, A], None),
+        ([("defended", A)], [B], "is not what was audited"),
+        ([("defended", A), ("original", B)], [B], "is this audit's original"),
+        ([("defended", A)], [A, B], "is not what was audited"),
+        ([("defended", A), ("defended", B)], [A], "also consists of defended-b.pt"),
+        ([("defended", A), ("defended", B)], [B, A], None),
+        ([("original", B)], [B], "no digest of the candidate"),
+    ],
+)
+def test_what_is_released_is_what_was_audited(
+    audited: list[tuple[str, str]], released: list[str], said: str | None
+) -> None:
+    made = record(inputs=tuple(file(role, sha) for role, sha in audited))
+    found = list(match_files(made, [file("released", sha) for sha in released]))
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert said in found[0]
