@@ -16,12 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bdaudit.errors import RecordError
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Answer",
     "AttackRun",
     "AuditRecord",
     "Baseline",
@@ -37,6 +38,8 @@ __all__ = [
     "Mode",
     "ModelInfo",
     "Outcome",
+    "PictureColumn",
+    "Pictures",
     "Rate",
     "ReactivationRecord",
     "Record",
@@ -44,6 +47,7 @@ __all__ = [
     "Role",
     "ScoreRecord",
     "StepStatus",
+    "Thumbnail",
     "TriggerInfo",
     "Verdict",
     "read_record",
@@ -342,6 +346,69 @@ class AttackRun(Record):
     elapsed_s: float
 
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def _check_png(png: str) -> str:
+    try:
+        content = base64.b64decode(png, validate=True)
+    except binascii.Error as error:
+        raise ValueError("a picture is not base64") from error
+    if not content.startswith(_PNG_SIGNATURE):
+        raise ValueError("a picture is not a PNG")
+    return png
+
+
+Png = Annotated[str, Field(max_length=100_000), AfterValidator(_check_png)]
+"""A small PNG file, base64-encoded: nothing else can stand there, and nothing large."""
+
+Answer = Literal["true_label", "target", "other"]
+
+
+class Thumbnail(Record):
+    """One image as the defended model was shown it, and what the model took it for.
+
+    Attributes:
+        png: The image, reduced to at most 96 pixels a side where it is larger.
+        answer: Its true label, the attack's target, or another class.
+    """
+
+    png: Png
+    answer: Answer
+
+
+class PictureColumn(Record):
+    """One held-out image in its three states."""
+
+    true_label: int
+    target_label: int
+    clean: Thumbnail
+    triggered: Thumbnail
+    perturbed: Thumbnail
+
+
+class Pictures(Record):
+    """A few held-out images for a person to look at; no figure is made from them.
+
+    Attributes:
+        model: Who was asked.
+        mode, norm, eps, delta_sha256: Of the attack whose perturbation is shown.
+        perturbation: The perturbation alone, mid-grey where it is 0.
+        gain: By how much it is enlarged for showing.
+        columns: The images, the first of as many different classes as there are: not chosen by
+            what the attack did to them.
+    """
+
+    model: str
+    mode: Literal["white", "query", "transfer"]
+    norm: Literal["linf", "l2"]
+    eps: float = Field(ge=0.0)
+    delta_sha256: str
+    perturbation: Png
+    gain: float = Field(gt=0.0)
+    columns: tuple[PictureColumn, ...] = Field(max_length=8)
+
+
 class StepStatus(Record):
     """A step of the audit and how it ended."""
 
@@ -450,6 +517,7 @@ class AuditRecord(_Document):
     bec_missing: str | None = None
     runs: tuple[AttackRun, ...]
     verdict: Verdict | None = None
+    pictures: Pictures | None = None
 
     def baseline_of(self, model: str) -> Baseline | None:
         """Return the unperturbed figures of `model`, or `None`."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from bdaudit.auditing.baselines import (
     check_baselines,
     check_inputs,
@@ -28,6 +30,7 @@ from bdaudit.auditing.inputs import (
     default_modes,
     open_inputs,
 )
+from bdaudit.auditing.pictures import take_pictures
 from bdaudit.auditing.runs import (
     Compute,
     derive_generator,
@@ -178,7 +181,8 @@ def audit_steps(
         runs=tuple(audit_.runs),
     )
     verdict = judge(record, limits, policy_source=policy_source)
-    return record.model_copy(update={"verdict": verdict})
+    record = record.model_copy(update={"verdict": verdict})
+    return record.model_copy(update={"pictures": take_pictures(record, inputs, audit_.deltas)})
 
 
 def _limits(policy: Policy | str | Path | None) -> tuple[Policy, str]:
@@ -216,6 +220,7 @@ class _Audit:
     runs: list[AttackRun] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     statuses: list[StepStatus] = field(default_factory=list)
+    deltas: dict[str, Tensor] = field(default_factory=dict)
     _spent: float = 0.0
 
     def measure(self) -> Steps[None]:
@@ -328,6 +333,8 @@ class _Audit:
     def _take(self, *scored: ScoredRun) -> None:
         for run in scored:
             self.runs.append(run.record)
+            if (run.record.role, run.record.condition) == ("defended", "trigger"):
+                self.deltas[run.record.delta_sha256] = run.delta
             self.diagnostics += run.record.diagnostics
 
     def _plan(self) -> list[_Planned]:

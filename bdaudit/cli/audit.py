@@ -10,7 +10,7 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import exit_by, reporting_errors
-from bdaudit.cli.output import JsonSink, show_record, showing_progress
+from bdaudit.cli.output import JsonSink, ReportSinks, show_record, showing_progress
 from bdaudit.cli.project import Config, TrustConfig, comes_from_project, demand_trust, project_of
 
 __all__ = ["register"]
@@ -116,6 +116,7 @@ def audit(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 256,
     bf16: options.Bf16 = False,
+    report: options.Reports = None,
     json: options.Json = None,
     quiet: options.Quiet = False,
     config: Config = None,
@@ -140,6 +141,7 @@ def audit(
             endpoint = None
     source = options.defended_source(defended, endpoint)
     sink = JsonSink(json)
+    report_sinks = ReportSinks(report, json=sink)
     modes = tuple(dict.fromkeys(m.value for m in mode)) if mode else default_modes(source)
     store = options.open_store(state, json=json, resume=resume, default="query" in modes)
     settings = AuditSettings(
@@ -193,7 +195,7 @@ def audit(
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )
-    show_record(record, sink=sink, quiet=quiet)
+    show_record(record, sink=sink, quiet=quiet, reports=report_sinks)
     if store is not None:
         store.finish()
     assert record.verdict is not None

@@ -9,7 +9,7 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
-from bdaudit.cli.output import JsonSink, showing_progress, stdout_console
+from bdaudit.cli.output import JsonSink, ReportSinks, showing_progress, stdout_console
 
 if TYPE_CHECKING:
     from bdaudit.results import AuditRecord
@@ -44,14 +44,20 @@ def demo(
     ] = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
+    report: options.Reports = None,
     json: options.Json = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Audit two small real models that both look clean. No download, about a minute."""
+    """Audit two small real models that both look clean. No download, about a minute.
+
+    A report's file name gets the model's name: --report html=demo.html writes demo-dormant.html
+    and demo-removed.html.
+    """
     from bdaudit.auditing.demo import DEMO_MODELS, demo_steps, export_demo
 
     sink = JsonSink(json)
+    report_sinks = ReportSinks(report, json=sink)
     if export is not None:
         for path in export_demo(export):
             typer.echo(path)
@@ -60,12 +66,14 @@ def demo(
     from bdaudit.progress import finish
 
     console = stdout_console()
-    if not quiet and not sink.to_stdout:
+    if not (quiet or sink.to_stdout or report_sinks.to_stdout):
         console.print(_INTRO + "\n")
     with showing_progress(quiet) as listener:
         records = finish(demo_steps(seed=seed, device=device), listener)
     sink.write(_as_json(records))
-    if not sink.to_stdout:
+    for name, record in records.items():
+        report_sinks.write(record, variant=name)
+    if not (sink.to_stdout or report_sinks.to_stdout):
         _show(records, quiet)
     verdicts = {name: r.verdict.outcome for name, r in records.items() if r.verdict is not None}
     if verdicts != {name: name for name in DEMO_MODELS}:
@@ -85,7 +93,8 @@ def _as_json(records: dict[str, AuditRecord]) -> str:
 def _show(records: dict[str, AuditRecord], quiet: bool) -> None:
     from rich.rule import Rule
 
-    from bdaudit.report.terminal import one_line, print_record
+    from bdaudit.report.terminal import print_record
+    from bdaudit.report.wording import one_line
 
     console = stdout_console()
     for name, record in records.items():

@@ -334,6 +334,16 @@ Json = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Reports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--report",
+        metavar="FORMAT=FILE",
+        help="Also write the result as html, json, ... (docs/reports.md); repeat for more.",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option(

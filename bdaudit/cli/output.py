@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdaudit.atomic import write_atomically
-from bdaudit.errors import InputError
+from bdaudit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bdaudit.progress import Listener, Progress
-    from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
+    from bdaudit.report.wording import AnyRecord
 
-__all__ = ["JsonSink", "check_writable", "show_record", "showing_progress", "stdout_console"]
+__all__ = [
+    "JsonSink",
+    "ReportSinks",
+    "check_writable",
+    "show_record",
+    "showing_progress",
+    "stdout_console",
+]
 
 _SHOW_AFTER_S = 1.0
 
@@ -100,6 +107,67 @@ class JsonSink:
             write_atomically(self.path, text.encode())
 
 
+class ReportSinks:
+    """Where `--report` goes, checked before any work is done.
+
+    Args:
+        destinations: `FORMAT=FILE` each; `-` for stdout.
+        json: Where `--json` goes, which takes stdout as well.
+
+    Raises:
+        ConfigError: An unknown format, no file, or one file for two reports.
+        InputError: A file cannot be written.
+    """
+
+    def __init__(self, destinations: Sequence[str] | None, *, json: JsonSink | None = None) -> None:
+        from bdaudit.report.formats import find_format
+
+        self._sinks: list[tuple[str, str]] = []
+        taken = set() if json is None else {"-" if json.to_stdout else str(json.path)}
+        for destination in destinations or ():
+            name, separator, file = destination.partition("=")
+            if not separator or not file:
+                raise ConfigError(f"--report: expected FORMAT=FILE, got {destination!r}")
+            find_format(name)
+            if file in taken:
+                raise ConfigError(f"--report: {destination}: {file} is written to already")
+            taken.add(file)
+            if file != "-":
+                check_writable(Path(file))
+            self._sinks.append((name, file))
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether one of them takes stdout."""
+        return any(file == "-" for _, file in self._sinks)
+
+    def write(self, record: AnyRecord, *, variant: str = "") -> None:
+        """Write every report, each whole or not at all.
+
+        One that fails is said on stderr and leaves the others, and the exit code, as they are.
+
+        Args:
+            record: What is reported.
+            variant: Put before the file's suffix, where several records are written.
+        """
+        from bdaudit.report.formats import render
+
+        for name, file in self._sinks:
+            path = Path(file)
+            if variant:
+                path = path.with_name(f"{path.stem}-{variant}{path.suffix}")
+            try:
+                text = render(name, record)
+                if file == "-":
+                    sys.stdout.write(text)
+                    sys.stdout.flush()
+                else:
+                    write_atomically(path, text.encode())
+            except Exception as error:  # a report must not cost the verdict
+                gist = str(error).strip().splitlines() or [type(error).__name__]
+                sys.stderr.write(f"bdaudit: no {name} report in {path}: {gist[0]}\n")
+
+
 def check_writable(path: Path) -> None:
     """Make sure that `path` can be written later.
 
@@ -111,19 +179,28 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: the folder {folder} does not exist")
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a file to write")
+    if path.exists() and not path.is_file():
+        # It would be replaced by a file.
+        raise InputError(f"{path}: is a device or a pipe, expected a file to write; - is stdout")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path}: the folder {folder} cannot be written to")
 
 
 def show_record(
-    record: AuditRecord | ScoreRecord | ReactivationRecord, *, sink: JsonSink, quiet: bool
+    record: AnyRecord, *, sink: JsonSink, quiet: bool, reports: ReportSinks | None = None
 ) -> None:
-    """Write the JSON where it was asked for, then the report, unless stdout is taken or quiet."""
-    from bdaudit.report.terminal import one_line, print_record
+    """Write the JSON and the reports where they were asked for, then show the record.
+
+    It is not shown where stdout is taken, and in one line when `quiet`.
+    """
+    from bdaudit.report.terminal import print_record
+    from bdaudit.report.wording import one_line
     from bdaudit.results import to_json
 
     sink.write(to_json(record))
-    if sink.to_stdout:
+    if reports is not None:
+        reports.write(record)
+    if sink.to_stdout or (reports is not None and reports.to_stdout):
         return
     if quiet:
         sys.stdout.write(one_line(record) + "\n")

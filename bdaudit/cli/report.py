@@ -9,7 +9,7 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import exit_by, reporting_errors
-from bdaudit.cli.output import JsonSink, show_record
+from bdaudit.cli.output import JsonSink, ReportSinks, show_record
 
 __all__ = ["register"]
 
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
 @reporting_errors
 def report(
     record: Annotated[Path, typer.Argument(help="A record that --json wrote.", show_default=False)],
+    report: options.Reports = None,
     json: options.Json = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -30,7 +31,8 @@ def report(
     from bdaudit.results import AuditRecord, read_record
 
     sink = JsonSink(json)
+    report_sinks = ReportSinks(report, json=sink)
     document = read_record(record)
-    show_record(document, sink=sink, quiet=quiet)
+    show_record(document, sink=sink, quiet=quiet, reports=report_sinks)
     if isinstance(document, AuditRecord) and document.verdict is not None:
         exit_by(document.verdict)

@@ -12,7 +12,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from bdaudit.errors import ProjectError, unknown_key
-from bdaudit.project.schema import Code, Joined, Location, ProjectFile, Table, Trusted, Written
+from bdaudit.project.schema import (
+    Code,
+    Joined,
+    Location,
+    ProjectFile,
+    Table,
+    Trusted,
+    Written,
+    WrittenAs,
+)
 from bdaudit.usercode import split_reference
 from bdaudit.verdict.policy import Policy, parse_policy
 
@@ -66,11 +75,18 @@ class Project:
                 return mark.why
             if isinstance(mark, Code) and (code := split_reference(str(key.value))) is not None:
                 return f"runs the Python file {code[0]}"
-            if isinstance(mark, Written):
-                target = self.path.parent / str(key.value)
-                if not target.resolve().is_relative_to(self.path.parent.resolve()):
-                    return f"writes outside the project's folder, to {key.value}"
+            if isinstance(mark, Written) and self._is_outside(str(key.value)):
+                return f"writes outside the project's folder, to {key.value}"
+            if isinstance(mark, WrittenAs):
+                files = [str(entry).partition("=")[2] for entry in key.value]
+                outside = next(filter(self._is_outside, files), None)
+                if outside is not None:
+                    return f"writes outside the project's folder, to {outside}"
         return None
+
+    def _is_outside(self, path: str) -> bool:
+        folder = self.path.parent
+        return not (folder / path).resolve().is_relative_to(folder.resolve())
 
     def _as_option(self, key: _Key) -> Any:
         if isinstance(key.value, list):
@@ -86,6 +102,9 @@ class Project:
             return self._locate(text)
         if _has(key, Code) and split_reference(text) is not None:
             return self._locate(text)
+        if _has(key, WrittenAs):
+            name, equals, file = text.partition("=")
+            return f"{name}{equals}{file if file in ('', '-') else self._locate(file)}"
         return text
 
     def _locate(self, text: str) -> str:
@@ -119,7 +138,7 @@ def _marks(field: FieldInfo) -> Iterator[Any]:
     pending: list[Any] = [field.annotation, *field.metadata]
     while pending:
         part = pending.pop()
-        if isinstance(part, Code | Joined | Location | Trusted | Written):
+        if isinstance(part, Code | Joined | Location | Trusted | Written | WrittenAs):
             yield part
         pending += getattr(part, "__metadata__", ())
         pending += getattr(part, "__args__", ())

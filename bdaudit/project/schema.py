@@ -23,6 +23,7 @@ __all__ = [
     "Table",
     "Trusted",
     "Written",
+    "WrittenAs",
     "json_schema",
 ]
 
@@ -40,6 +41,11 @@ class Code:
 @dataclass(frozen=True)
 class Written:
     """Marks a path that an audit writes, relative to the project file."""
+
+
+@dataclass(frozen=True)
+class WrittenAs:
+    """Marks `FORMAT=FILE`, whose file an audit writes, relative to the project file."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,11 @@ class Output(Table):
 
     json_: Annotated[str, Written()] | None = Field(
         default=None, alias="json", description="The record.", examples=["result.json"]
+    )
+    report: list[Annotated[str, WrittenAs()]] | None = Field(
+        default=None,
+        description="Reports, FORMAT=FILE each; docs/reports.md lists the formats.",
+        examples=[["html=report.html"]],
     )
 
 

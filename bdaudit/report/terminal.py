@@ -12,31 +12,31 @@ from rich.table import Table
 from rich.text import Text
 
 from bdaudit.report.chart import Band, Line, draw_chart
+from bdaudit.report.wording import (
+    CONDITIONS,
+    GISTS,
+    SAME_DELTA,
+    attack_name,
+    not_proved,
+    number,
+    share,
+    share_with_interval,
+    telling_eps,
+    weakest_lifts,
+)
 from bdaudit.results import (
     AttackRun,
     AuditRecord,
     Baseline,
     BecRecord,
     Diagnostic,
-    Rate,
     ReactivationRecord,
     ScoreRecord,
 )
 
-__all__ = ["one_line", "print_record"]
+__all__ = ["print_record"]
 
-_HEADLINES = {
-    "removed": ("green", "REMOVED", "no sign that the backdoor sleeps in this model"),
-    "dormant": ("red", "DORMANT", "the backdoor is asleep, not gone"),
-    "active": ("red", "ACTIVE", "the backdoor still works as it is"),
-    "inconclusive": ("yellow", "INCONCLUSIVE", "this audit cannot tell"),
-}
-
-_NOT_PROVED = (
-    "other triggers and other target classes: only the trigger given here was tried",
-    "stronger attackers: larger budgets, other searches, perturbations that are not universal",
-    "backdoors put in after, or by, the defence",
-)
+_COLORS = {"removed": "green", "dormant": "red", "active": "red", "inconclusive": "yellow"}
 
 _BAR_WIDTH = 24
 _NARROW = 70
@@ -79,23 +79,6 @@ def print_record(
         console.print()
 
 
-def one_line(record: AuditRecord | ScoreRecord | ReactivationRecord) -> str:
-    """Say what `record` found in one line of plain text."""
-    if isinstance(record, AuditRecord):
-        verdict = record.verdict
-        return "no verdict" if verdict is None else f"{verdict.outcome}: {verdict.why}"
-    if isinstance(record, ScoreRecord):
-        values = ", ".join(f"{_number(b.value)} against {b.reference}" for b in record.bec)
-        return f"BEC {values}" if values else "BEC undefined: no reference"
-    run = next(r for r in record.runs if r.role == "defended" and r.condition == "trigger")
-    alone = next(b for b in record.baselines if b.role == "defended")
-    return (
-        f"ASR {_share(run.asr)} with a {run.norm} perturbation of eps {run.eps:g}, "
-        f"{_share(alone.asr)} without; the same perturbation without the trigger "
-        f"{_share(run.delta_only)}"
-    )
-
-
 def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if record.verdict is not None:
@@ -113,24 +96,17 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
     parts.append(
         Group(
             _heading("What this does not prove"),
-            *(_bullet(line) for line in _not_proved(record)),
+            *(_bullet(line) for line in not_proved(record)),
         )
     )
     return parts
 
 
-def _not_proved(record: AuditRecord) -> list[str]:
-    modes = {run.mode for run in record.runs if run.condition == "trigger"}
-    if "white" in modes:
-        return list(_NOT_PROVED)
-    how = "only asked" if "query" in modes else "neither looked into nor asked"
-    return [f"an attacker who holds the weights: the model was {how}", *_NOT_PROVED]
-
-
 def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
     verdict = record.verdict
     assert verdict is not None
-    color, word, gist = _HEADLINES[verdict.outcome]
+    color, word = _COLORS[verdict.outcome], verdict.outcome.upper()
+    gist = GISTS[verdict.outcome]
     lines: list[RenderableType] = [
         Text.assemble((f" {word} ", f"bold reverse {color}"), "  ", (gist, f"bold {color}")),
         Text(""),
@@ -164,14 +140,14 @@ def _baseline_table(
     if bec:
         table.add_column("BEC", justify="right", overflow="fold")
     for baseline in baselines:
-        cells = [baseline.model, _share(baseline.clean_acc)]
+        cells = [baseline.model, share(baseline.clean_acc)]
         if narrow:
-            cells.append(_share(baseline.asr))
+            cells.append(share(baseline.asr))
         else:
             cells += [
-                _share_with_interval(baseline.asr),
-                _share(baseline.clean_target_rate),
-                _share(baseline.true_label_acc),
+                share_with_interval(baseline.asr),
+                share(baseline.clean_target_rate),
+                share(baseline.true_label_acc),
             ]
         if bec:
             cells.append(_bec_cell(baseline.role, bec))
@@ -200,14 +176,6 @@ def _bec_cell(role: str, bec: Sequence[BecRecord]) -> str:
     return f"{first.value:.2f}{interval}"
 
 
-_CONDITIONS = {
-    "trigger": "{model}",
-    "no_trigger": "  attack without trigger",
-    "wrong_target": "  toward another class",
-    "noise": "  random noise",
-}
-
-
 def _reactivation_table(
     runs: Sequence[AttackRun], console: Console, record: AuditRecord | None = None
 ) -> RenderableType:
@@ -222,27 +190,24 @@ def _reactivation_table(
             table.add_column(f"{eps:g}", justify="right")
         for model in dict.fromkeys(run.model for run in chosen):
             own = [run for run in chosen if run.model == model]
-            for condition, label in _CONDITIONS.items():
+            for condition in ("trigger", *CONDITIONS):
                 row = {run.eps: run for run in own if run.condition == condition}
                 if row:
                     bold = "bold" if own[0].role == "defended" and condition == "trigger" else ""
-                    name = label.format(model=model)
+                    name = f"  {CONDITIONS[condition]}" if condition in CONDITIONS else model
                     table.add_row(
                         Text(name, style=bold),
                         *(_run_cell(row.get(eps), bold) for eps in ladder),
                     )
                 if condition == "trigger" and any(run.delta_only for run in row.values()):
                     table.add_row(
-                        Text("  same delta, no trigger"),
-                        *(_share(row[eps].delta_only) if eps in row else "-" for eps in ladder),
+                        Text(f"  {SAME_DELTA}"),
+                        *(share(row[eps].delta_only) if eps in row else "-" for eps in ladder),
                     )
         if record is not None and record.verdict is not None:
             _add_lift_rows(table, record, ladder, mode)
-        what = {"white": "white box", "query": "queries only", "transfer": "transfer"}[mode]
-        extra = ", specific objective" if objective == "specific" else ""
-        parts.append(
-            Group(_heading(f"Re-activation ({what}{extra})", "share taken to the target"), table)
-        )
+        what = attack_name(chosen[0])
+        parts.append(Group(_heading(f"Re-activation ({what})", "share taken to the target"), table))
     return Group(*parts)
 
 
@@ -250,14 +215,14 @@ def _add_lift_rows(table: Table, record: AuditRecord, ladder: Sequence[float], m
     """Show, for each eps, the lift over the strongest control with its bounds."""
     assert record.verdict is not None
     values, bounds = [], []
+    weakest_by_eps, telling = weakest_lifts(record, mode), telling_eps(record, mode)
     for eps in ladder:
-        lifts = [c for c in record.verdict.lifts if c.eps == eps and c.kind == f"lift ({mode})"]
-        if not lifts:
+        weakest = weakest_by_eps.get(eps)
+        if weakest is None:
             values.append(Text("-"))
             bounds.append("")
             continue
-        weakest = min(lifts, key=lambda c: c.value)
-        style = "bold red" if all(c.holds for c in lifts) else ""
+        style = "bold red" if eps in telling else ""
         values.append(Text(f"{100 * weakest.value:+.0f}", style=style))
         low, high = weakest.low, weakest.high
         bounds.append("" if low is None or high is None else f"{100 * low:+.0f}..{100 * high:+.0f}")
@@ -301,10 +266,8 @@ def _reactivation_chart(
             for r in chosen
             if r.model == name and r.condition == "trigger" and r.delta_only is not None
         }
-        lines.append(Line("attack without trigger", "x", "yellow", curve(name, "no_trigger")))
-        lines.append(
-            Line("same delta, no trigger", "+", "cyan", [None, *map(delta_only.get, ladder)])
-        )
+        lines.append(Line(CONDITIONS["no_trigger"], "x", "yellow", curve(name, "no_trigger")))
+        lines.append(Line(SAME_DELTA, "+", "cyan", [None, *map(delta_only.get, ladder)]))
         lines.append(Line("defended", marks["defended"], "bold red", curve(name, "trigger")))
     references = [
         curve(m, "trigger") for m in dict.fromkeys(r.model for r in chosen if r.role == "reference")
@@ -352,7 +315,7 @@ def _query_parts(
             run.feedback or "-",
             f"{run.image_queries:,}",
             f"{run.scoring_queries:,}",
-            _share(run.asr),
+            share(run.asr),
             _queries_to(run, 0.5),
             _queries_to(run, 0.9),
         )
@@ -415,15 +378,15 @@ def _bec_parts(
             table.add_row(
                 layer.layer,
                 f"{layer.channels_kept}/{layer.channels}",
-                _number(layer.cka_defended),
-                _number(layer.cka_reference),
-                _number(layer.coefficient),
+                number(layer.cka_defended),
+                number(layer.cka_reference),
+                number(layer.coefficient),
                 *bar,
             )
-        summary = [f"mean {_number(record.value)}"]
+        summary = [f"mean {number(record.value)}"]
         if record.low is not None and record.high is not None:
             summary.append(f"95 % interval {record.low:.2f} to {record.high:.2f}")
-        summary.append(f"averaged before normalising {_number(record.ratio_of_means)}")
+        summary.append(f"averaged before normalising {number(record.ratio_of_means)}")
         parts.append(
             Group(
                 _heading(
@@ -436,7 +399,7 @@ def _bec_parts(
             )
         )
     if len(bec) > 1:
-        others = ", ".join(f"{b.reference} {_number(b.value)}" for b in bec[1:])
+        others = ", ".join(f"{b.reference} {number(b.value)}" for b in bec[1:])
         parts.append(Text(f"against the other references: {others}"))
     return parts
 
@@ -485,20 +448,8 @@ def _bullet(line: str) -> RenderableType:
     return Padding(Text(f"- {line}"), (0, 0, 0, 2))
 
 
-def _share(rate: Rate | None) -> str:
-    return "-" if rate is None else f"{100 * rate.value:.1f}%"
-
-
-def _share_with_interval(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f}% ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
-
-
 def _run_cell(run: AttackRun | None, style: str) -> Text:
-    return Text("-" if run is None else _share(run.asr), style=style)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return Text("-" if run is None else share(run.asr), style=style)
 
 
 def _bar(value: float | None) -> Text:

@@ -37,6 +37,7 @@ bec = false
 cold = true
 [output]
 json = "out/result.json"
+report = ["html=out/r.html", "json=-"]
 """,
     )
     assert read_project(path).options() == {
@@ -52,6 +53,7 @@ json = "out/result.json"
         "bec": False,
         "cold": True,
         "json": str(tmp_path / "out/result.json"),
+        "report": [f"html={tmp_path}/out/r.html", "json=-"],
     }
 
 
@@ -136,6 +138,7 @@ def test_the_project_is_found_in_the_folder_alone(
         ("[inputs]\nallow_trigger_code = true\n", "allow_trigger_code", "runs the Python file"),
         ('[query]\ntoken_env = "AWS_SECRET"\n', "token_env", "environment variable"),
         ('[output]\njson = "../other/x.json"\n', "json", "outside the project's folder"),
+        ('[output]\nreport = ["html=r.html", "json=../x"]\n', "report", "to ../x"),
         ('[query]\nstate = "/var/x"\n', "state", "outside the project's folder"),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from bdaudit.report.chart import Band, Line, draw_chart
-from bdaudit.report.terminal import one_line, print_record
+from bdaudit.report.terminal import print_record
+from bdaudit.report.wording import one_line
 from bdaudit.results import AuditRecord, Diagnostic
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record

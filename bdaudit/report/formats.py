@@ -1,0 +1,42 @@
+"""The formats a record can be written in, each in a module of its own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from bdaudit.errors import ConfigError
+from bdaudit.report.wording import AnyRecord
+
+__all__ = ["FORMATS", "find_format", "render"]
+
+FORMATS = {
+    "html": "bdaudit.report.html_report",
+    "json": "bdaudit.report.json_report",
+}
+"""Where `render` of each format lives. Imported when asked for: some bring large libraries."""
+
+
+def find_format(name: str) -> str:
+    """Return the format called `name`.
+
+    Raises:
+        ConfigError: There is none; the nearest known name is given.
+    """
+    if name in FORMATS:
+        return name
+    nearest = difflib.get_close_matches(name, FORMATS, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(FORMATS)}"
+    raise ConfigError(f"unknown report format {name!r}; {hint}")
+
+
+def render(name: str, record: AnyRecord) -> str:
+    """Write `record` in the format called `name`, from the record alone.
+
+    Raises:
+        ConfigError: The format is unknown.
+        RecordError: The format cannot show this kind of record.
+    """
+    module = importlib.import_module(FORMATS[find_format(name)])
+    text: str = module.render(record)
+    return text

@@ -1,0 +1,188 @@
+"""One self-contained HTML file: the answer, the figure that shows it, then the evidence."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from markupsafe import Markup
+
+from bdaudit.report.curves import Attack, list_attacks
+from bdaudit.report.drawing import Picture
+from bdaudit.report.figures import draw_bec, draw_curves, draw_queries, draw_tac
+from bdaudit.report.page import render_page
+from bdaudit.report.wording import (
+    GISTS,
+    AnyRecord,
+    defended_file,
+    find_decisive,
+    norm_name,
+    not_proved,
+    one_line,
+    share,
+    telling_eps,
+    weakest_lifts,
+)
+from bdaudit.results import (
+    Answer,
+    AttackRun,
+    AuditRecord,
+    BecRecord,
+    Comparison,
+    PictureColumn,
+    Rate,
+    ReactivationRecord,
+    ScoreRecord,
+)
+
+__all__ = ["render"]
+
+_PNG = "data:image/png;base64,"
+
+
+def render(record: AnyRecord) -> str:
+    """Write `record` as a page that works offline and printed."""
+    runs = () if isinstance(record, ScoreRecord) else record.runs
+    bec = () if isinstance(record, ReactivationRecord) else record.bec
+    audit = record if isinstance(record, AuditRecord) else None
+    decisive = None if audit is None else find_decisive(audit)
+    attacks = list_attacks(runs, record.baselines)
+    return render_page(
+        "record.html.j2",
+        record=record,
+        audit=audit,
+        verdict=None if audit is None else audit.verdict,
+        gist=None if audit is None or audit.verdict is None else GISTS[audit.verdict.outcome],
+        summary=one_line(record),
+        file_name=PurePath(defended_file(record)).name,
+        tiles=_tiles(record, decisive),
+        attacks=[_attack_section(k, a, audit, decisive) for k, a in enumerate(attacks)],
+        pictures=None if audit is None else audit.pictures,
+        png=Markup(_PNG),  # noqa: S704 - what follows it is base64, which the record checks
+        answer=_answer_in_words,
+        class_name=_class_namer(record),
+        bec=bec,
+        bec_summary=_bec_summary(bec),
+        bec_missing=None if audit is None else audit.bec_missing,
+        bec_figure=draw_bec(bec) if bec else None,
+        tac_figure=draw_tac(bec[0]) if bec else None,
+        queries=_queried(runs),
+        queries_figure=_queries_figure(runs),
+        not_proved=[] if audit is None else not_proved(audit),
+        command=None if record.command is None else shlex.join(record.command),
+        norm_name=norm_name,
+    )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    label: str
+    value: str
+    note: str
+
+
+def _tiles(record: AnyRecord, decisive: tuple[AttackRun, Comparison] | None) -> list[_Tile]:
+    """The four figures that carry an audit's answer."""
+    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    tiles = []
+    if defended is not None:
+        tiles.append(_rate_tile("Trigger alone", defended.asr))
+    if decisive is not None:
+        run, lift = decisive
+        tiles.append(_rate_tile(f"With perturbation, eps {run.eps:g}", run.asr))
+        tiles.append(
+            _Tile(
+                "Strongest control",
+                f"{100 * (run.asr.value - lift.value):.1f}%",
+                lift.against or "",
+            )
+        )
+        low, high = lift.low, lift.high
+        bounds = "" if low is None or high is None else f"{100 * low:+.0f} to {100 * high:+.0f}; "
+        tiles.append(
+            _Tile(
+                "Lift over it",
+                f"{100 * lift.value:+.1f} points",
+                f"{bounds}dormant above {100 * lift.limit:.0f}",
+            )
+        )
+    return tiles
+
+
+def _rate_tile(label: str, rate: Rate) -> _Tile:
+    return _Tile(label, share(rate), f"{100 * rate.low:.1f} to {100 * rate.high:.1f}")
+
+
+@dataclass(frozen=True)
+class _AttackSection:
+    identifier: str
+    attack: Attack
+    figure: Picture
+    lifts: dict[float, Comparison]
+    telling: set[float]
+
+
+def _attack_section(
+    position: int,
+    attack: Attack,
+    audit: AuditRecord | None,
+    decisive: tuple[AttackRun, Comparison] | None,
+) -> _AttackSection:
+    own = None
+    if decisive is not None:
+        run, lift = decisive
+        if (run.mode, run.objective, run.norm) == (attack.mode, attack.objective, attack.norm):
+            own = lift
+    identifier = f"attack-{position}"
+    return _AttackSection(
+        identifier=identifier,
+        attack=attack,
+        figure=draw_curves(attack, own, name=identifier),
+        lifts={} if audit is None else weakest_lifts(audit, attack.mode),
+        telling=set() if audit is None else telling_eps(audit, attack.mode),
+    )
+
+
+def _queried(runs: tuple[AttackRun, ...]) -> list[AttackRun]:
+    return [r for r in runs if (r.mode, r.condition, r.role) == ("query", "trigger", "defended")]
+
+
+def _queries_figure(runs: tuple[AttackRun, ...]) -> Picture | None:
+    drawable = [run for run in _queried(runs) if len(run.query_curve) > 1]
+    return draw_queries(drawable) if drawable else None
+
+
+def _bec_summary(bec: tuple[BecRecord, ...]) -> list[tuple[str, str]]:
+    lines = []
+    for record in bec:
+        if record.value is None:
+            lines.append((record.reference, record.reason or "undefined"))
+            continue
+        text = f"{record.value:.2f}"
+        if record.low is not None and record.high is not None:
+            text += f" ({record.low:.2f} to {record.high:.2f})"
+        if record.ratio_of_means is not None:
+            text += f"; averaged before normalising {record.ratio_of_means:.2f}"
+        lines.append((record.reference, text))
+    return lines
+
+
+def _class_namer(record: AnyRecord) -> Callable[[int], str]:
+    names = record.data.class_names
+
+    def class_name(label: int) -> str:
+        if names is not None and 0 <= label < len(names):
+            return names[label]
+        return f"class {label}"
+
+    return class_name
+
+
+def _answer_in_words(
+    column: PictureColumn, answer: Answer, class_name: Callable[[int], str]
+) -> str:
+    if answer == "target":
+        return f"the target, {class_name(column.target_label)}"
+    return "right" if answer == "true_label" else "another class"

@@ -1,0 +1,174 @@
+"""The words and number formats that all reports share."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from bdaudit.results import (
+    AttackRun,
+    AuditRecord,
+    Comparison,
+    Outcome,
+    Rate,
+    ReactivationRecord,
+    ScoreRecord,
+)
+
+__all__ = [
+    "CONDITIONS",
+    "GISTS",
+    "SAME_DELTA",
+    "AnyRecord",
+    "attack_name",
+    "defended_file",
+    "find_decisive",
+    "norm_name",
+    "not_proved",
+    "number",
+    "one_line",
+    "points",
+    "share",
+    "share_with_interval",
+    "telling_eps",
+    "visible",
+    "weakest_lifts",
+]
+
+AnyRecord = AuditRecord | ScoreRecord | ReactivationRecord
+
+GISTS: dict[Outcome, str] = {
+    "removed": "no sign that the backdoor sleeps in this model",
+    "dormant": "the backdoor is asleep, not gone",
+    "active": "the backdoor still works as it is",
+    "inconclusive": "this audit cannot tell",
+}
+
+CONDITIONS = {
+    "no_trigger": "attack without trigger",
+    "wrong_target": "toward another class",
+    "noise": "random noise",
+}
+"""The controls on the defended model that are attacks of their own."""
+
+SAME_DELTA = "same delta, no trigger"
+
+_NOT_PROVED = (
+    "other triggers and other target classes: only the trigger given here was tried",
+    "stronger attackers: larger budgets, other searches, perturbations that are not universal",
+    "backdoors put in after, or by, the defence",
+)
+_BIDIRECTIONAL = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
+
+
+def not_proved(record: AuditRecord) -> list[str]:
+    """Say what even a pass leaves open."""
+    modes = {run.mode for run in record.runs if run.condition == "trigger"}
+    if "white" in modes:
+        return list(_NOT_PROVED)
+    how = "only asked" if "query" in modes else "neither looked into nor asked"
+    return [f"an attacker who holds the weights: the model was {how}", *_NOT_PROVED]
+
+
+def attack_name(run: AttackRun) -> str:
+    """Name the kind of attack `run` is, in words."""
+    what = {"white": "white box", "query": "queries only", "transfer": "transfer"}[run.mode]
+    return f"{what}, specific objective" if run.objective == "specific" else what
+
+
+def norm_name(norm: str) -> str:
+    """Name a norm as people write it."""
+    return {"linf": "L-inf", "l2": "L2"}[norm]
+
+
+def share(rate: Rate | None) -> str:
+    """Write a rate in per cent, `-` where it was not measured."""
+    return "-" if rate is None else f"{100 * rate.value:.1f}%"
+
+
+def share_with_interval(rate: Rate) -> str:
+    """Write a rate in per cent with its 95 % interval."""
+    return f"{100 * rate.value:.1f}% ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
+
+
+def points(difference: float | None) -> str:
+    """Write a difference of shares in points, with its sign."""
+    return "-" if difference is None else f"{100 * difference:+.1f}"
+
+
+def number(value: float | None) -> str:
+    """Write a coefficient, `-` where it is undefined."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def one_line(record: AnyRecord) -> str:
+    """Say what `record` found in one line of plain text."""
+    if isinstance(record, AuditRecord):
+        verdict = record.verdict
+        return "no verdict" if verdict is None else f"{verdict.outcome}: {verdict.why}"
+    if isinstance(record, ScoreRecord):
+        values = ", ".join(f"{number(b.value)} against {b.reference}" for b in record.bec)
+        return f"BEC {values}" if values else "BEC undefined: no reference"
+    run = next(r for r in record.runs if r.role == "defended" and r.condition == "trigger")
+    alone = next(b for b in record.baselines if b.role == "defended")
+    return (
+        f"ASR {share(run.asr)} with a {run.norm} perturbation of eps {run.eps:g}, "
+        f"{share(alone.asr)} without; the same perturbation without the trigger "
+        f"{share(run.delta_only)}"
+    )
+
+
+def weakest_lifts(record: AuditRecord, mode: str) -> dict[float, Comparison]:
+    """Return, for each eps of the attacks of one mode, the lift over the strongest control."""
+    found: dict[float, Comparison] = {}
+    for lift in () if record.verdict is None else record.verdict.lifts:
+        if lift.kind != f"lift ({mode})" or lift.eps is None:
+            continue
+        if lift.eps not in found or lift.value < found[lift.eps].value:
+            found[lift.eps] = lift
+    return found
+
+
+def telling_eps(record: AuditRecord, mode: str) -> set[float]:
+    """Return every eps at which the attacks of one mode rise above all controls by the limit."""
+    lifts = () if record.verdict is None else record.verdict.lifts
+    own = [c for c in lifts if c.kind == f"lift ({mode})" and c.eps is not None]
+    return {c.eps for c in own if c.eps is not None} - {
+        c.eps for c in own if c.eps is not None and not c.holds
+    }
+
+
+def find_decisive(record: AuditRecord) -> tuple[AttackRun, Comparison] | None:
+    """Return the attack to look at first, with its lift over the strongest control.
+
+    Of a dormant model the one that decided; otherwise the one that came closest to the limit.
+    """
+    runs = record.runs_of(role="defended", condition="trigger")
+    candidates = [
+        (run, lift)
+        for run in runs
+        if (lift := weakest_lifts(record, run.mode).get(run.eps)) is not None
+    ]
+    verdict = record.verdict
+    if verdict is not None and verdict.outcome == "dormant":
+        decided = {(c.kind, c.eps) for c in verdict.deciding}
+        candidates = [c for c in candidates if (c[1].kind, c[1].eps) in decided] or candidates
+    return max(candidates, key=lambda c: c[1].value, default=None)
+
+
+def defended_file(record: AnyRecord) -> str:
+    """Name the release candidate by its file, or else as the record calls it."""
+    defended = next((m for m in record.models if m.role == "defended"), None)
+    if defended is None:
+        return "defended"
+    return defended.path or defended.name
+
+
+def visible(text: str) -> str:
+    """Make characters visible that would hide, reorder or break the text around them."""
+    return "".join(
+        f"\\u{{{ord(c):x}}}"
+        if (unicodedata.category(c) in {"Cc", "Cs", "Cn"} and c not in "\n\t")
+        or unicodedata.bidirectional(c) in _BIDIRECTIONAL
+        else c
+        for c in text
+    )

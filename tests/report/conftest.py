@@ -1,0 +1,118 @@
+"""Real audits to report on, and a real browser to look at reports with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import bdaudit
+from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
+from tests.twins import (
+    TARGET,
+    TwinNet,
+    dormant_twin,
+    innocent_twin,
+    original_twin,
+    twin_sample,
+    twin_trigger,
+)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_INPUTS = {"data": twin_sample(400, seed=1), "trigger": bdaudit.from_callable(twin_trigger, TARGET)}
+
+
+def references(count: int) -> list[TwinNet]:
+    """Innocent twins whose weights differ a little."""
+    nets = [innocent_twin() for _ in range(count)]
+    for number, net in enumerate(nets):
+        net.linear.weight.mul_(1.0 + 0.01 * number)
+    return nets
+
+
+@pytest.fixture(scope="session")
+def audited() -> AuditRecord:
+    """A real audit of the dormant twin, by two attacks, with everything a report can show."""
+    return bdaudit.audit(
+        dormant_twin(),
+        original=original_twin(),
+        references=references(2),
+        settings=bdaudit.AuditSettings(
+            eps=(0.02, 0.05),
+            n_passes=8,
+            modes=("white", "query"),
+            max_queries=300,
+            warm=False,
+            split=bdaudit.SplitSettings(n_craft=100),
+        ),
+        command=["bdaudit", "audit", "a file.safetensors", "--original", "o.safetensors"],
+        **_INPUTS,
+    )
+
+
+@pytest.fixture(scope="session")
+def scored() -> ScoreRecord:
+    return bdaudit.score(
+        dormant_twin(), original=original_twin(), references=references(1), **_INPUTS
+    )
+
+
+@pytest.fixture(scope="session")
+def reactivated() -> ReactivationRecord:
+    found = bdaudit.reactivate(
+        dormant_twin(), config=bdaudit.WhiteboxConfig(eps=0.02, n_passes=8), **_INPUTS
+    )
+    return found.record
+
+
+@dataclass
+class Look:
+    """A page, and what it complained about or asked for."""
+
+    page: Page
+    console: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium as the system has it; nothing is downloaded."""
+    executable = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium: .ci/run should have installed it")
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox refuses to run as root, as CI does.
+        yield playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def look(browser: Browser) -> Iterator[object]:
+    """A function that opens a file and notes its console and all that it asks for."""
+    contexts = []
+
+    def open_page(path: Path, *, width: int = 1100, scheme: str = "light") -> Look:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        seen = Look(context.new_page())
+        seen.page.on("console", lambda message: seen.console.append(message.text))
+        seen.page.on("pageerror", lambda error: seen.console.append(str(error)))
+        seen.page.on("dialog", lambda dialog: seen.console.append(f"dialog {dialog.message}"))
+        seen.page.on("request", lambda request: seen.requests.append(request.url))
+        seen.page.goto(path.as_uri())
+        return seen
+
+    yield open_page
+    for context in contexts:
+        context.close()
