@@ -35,12 +35,13 @@ if TYPE_CHECKING:
         save_delta,
         score,
     )
+    from bdaudit.auditing.verification import verify
     from bdaudit.data import Sample, load_sample
     from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
     from bdaudit.project import Project, read_project
     from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord, read_record, to_json
     from bdaudit.triggers import Trigger, from_callable, read_trigger, write_trigger
-    from bdaudit.verdict import Policy, judge, read_policy
+    from bdaudit.verdict import Policy, gate, judge, read_policy
 
 # Names are imported when first asked for, so that `import bdaudit` does not load torch.
 _HOMES = {
@@ -79,7 +80,9 @@ _HOMES = {
     "read_trigger": "triggers",
     "write_trigger": "triggers",
     "Policy": "verdict",
+    "gate": "verdict",
     "judge": "verdict",
+    "verify": "auditing.verification",
     "read_policy": "verdict",
 }
 
@@ -108,6 +111,7 @@ __all__ = [
     "__version__",
     "audit",
     "from_callable",
+    "gate",
     "inspect_checkpoint",
     "judge",
     "load_model",
@@ -121,6 +125,7 @@ __all__ = [
     "save_model",
     "score",
     "to_json",
+    "verify",
     "write_trigger",
 ]
 

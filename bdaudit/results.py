@@ -470,11 +470,21 @@ class Verdict(Record):
 
 
 class _Document(Record):
+    """What the records of all verbs have in common.
+
+    Attributes:
+        settings: How it was run.
+        sources: What it was run on, as it was named: paths, addresses, and what was said about
+            them; enough to open everything again.
+        inputs: The files that were read, by digest.
+    """
+
     schema_version: Literal[1] = SCHEMA_VERSION
     created: datetime
     command: tuple[str, ...] | None = None
     seed: int
     settings: dict[str, Any]
+    sources: dict[str, Any] = {}
     environment: Environment
     inputs: tuple[FileDigest, ...]
     data: DataInfo

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -63,7 +64,10 @@ from bdaudit.results import (
 )
 from bdaudit.verdict import Policy, judge, read_policy
 
-__all__ = ["audit", "audit_steps"]
+__all__ = ["Wanted", "audit", "audit_steps"]
+
+Wanted: TypeAlias = Callable[[Mode, str, Condition, float], bool]
+"""Says whether an attack is wanted: its kind, the model's name, the condition, eps."""
 
 
 def audit(
@@ -149,8 +153,12 @@ def audit_steps(
     store: RunStore | None = None,
     cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
+    only: Wanted | None = None,
 ) -> Steps[AuditRecord]:
-    """Run an audit step by step, for whoever drives the generator; as `audit` otherwise."""
+    """Run an audit step by step, for whoever drives the generator; as `audit` otherwise.
+
+    `only` says which attacks are wanted, by kind, model, condition and eps; all of them without it.
+    """
     started = time.perf_counter()
     settings = settings or AuditSettings()
     if settings.modes is None:
@@ -163,7 +171,7 @@ def audit_steps(
     if store is None:
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": repr(settings)})
-    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir)
+    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only)
     yield from audit_.measure()
     record = AuditRecord(
         **document_fields(
@@ -212,6 +220,7 @@ class _Audit:
     policy: Policy
     store: RunStore
     cache_dir: Path | None = None
+    only: Wanted | None = None
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
@@ -353,6 +362,7 @@ class _Audit:
                             start=self._attack(mode, subject, images, eps),
                         )
                         for eps in self.settings.ladder
+                        if self.only is None or self.only(mode, subject.name, images.condition, eps)
                     ]
         return plan
 

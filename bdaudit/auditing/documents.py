@@ -34,6 +34,7 @@ def document_fields(
         "command": None if command is None else tuple(command),
         "seed": compute.seed,
         "settings": settings,
+        "sources": dict(inputs.sources),
         "environment": describe_environment(compute.device),
         "inputs": inputs.files,
         "data": inputs.data_info(),

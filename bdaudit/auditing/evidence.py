@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.file_digests import digest_file
-from bdaudit.models.settings import read_model_toml
+from bdaudit.models.settings import ModelSettings, read_model_toml
 from bdaudit.results import FileDigest
 from bdaudit.triggers.files import companion_files
 from bdaudit.usercode import split_reference
@@ -15,7 +17,10 @@ from bdaudit.usercode import split_reference
 if TYPE_CHECKING:
     from bdaudit.auditing.inputs import Sources, Subject
 
-__all__ = ["digest_inputs"]
+__all__ = ["IN_MEMORY", "describe_sources", "digest_inputs"]
+
+IN_MEMORY = "in memory"
+"""Stands in a record for what was handed over as an object and cannot be opened again."""
 
 
 def digest_inputs(subjects: Sequence[Subject], sources: Sources) -> tuple[FileDigest, ...]:
@@ -62,3 +67,28 @@ def _files(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str,
         yield "trigger", trigger
         for path in companion_files(trigger):
             yield "trigger", path
+
+
+def describe_sources(sources: Sources) -> dict[str, Any]:
+    """Write down how everything was named, as plain values."""
+    return {
+        entry.name: _plain(getattr(sources, entry.name))
+        for entry in fields(sources)
+        if entry.name != "policy"  # the verdict holds the limits themselves
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, ModelSettings | BlackBoxOptions):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        named = [_plain(inner) for inner in value]
+        # A pair of arrays, or of modules, is one thing in memory.
+        return IN_MEMORY if any(inner == IN_MEMORY for inner in named) else named
+    return IN_MEMORY

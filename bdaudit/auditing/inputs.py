@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bdaudit.auditing.evidence import digest_inputs
+from bdaudit.auditing.evidence import describe_sources, digest_inputs
 from bdaudit.auditing.settings import SplitSettings
 from bdaudit.blackbox import (
     BlackBox,
@@ -196,6 +196,8 @@ class Inputs:
         subjects: The models: defended first, then the original, references, and surrogates.
         craft, held_out: The two halves of the clean sample.
         craft_poisoned, held_out_poisoned: Their images that the trigger's rule applies to.
+        files: Every file that was read, by digest.
+        sources: How all of it was named, for the record.
     """
 
     subjects: tuple[Subject, ...]
@@ -206,6 +208,7 @@ class Inputs:
     trigger: Trigger
     num_classes: int
     files: tuple[FileDigest, ...]
+    sources: Mapping[str, Any]
 
     def with_role(self, role: Role) -> tuple[Subject, ...]:
         """Return the subjects that play `role`."""
@@ -318,6 +321,7 @@ def open_inputs(
         trigger=trigger,
         num_classes=first.num_classes,
         files=digest_inputs(subjects, sources),
+        sources=describe_sources(sources),
     )
 
 

@@ -1,0 +1,101 @@
+"""`bdaudit verify`: do a record's inputs and numbers still hold?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bdaudit.cli import options
+from bdaudit.cli.exits import EXIT_FAILED, EXIT_PASSED, reporting_errors
+from bdaudit.cli.output import JsonSink, showing_progress
+
+if TYPE_CHECKING:
+    from bdaudit.auditing.verification import VerificationRecord
+    from bdaudit.results import Rate
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="verify")(verify)
+
+
+@reporting_errors
+def verify(
+    record: Annotated[
+        Path, typer.Argument(help="Record of an audit (--json).", show_default=False)
+    ],
+    seed: Annotated[
+        int, typer.Option(help="Draws the eps and the control that are run again.", min=0)
+    ] = 0,
+    folder: Annotated[
+        Path, typer.Option(help="What the record's relative paths are relative to.")
+    ] = Path(),
+    digests_only: Annotated[
+        bool, typer.Option("--digests-only", help="Only hash the inputs; run nothing.")
+    ] = False,
+    trust_record: Annotated[
+        bool,
+        typer.Option(
+            "--trust-record",
+            help="Run Python files that the record names, and use the token's variable it names.",
+        ),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute [default: as recorded].")
+    ] = None,
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Hash a record's inputs again and run a sampled part of the audit again.
+
+    Exit code 0: nothing speaks against the record; 1: something does; 4: it cannot be verified.
+    """
+    from bdaudit.auditing.verification import verify as run_verify
+    from bdaudit.results import to_json
+
+    sink = JsonSink(json)
+    with showing_progress(quiet) as listener:
+        made = run_verify(
+            record,
+            seed=seed,
+            folder=folder,
+            digests_only=digests_only,
+            allow_code=trust_record,
+            device=device,
+            listener=listener,
+        )
+    sink.write(to_json(made))
+    if not sink.to_stdout:
+        sys.stdout.write(_in_words(made, brief=quiet))
+    raise typer.Exit(EXIT_PASSED if made.agrees else EXIT_FAILED)
+
+
+def _in_words(made: VerificationRecord, *, brief: bool) -> str:
+    word = "AGREES" if made.agrees else "DISAGREES"
+    gist = f"{word}: {made.files_checked} file(s) have the recorded digest"
+    if made.numbers:
+        gist += (
+            f", {sum(check.agrees for check in made.numbers)} of {len(made.numbers)} rates lie "
+            "within the recorded intervals"
+        )
+    lines = [gist]
+    lines += [f"  against it: {objection}" for objection in made.objections]
+    lines += [f"  note: {note}" for note in made.notes]
+    if made.part is not None and not brief:
+        lines.append(f"run again: plain rates of all models; {made.part}")
+        lines += [
+            f"  {'ok ' if check.agrees else 'NO '} {check.name}: recorded "
+            f"{_share(check.recorded)}, now {check.measured.value:.1%}"
+            for check in made.numbers
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _share(rate: Rate) -> str:
+    return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"

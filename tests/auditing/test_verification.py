@@ -1,0 +1,216 @@
+"""A record is held against its inputs and against a part of its audit run again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import bdaudit
+from bdaudit.auditing import AuditSettings, ComputeSettings, ModelSettings, SplitSettings
+from bdaudit.auditing.verification import verify
+from bdaudit.cli import app
+from bdaudit.errors import InputError, RecordError
+from bdaudit.results import AuditRecord, Rate, read_record, to_json
+from bdaudit.statistics import wilson_interval
+from bdaudit.verdict import Policy, judge
+from tests.cli.twin_files import write_twin_files
+from tests.records import audit_record
+from tests.twins import dormant_twin, original_twin, twin_sample
+
+FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
+SETTINGS = AuditSettings(
+    eps=(0.02, 0.05),
+    n_passes=6,
+    measure_bec=False,
+    compute=ComputeSettings(device="cpu", seed=5),
+    split=SplitSettings(n_craft=100),
+)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twins and the record of a real audit, by paths relative to the folder."""
+    folder = write_twin_files(tmp_path_factory.mktemp("audited"))
+    (folder / "policy.toml").write_text("lift = 0.2\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        record = bdaudit.audit(
+            "dormant.safetensors",
+            original="original.safetensors",
+            data="clean.npz",
+            trigger="trigger.toml",
+            references=["innocent.safetensors"],
+            policy="policy.toml",
+            model_options=ModelSettings(arch=FACTORY),
+            settings=SETTINGS,
+        )
+    (folder / "result.json").write_text(to_json(record))
+    return folder
+
+
+@pytest.fixture
+def copy(audited: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(audited, tmp_path / "copy")
+
+
+def read(folder: Path) -> AuditRecord:
+    record = read_record(folder / "result.json")
+    assert isinstance(record, AuditRecord)
+    return record
+
+
+def verified(folder: Path, **options: object) -> bdaudit.auditing.verification.VerificationRecord:
+    return verify(folder / "result.json", folder=folder, allow_code=True, **options)
+
+
+def test_an_honest_record_agrees_and_only_a_part_is_run(audited: Path) -> None:
+    made = verified(audited)
+    assert made.agrees
+    assert made.objections == ()
+    assert made.files_checked == len(read(audited).inputs)
+    attacks = [check for check in made.numbers if "eps" in check.name]
+    assert attacks, "an attack was run again"
+    assert len({check.name.partition("eps ")[2][:4] for check in attacks}) == 1, "at one eps"
+    assert all(check.measured.value == check.recorded.value for check in made.numbers)
+
+
+def test_the_seed_draws_the_part(audited: Path) -> None:
+    parts = {verified(audited, seed=seed).part for seed in range(6)}
+    assert len(parts) > 2
+    assert verified(audited, seed=3).part == verified(audited, seed=3).part
+
+
+def forge(folder: Path, change: Callable[[AuditRecord], AuditRecord]) -> None:
+    """Write a changed record as a cheat would: judged anew, with a fresh digest."""
+    record = change(read(folder))
+    assert record.verdict is not None
+    policy = Policy.model_validate(record.verdict.policy)
+    (folder / "result.json").write_text(
+        to_json(record.model_copy(update={"verdict": judge(record, policy)}))
+    )
+
+
+def rate_of(share: float, like: Rate) -> Rate:
+    successes = round(share * like.total)
+    low, high = wilson_interval(successes, like.total)
+    bits = Rate.pack(k < successes for k in range(like.total))
+    return Rate(successes=successes, total=like.total, low=low, high=high, bits=bits)
+
+
+def woken_less(record: AuditRecord) -> AuditRecord:
+    runs = tuple(
+        run.model_copy(update={"asr": rate_of(0.01, run.asr)})
+        if run.role == "defended" and run.condition == "trigger"
+        else run
+        for run in record.runs
+    )
+    return record.model_copy(update={"runs": runs})
+
+
+def test_numbers_made_up_with_a_fresh_digest_are_found(copy: Path) -> None:
+    assert read(copy).verdict.outcome == "dormant"
+    forge(copy, woken_less)
+    assert read(copy).verdict.outcome == "removed", "read without complaint: the digest is fresh"
+    made = verified(copy)
+    assert not made.agrees
+    assert any("trigger on defended" in objection for objection in made.objections)
+
+
+def test_a_verdict_that_does_not_follow_is_found_without_running_anything(copy: Path) -> None:
+    record = read(copy)
+    assert record.verdict is not None
+    lied = record.verdict.model_copy(update={"outcome": "removed", "release": "pass"})
+    (copy / "result.json").write_text(to_json(record.model_copy(update={"verdict": lied})))
+    made = verified(copy, digests_only=True)
+    assert not made.agrees
+    assert "figures and limits give dormant" in made.objections[0]
+    assert made.numbers == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["dormant.safetensors", "innocent.safetensors", "clean.npz", "delta.npy"]
+)
+def test_a_changed_input_is_found_and_nothing_is_run(copy: Path, name: str) -> None:
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    made = verified(copy)
+    assert not made.agrees
+    assert name in made.objections[0]
+    assert made.part is None
+
+
+def test_a_changed_policy_is_only_noted(copy: Path) -> None:
+    (copy / "policy.toml").write_text("lift = 0.9\n")
+    made = verified(copy, digests_only=True)
+    assert made.agrees
+    assert "policy.toml" in made.notes[0]
+
+
+def test_what_cannot_be_verified_says_why(copy: Path) -> None:
+    with pytest.raises(InputError, match=r"would run .*twin_factory"):
+        verify(copy / "result.json", folder=copy)
+    (copy / "clean.npz").unlink()
+    with pytest.raises(InputError, match=r"clean\.npz.*pass the folder"):
+        verified(copy)
+    with pytest.raises(RecordError, match="nowhere"):
+        verify(copy / "nowhere.json")
+
+
+def test_a_record_that_would_send_a_token_needs_trust(copy: Path) -> None:
+    def with_token(record: AuditRecord) -> AuditRecord:
+        sources = json.loads(json.dumps(record.sources))
+        sources["model_options"]["arch"] = None
+        sources["defended"] = "http://127.0.0.1:9/v2/models/x"
+        sources["black_box"]["transport"]["token_env"] = "AWS_SECRET"
+        return record.model_copy(update={"sources": sources})
+
+    forge(copy, with_token)
+    with pytest.raises(InputError, match=r"send the content of \$AWS_SECRET"):
+        verify(copy / "result.json", folder=copy)
+
+
+def test_models_in_memory_cannot_be_opened_again(tmp_path: Path) -> None:
+    sample = twin_sample(400, seed=1)
+    record = bdaudit.audit(
+        dormant_twin(),
+        original=original_twin(),
+        data=(sample.images, sample.labels),
+        trigger=write_twin_files(tmp_path) / "trigger.toml",
+        settings=SETTINGS,
+    )
+    assert record.sources["defended"] == "in memory"
+    (tmp_path / "result.json").write_text(to_json(record))
+    with pytest.raises(InputError, match="defended, original, data was handed over in memory"):
+        verify(tmp_path / "result.json")
+
+
+def test_a_record_without_attacks_cannot_be_verified(tmp_path: Path) -> None:
+    made = audit_record(defended={}, innocents=[])
+    (tmp_path / "r.json").write_text(
+        to_json(made.model_copy(update={"verdict": judge(made, Policy())}))
+    )
+    with pytest.raises(RecordError, match="no attack with a control"):
+        verify(tmp_path / "r.json")
+
+
+def test_the_command_ends_with_0_1_and_4(copy: Path) -> None:
+    def run(*more: object) -> tuple[int, str]:
+        arguments = ["verify", copy / "result.json", "--folder", copy, *more]
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        return result.exit_code, result.output
+
+    code, output = run("--trust-record", "--json", copy / "verification.json")
+    assert code == 0, output
+    assert output.startswith("AGREES: 8 file(s)")
+    assert "run again: plain rates of all models; re-activation (white)" in output
+    assert json.loads((copy / "verification.json").read_text())["agrees"] is True
+    assert run()[0] == 4
+    (copy / "trigger.toml").write_text((copy / "trigger.toml").read_text() + "\n# edited\n")
+    code, output = run("--trust-record")
+    assert code == 1, output
+    assert "trigger.toml" in output
