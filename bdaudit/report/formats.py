@@ -12,6 +12,10 @@ __all__ = ["FORMATS", "find_format", "render"]
 
 FORMATS = {
     "html": "bdaudit.report.html_report",
+    "sarif": "bdaudit.report.sarif_report",
+    "junit": "bdaudit.report.junit_report",
+    "md": "bdaudit.report.markdown_report",
+    "csv": "bdaudit.report.csv_report",
     "json": "bdaudit.report.json_report",
 }
 """Where `render` of each format lives. Imported when asked for: some bring large libraries."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bdaudit
-from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
+from bdaudit.results import AuditRecord, Diagnostic, ReactivationRecord, ScoreRecord
 from tests.twins import (
     TARGET,
     TwinNet,
@@ -25,6 +25,12 @@ from tests.twins import (
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=http://127.0.0.1:9/x>$x^2$\x00\u202e\u2028"
+    "](http://evil.example) ![p](http://evil.example/p.png) @everyone #1 `x` {0} www.evil.example"
+)
+"""What a record's free strings could hold if somebody wished its readers ill."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _INPUTS = {"data": twin_sample(400, seed=1), "trigger": bdaudit.from_callable(twin_trigger, TARGET)}
@@ -71,6 +77,34 @@ def reactivated() -> ReactivationRecord:
         dormant_twin(), config=bdaudit.WhiteboxConfig(eps=0.02, n_passes=8), **_INPUTS
     )
     return found.record
+
+
+@pytest.fixture(scope="session")
+def hostile(audited: AuditRecord) -> AuditRecord:
+    """A record whose every free string is an attack on the page."""
+    bec = audited.bec[0]
+    layers = tuple(x.model_copy(update={"layer": HOSTILE + x.layer}) for x in bec.layers)
+    models = tuple(
+        m.model_copy(update={"path": HOSTILE, "arch": HOSTILE, "notes": (HOSTILE,)})
+        for m in audited.models
+    )
+    assert audited.verdict is not None
+    return audited.model_copy(
+        update={
+            "models": models,
+            "bec": (bec.model_copy(update={"layers": layers, "reference": HOSTILE}),),
+            "data": audited.data.model_copy(
+                update={"class_names": (HOSTILE,) * 4, "source": HOSTILE}
+            ),
+            "diagnostics": (
+                Diagnostic(code=HOSTILE, severity="error", message=HOSTILE, subject=HOSTILE),
+            ),
+            "verdict": audited.verdict.model_copy(
+                update={"why": HOSTILE, "reasons": (HOSTILE, HOSTILE), "policy_source": HOSTILE}
+            ),
+            "command": ("bdaudit", HOSTILE),
+        }
+    )
 
 
 @dataclass

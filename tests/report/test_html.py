@@ -15,15 +15,12 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from bdaudit.report.formats import render
-from bdaudit.results import AuditRecord, Diagnostic, ReactivationRecord, ScoreRecord
+from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record
 from tests.report.conftest import Look
 
 OpenPage = Callable[..., Look]
-HOSTILE = (
-    "<script>document.title='owned'</script><img src=http://127.0.0.1:9/x>$x^2$\x00\u202e\u2028"
-)
 SHAPES = [(1100, "light"), (1100, "dark"), (400, "light"), (400, "dark")]
 
 
@@ -40,34 +37,6 @@ def page(audited: AuditRecord, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(render("html", audited), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def hostile(audited: AuditRecord) -> AuditRecord:
-    """A record whose every free string is an attack on the page."""
-    bec = audited.bec[0]
-    layers = tuple(x.model_copy(update={"layer": HOSTILE + x.layer}) for x in bec.layers)
-    models = tuple(
-        m.model_copy(update={"path": HOSTILE, "arch": HOSTILE, "notes": (HOSTILE,)})
-        for m in audited.models
-    )
-    assert audited.verdict is not None
-    return audited.model_copy(
-        update={
-            "models": models,
-            "bec": (bec.model_copy(update={"layers": layers, "reference": HOSTILE}),),
-            "data": audited.data.model_copy(
-                update={"class_names": (HOSTILE,) * 4, "source": HOSTILE}
-            ),
-            "diagnostics": (
-                Diagnostic(code=HOSTILE, severity="error", message=HOSTILE, subject=HOSTILE),
-            ),
-            "verdict": audited.verdict.model_copy(
-                update={"why": HOSTILE, "reasons": (HOSTILE, HOSTILE), "policy_source": HOSTILE}
-            ),
-            "command": ("bdaudit", HOSTILE),
-        }
-    )
 
 
 class Text(HTMLParser):
@@ -182,7 +151,7 @@ def test_hostile_strings_stay_text(
     seen.page.screenshot(path=screenshots / "hostile.png", full_page=True)
     assert seen.console == []
     assert [url for url in seen.requests if not url.startswith("data:")] == [path.as_uri()]
-    assert seen.page.title().startswith("x>$x^2$\\u{0}\\u{202e}")  # of a path: the last part
+    assert seen.page.title().endswith("www.evil.example: dormant - bdaudit")
     assert seen.page.locator("script").count() == 0
     shown = seen.page.locator(".why").first.inner_text()
     assert shown.startswith("<script>document.title='owned'</script>")

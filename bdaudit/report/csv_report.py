@@ -1,0 +1,73 @@
+"""The curves as CSV: one measured share a row, for a spreadsheet or a plot of one's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from bdaudit.report.curves import list_attacks
+from bdaudit.report.wording import AnyRecord, visible
+from bdaudit.results import AttackRun, Rate, ScoreRecord
+
+__all__ = ["COLUMNS", "render"]
+
+COLUMNS = (
+    "attack", "objective", "norm", "model", "curve", "eps", "image_queries",
+    "successes", "total", "share", "low", "high",
+)  # fmt: skip
+"""`curve` is a model's part, or a control; shares are fractions, with 95 % Wilson intervals."""
+
+
+def render(record: AnyRecord) -> str:
+    """Write every curve of `record`; eps 0 is no perturbation at all."""
+    stream = io.StringIO()
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    runs = () if isinstance(record, ScoreRecord) else record.runs
+    for baseline in record.baselines:
+        rows.writerow(
+            ["none", "", "", _cell(baseline.model), baseline.role, 0, "", *_rate(baseline.asr)]
+        )
+    for attack in list_attacks(runs, record.baselines):
+        head = [attack.mode, attack.objective, attack.norm]
+        for curve in attack.curves:
+            for eps, rate in curve.by_eps.items():
+                queries = _queries(runs, attack.mode, curve.model, eps, curve.kind)
+                rows.writerow([*head, _cell(curve.model), curve.kind, eps, queries, *_rate(rate)])
+    for run in runs:
+        for point in run.query_curve:
+            rows.writerow(
+                [
+                    run.mode,
+                    run.objective,
+                    run.norm,
+                    _cell(run.model),
+                    f"{run.condition} by queries",
+                    run.eps,
+                    point.n_queries,
+                    *_rate(point.asr),
+                ]
+            )
+    return stream.getvalue()
+
+
+def _queries(
+    runs: tuple[AttackRun, ...], mode: str, model: str, eps: float, kind: str
+) -> int | str:
+    """Images asked about for a point of a curve, empty where none were."""
+    condition = kind if kind in ("no_trigger", "wrong_target", "noise") else "trigger"
+    for run in runs:
+        if (run.mode, run.model, run.eps, run.condition) == (mode, model, eps, condition):
+            return run.image_queries or ""
+    return ""
+
+
+def _rate(rate: Rate) -> list[object]:
+    figures = [f"{value:.6g}" for value in (rate.value, rate.low, rate.high)]
+    return [rate.successes, rate.total, *figures]
+
+
+def _cell(text: str) -> str:
+    """Keep a spreadsheet from taking a name for a formula."""
+    shown = visible(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@", "\t", "\r")) else shown

@@ -1,0 +1,75 @@
+"""JUnit XML: one suite an audit, one case a check.
+
+A failure is the model's fault, an error is the audit's: it could not tell. The dialect is the one
+that Jenkins, GitLab and GitHub's reporters read.
+"""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from bdaudit.errors import RecordError
+from bdaudit.report.checks import Check, list_checks
+from bdaudit.report.wording import AnyRecord, defended_file, visible
+from bdaudit.results import AuditRecord
+
+__all__ = ["render"]
+
+_TAGS = {"failed": "failure", "error": "error", "skipped": "skipped"}
+
+
+def render(record: AnyRecord) -> str:
+    """Write an audit as a JUnit test suite.
+
+    Raises:
+        RecordError: The record is not of an audit.
+    """
+    if not isinstance(record, AuditRecord):
+        raise RecordError(f"JUnit reports checks, and a record of a {record.kind} has none")
+    checks = list_checks(record)
+    counts = {
+        "tests": str(len(checks)),
+        "failures": str(sum(c.status == "failed" for c in checks)),
+        "errors": str(sum(c.status == "error" for c in checks)),
+        "skipped": str(sum(c.status == "skipped" for c in checks)),
+        "time": f"{record.elapsed_s:.3f}",
+    }
+    root = ElementTree.Element("testsuites", {"name": "bdaudit", **counts})
+    name = visible(f"bdaudit {defended_file(record)}")
+    suite = ElementTree.SubElement(
+        root, "testsuite", {"name": name, "timestamp": record.created.isoformat(), **counts}
+    )
+    properties = ElementTree.SubElement(suite, "properties")
+    for key, value in _properties(record):
+        ElementTree.SubElement(properties, "property", {"name": key, "value": visible(value)})
+    for check in checks:
+        suite.append(_case(check, name))
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+
+
+def _properties(record: AuditRecord) -> list[tuple[str, str]]:
+    properties = [("bdaudit", record.environment.bdaudit), ("seed", str(record.seed))]
+    if record.verdict is not None:
+        properties += [("verdict", record.verdict.outcome), ("why", record.verdict.why)]
+    properties += [(f"sha256 {m.name}", m.weights_sha256 or "unknown") for m in record.models]
+    return [*properties, ("sha256 trigger", record.trigger.sha256)]
+
+
+def _case(check: Check, suite: str) -> ElementTree.Element:
+    case = ElementTree.Element(
+        "testcase",
+        {"classname": suite, "name": visible(check.name), "time": f"{check.elapsed_s:.3f}"},
+    )
+    if check.status in _TAGS:
+        outcome = ElementTree.SubElement(
+            case, _TAGS[check.status], {"message": visible(check.message)}
+        )
+        if check.status != "skipped":
+            outcome.set("type", check.status)
+        outcome.text = visible(check.details) or None
+    else:
+        lines = "\n".join(part for part in (check.message, check.details) if part)
+        ElementTree.SubElement(case, "system-out").text = visible(lines)
+    return case

@@ -1,0 +1,172 @@
+"""Markdown for a pull-request comment or a job's summary: the answer, four figures, then details.
+
+Strings of a record are shown as they are: nothing in a file name can become a link, a picture that
+reports its reader, or a mention that calls somebody.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+from bdaudit.report.curves import Attack, list_attacks
+from bdaudit.report.wording import (
+    GISTS,
+    AnyRecord,
+    defended_file,
+    find_decisive,
+    norm_name,
+    not_proved,
+    number,
+    one_line,
+    points,
+    share,
+    share_with_interval,
+    visible,
+    weakest_lifts,
+)
+from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord, Verdict
+
+__all__ = ["render"]
+
+_SIGNS = {
+    "removed": ":white_check_mark:",
+    "dormant": ":x:",
+    "active": ":x:",
+    "inconclusive": ":warning:",
+}
+# Everything that Markdown, HTML or GitHub's own additions could take for more than text.
+_PLAIN = re.compile(r"[^A-Za-z0-9 ,;%/'().+=-]")
+_START_OF_LINE = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
+
+
+def render(record: AnyRecord) -> str:
+    """Write `record` as a few lines of GitHub- and GitLab-flavoured Markdown."""
+    lines = [*_head(record), "", "<details>", "<summary>Details</summary>", ""]
+    runs = () if isinstance(record, ScoreRecord) else record.runs
+    audit = record if isinstance(record, AuditRecord) else None
+    for attack in list_attacks(runs, record.baselines):
+        lines += [*_attack_table(attack, audit), ""]
+    lines += [*_baseline_table(record), ""]
+    if not isinstance(record, ReactivationRecord) and record.bec:
+        values = ", ".join(f"{number(b.value)} against {_text(b.reference)}" for b in record.bec)
+        lines += [
+            f"**Backdoor existence coefficient** {values}. It explains and never decides.",
+            "",
+        ]
+    lines += [*_diagnostics(record)]
+    if audit is not None:
+        lines += ["**What this does not prove**", ""]
+        lines += [f"- {_text(line)}" for line in not_proved(audit)]
+        lines.append("")
+    lines += [*_origin(record), "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def _head(record: AnyRecord) -> Iterator[str]:
+    verdict = record.verdict if isinstance(record, AuditRecord) else None
+    file = f"<code>{_text(defended_file(record))}</code>"
+    if verdict is None:
+        yield f"### bdaudit {record.kind}: {file}"
+        yield ""
+        yield _text(one_line(record))
+        return
+    yield f"### {_SIGNS[verdict.outcome]} bdaudit: {verdict.outcome} - {file}"
+    yield ""
+    yield f"**{GISTS[verdict.outcome].capitalize()}.** {_text(verdict.why)}"
+    yield from _reasons(verdict)
+    decisive = find_decisive(record)  # type: ignore[arg-type]
+    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    if decisive is None or defended is None:
+        return
+    run, lift = decisive
+    yield ""
+    yield f"| trigger alone | with perturbation, eps {run.eps:g} | strongest control | lift |"
+    yield "|---|---|---|---|"
+    strongest = f"{100 * (run.asr.value - lift.value):.1f}% ({_text(lift.against or '')})"
+    bounds = f"{points(lift.value)} points ({points(lift.low)} to {points(lift.high)})"
+    yield f"| {share(defended.asr)} | {share(run.asr)} | {strongest} | {bounds} |"
+
+
+def _reasons(verdict: Verdict) -> Iterator[str]:
+    if len(verdict.reasons) > 1:
+        yield ""
+        yield from (f"- {_text(reason)}" for reason in verdict.reasons)
+    for title, entries in (
+        ("Not to be released", verdict.release_reasons),
+        ("Warning", verdict.warnings),
+    ):
+        for entry in entries:
+            yield ""
+            yield f"**{title}:** {_text(entry)}"
+
+
+def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:
+    yield f"**Re-activation, {attack.name}**: share taken to the target"
+    yield ""
+    yield _row([f"eps ({norm_name(attack.norm)})", *(f"{eps:g}" for eps in attack.ladder)])
+    yield _row(["---", *("---:" for _ in attack.ladder)])
+    for curve in attack.curves:
+        own = curve.label == curve.model
+        name = _text(curve.label) if own else f"&emsp;{_text(curve.label)}"
+        yield _row([name, *(share(curve.by_eps.get(eps)) for eps in attack.ladder)])
+    lifts = {} if audit is None else weakest_lifts(audit, attack.mode)
+    if lifts:
+        cells = [points(lifts[e].value) if e in lifts else "-" for e in attack.ladder]
+        yield _row(["**lift over the strongest control, points**", *cells])
+
+
+def _baseline_table(record: AnyRecord) -> Iterator[str]:
+    yield "**Without any perturbation**"
+    yield ""
+    yield _row(["model", "clean accuracy", "trigger alone", "no trigger"])
+    yield _row(["---", "---:", "---:", "---:"])
+    for b in record.baselines:
+        cells = [share(b.clean_acc), share_with_interval(b.asr), share(b.clean_target_rate)]
+        yield _row([_text(b.model), *cells])
+
+
+def _diagnostics(record: AnyRecord) -> Iterator[str]:
+    if not record.diagnostics:
+        return
+    yield "**Diagnostics**"
+    yield ""
+    for d in record.diagnostics:
+        yield f"- **{d.severity}** {_text(d.code)} ({_text(d.subject)}): {_text(d.message)}"
+    yield ""
+
+
+def _origin(record: AnyRecord) -> Iterator[str]:
+    yield "**Reproduce**"
+    yield ""
+    if record.command is not None:
+        # In a block of its own, whose characters mean nothing to Markdown once they are escaped.
+        yield f"<pre>{_text(shlex.join(record.command))}</pre>"
+        yield ""
+    yield _row(["what", "sha256"])
+    yield _row(["---", "---"])
+    for model in record.models:
+        yield _row([_text(model.name), f"<code>{model.weights_sha256 or 'unknown'}</code>"])
+    yield _row(["images", f"<code>{_text(record.data.sha256)}</code>"])
+    yield _row(["trigger", f"<code>{_text(record.trigger.sha256)}</code>"])
+    yield ""
+    yield (
+        f"bdaudit {_text(record.environment.bdaudit)}, seed {record.seed}, "
+        f"{_text(record.environment.device)}, {record.elapsed_s:.0f} s"
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(text: str) -> str:
+    """Write `text` so that Markdown shows it and reads nothing into it."""
+    flat = " ".join(visible(text).split())
+    escaped = _PLAIN.sub(lambda match: f"&#{ord(match[0])};", flat)
+    # Autolinks need no sign that is escaped above.
+    escaped = re.sub(r"(?i)\bwww\.", "www&#46;", escaped)
+    return _START_OF_LINE.sub(
+        lambda match: f"{match[1]}&#{ord(match[2][0])};{match[2][1:]}", escaped
+    )

@@ -1,0 +1,288 @@
+"""SARIF 2.1.0 for code scanning: the verdict as an alert on the defended file.
+
+A removed backdoor gives a run without results, which closes an alert of an earlier audit. Level
+and severity follow the verdict, and what the policy made of it. Doubts are notifications of the
+tool and not alerts. Static Analysis Results Interchange Format (SARIF) Version 2.1.0, OASIS 2020,
+and GitHub's "SARIF support for code scanning".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator
+from datetime import UTC
+from pathlib import PurePath, PureWindowsPath
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from bdaudit.errors import RecordError
+from bdaudit.report.wording import (
+    AnyRecord,
+    defended_file,
+    find_decisive,
+    not_proved,
+    visible,
+)
+from bdaudit.results import AuditRecord, Diagnostic, Verdict
+
+__all__ = ["render"]
+
+_SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+_LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+_RULES = {
+    "active": {
+        "id": "bdaudit/active-backdoor",
+        "name": "ActiveBackdoor",
+        "short": "The backdoor still works",
+        "full": "The trigger alone still takes images to the attacker's class.",
+        "help": (
+            "The defence did not work. Do not release the model: whoever knows the trigger "
+            "chooses its answer. Repeat the defence with other settings, or train again from "
+            "clean data, and audit the result."
+        ),
+        "severity": "9.3",
+        "level": "error",
+    },
+    "dormant": {
+        "id": "bdaudit/dormant-backdoor",
+        "name": "DormantBackdoor",
+        "short": "The backdoor is asleep, not gone",
+        "full": (
+            "The trigger alone no longer works, but with one tiny perturbation for all images it "
+            "does, clearly more than on innocent models under the same attack."
+        ),
+        "help": (
+            "Whoever knows the trigger can wake the backdoor with a perturbation too small to "
+            "see. Do not release the model. Another defence, or one that unlearns the trigger "
+            "itself, may remove it; audit the result again. The report of the audit shows at "
+            "which size of the perturbation it wakes, and how the controls compare."
+        ),
+        "severity": "8.1",
+        "level": "error",
+    },
+    "inconclusive": {
+        "id": "bdaudit/inconclusive-audit",
+        "name": "InconclusiveAudit",
+        "short": "The audit could not tell whether the backdoor is gone",
+        "full": (
+            "Something stood in the way of a verdict: too few images, no innocent models to "
+            "compare with, controls that saturate, a step that failed."
+        ),
+        "help": (
+            "The message names what stood in the way. More clean images, three or more innocent "
+            "models put through the same defence, or smaller perturbations usually settle it."
+        ),
+        "severity": "5.5",
+        "level": "warning",
+    },
+    "policy": {
+        "id": "bdaudit/release-policy",
+        "name": "ReleasePolicy",
+        "short": "The policy forbids this release",
+        "full": "A limit of the release policy beside the backdoor itself is not kept.",
+        "help": (
+            "The message says which limit: accuracy lost by the defence, files that were not "
+            "audited or are not on the list. Change the candidate, or the policy."
+        ),
+        "severity": "4.0",
+        "level": "error",
+    },
+}
+
+
+def render(record: AnyRecord) -> str:
+    """Write an audit as a SARIF log.
+
+    Raises:
+        RecordError: The record is not of an audit, or was not judged.
+    """
+    if not isinstance(record, AuditRecord) or record.verdict is None:
+        raise RecordError(f"SARIF reports verdicts, and this record of a {record.kind} has none")
+    log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [_run(record, record.verdict)]}
+    return json.dumps(log, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _run(record: AuditRecord, verdict: Verdict) -> dict[str, Any]:
+    file = _uri(defended_file(record))
+    failed = [step for step in record.steps if step.status == "failed"]
+    codes = list(dict.fromkeys(d.code for d in record.diagnostics))
+    run: dict[str, Any] = {
+        "tool": {
+            "driver": {
+                "name": "bdaudit",
+                "version": record.environment.bdaudit,
+                "rules": [_rule(rule) for rule in _RULES.values()],
+                "notifications": [_descriptor(code) for code in codes],
+            }
+        },
+        # One category a model, so that audits of several in one repository do not close each
+        # other's alerts.
+        "automationDetails": {"id": f"bdaudit/{file}/"},
+        "columnKind": "unicodeCodePoints",
+        "artifacts": list(_artifacts(record)),
+        "invocations": [
+            {
+                "executionSuccessful": not failed,
+                "startTimeUtc": record.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "toolExecutionNotifications": [
+                    *(_notification(d, codes) for d in record.diagnostics),
+                    *(
+                        {
+                            "level": "error",
+                            "message": _message(f"step {s.name} failed: {s.reason or ''}"),
+                        }
+                        for s in failed
+                    ),
+                ],
+                **(
+                    {}
+                    if record.command is None
+                    else {"commandLine": visible(shlex.join(record.command))}
+                ),
+            }
+        ],
+        "results": list(_results(record, verdict, file)),
+        "properties": {
+            "verdict": verdict.outcome,
+            "release": verdict.release,
+            "notProved": not_proved(record),
+        },
+    }
+    return run
+
+
+def _rule(rule: dict[str, str]) -> dict[str, Any]:
+    return {
+        "id": rule["id"],
+        "name": rule["name"],
+        "shortDescription": {"text": rule["short"]},
+        "fullDescription": {"text": rule["full"]},
+        "help": {
+            "text": f"{rule['full']} {rule['help']}",
+            "markdown": f"**{rule['short']}.** {rule['full']}\n\n{rule['help']}",
+        },
+        "defaultConfiguration": {"level": rule["level"]},
+        "properties": {
+            "tags": ["security", "machine-learning", "backdoor"],
+            "precision": "high",
+            "problem.severity": rule["level"],
+            "security-severity": rule["severity"],
+        },
+    }
+
+
+def _results(record: AuditRecord, verdict: Verdict, file: str) -> Iterator[dict[str, Any]]:
+    if verdict.outcome != "removed":
+        # A policy that lets an audit pass that could not tell makes a warning of it.
+        tolerated = verdict.outcome == "inconclusive" and verdict.release != "pass"
+        level = "error" if tolerated else _RULES[verdict.outcome]["level"]
+        yield _result(verdict.outcome, level, verdict.why, record, file, _figures(record))
+    for reason in verdict.release_reasons:
+        yield _result("policy", "error", f"Not to be released: {reason}.", record, file, {})
+
+
+def _figures(record: AuditRecord) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    if defended is not None:
+        figures["asr"] = defended.asr.value
+    decisive = find_decisive(record)
+    if decisive is not None:
+        run, lift = decisive
+        figures |= {
+            "eps": run.eps,
+            "norm": run.norm,
+            "reactivatedAsr": run.asr.value,
+            "lift": lift.value,
+            "strongestControl": lift.against,
+        }
+    return figures
+
+
+def _result(
+    kind: str, level: str, text: str, record: AuditRecord, file: str, figures: dict[str, Any]
+) -> dict[str, Any]:
+    rule = _RULES[kind]
+    # What stays the same when the same problem is found again in another build of the model.
+    parts = [rule["id"], file, record.trigger.kind, str(record.trigger.target_label)]
+    if kind == "policy":
+        parts.append(text.split("(", 1)[0])
+    fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return {
+        "ruleId": rule["id"],
+        "ruleIndex": list(_RULES).index(kind),
+        "level": level,
+        "message": _message(text),
+        "locations": [
+            {
+                "physicalLocation": {
+                    "artifactLocation": {"uri": file, "index": 0},
+                    # A model has no lines, and code scanning wants one.
+                    "region": {"startLine": 1},
+                }
+            }
+        ],
+        "partialFingerprints": {
+            "bdaudit/v1": fingerprint,
+            "primaryLocationLineHash": f"{fingerprint[:16]}:1",
+        },
+        "properties": figures,
+    }
+
+
+def _artifacts(record: AuditRecord) -> Iterator[dict[str, Any]]:
+    """List the files of the audit, the defended one first."""
+    own = defended_file(record)
+    digests = {f.path: f for f in record.inputs}
+    known = digests.pop(own, None)
+    entry: dict[str, Any] = {"location": {"uri": _uri(own)}, "roles": ["analysisTarget"]}
+    if known is not None:
+        entry |= {"hashes": {"sha-256": known.sha256}, "length": known.size_bytes}
+    yield entry
+    for file in digests.values():
+        yield {
+            "location": {"uri": _uri(file.path)},
+            "hashes": {"sha-256": file.sha256},
+            "length": file.size_bytes,
+            "description": _message(file.role),
+        }
+
+
+def _descriptor(code: str) -> dict[str, Any]:
+    return {
+        "id": f"bdaudit/{quote(code)}",
+        "shortDescription": {"text": visible(code.replace("_", " "))},
+    }
+
+
+def _notification(diagnostic: Diagnostic, codes: list[str]) -> dict[str, Any]:
+    return {
+        "descriptor": {
+            "id": f"bdaudit/{quote(diagnostic.code)}",
+            "index": codes.index(diagnostic.code),
+        },
+        "level": _LEVELS[diagnostic.severity],
+        "message": _message(f"{diagnostic.subject}: {diagnostic.message}"),
+    }
+
+
+def _message(text: str) -> dict[str, str]:
+    """Write plain text where SARIF would read links `[text](address)` and placeholders `{0}`."""
+    shown = visible(text).replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]")
+    return {"text": shown.replace("{", "{{").replace("}", "}}")}
+
+
+def _uri(path: str) -> str:
+    """Write a path as the address of an artefact, relative to the repository where it is so."""
+    if urlsplit(path).scheme in ("http", "https", "s3", "gs", "hf"):
+        return quote(path, safe="/:@?=&#%+~,;")
+    if PureWindowsPath(path).drive:
+        return PureWindowsPath(path).as_uri()
+    plain = PurePath(path)
+    if plain.is_absolute():
+        return plain.as_uri()
+    return quote(plain.as_posix()) or "defended"
