@@ -190,6 +190,8 @@ def audit_steps(
     )
     verdict = judge(record, limits, policy_source=policy_source)
     record = record.model_copy(update={"verdict": verdict})
+    if not settings.pictures:
+        return record
     return record.model_copy(update={"pictures": take_pictures(record, inputs, audit_.deltas)})
 
 

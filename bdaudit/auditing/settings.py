@@ -85,6 +85,7 @@ class AuditSettings:
         controls: Conditions run on the defended model beside the trigger; `None` takes all that
             the number of classes allows.
         measure_bec: Whether to compute the backdoor existence coefficient.
+        pictures: Whether the record keeps a few small held-out images for its report.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -101,6 +102,7 @@ class AuditSettings:
     input_diversity: float = 0.0
     controls: tuple[Condition, ...] | None = None
     measure_bec: bool = True
+    pictures: bool = True
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
 

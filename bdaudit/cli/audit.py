@@ -117,6 +117,7 @@ def audit(
     batch_size: options.BatchSize = 256,
     bf16: options.Bf16 = False,
     report: options.Reports = None,
+    pictures: options.PicturesOption = True,
     json: options.Json = None,
     quiet: options.Quiet = False,
     config: Config = None,
@@ -158,6 +159,7 @@ def audit(
         restarts=restarts,
         objective=objective.value,
         measure_bec=bec,
+        pictures=pictures,
         compute=options.compute_settings(device, seed, batch_size, bf16),
         split=options.split_settings(craft, held_out),
     )

@@ -339,9 +339,17 @@ Reports = Annotated[
     typer.Option(
         "--report",
         metavar="FORMAT=FILE",
-        help="Also write the result as html, json, ... (docs/reports.md); repeat for more.",
+        help="Also write the result as html, sarif, junit, md, csv, json; repeat for more.",
         rich_help_panel=_OUTPUT,
         show_default=False,
+    ),
+]
+PicturesOption = Annotated[
+    bool,
+    typer.Option(
+        "--pictures/--no-pictures",
+        help="Keep a few small held-out images in the record, for its report.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 Quiet = Annotated[

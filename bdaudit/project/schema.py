@@ -285,8 +285,13 @@ class Output(Table):
     )
     report: list[Annotated[str, WrittenAs()]] | None = Field(
         default=None,
-        description="Reports, FORMAT=FILE each; docs/reports.md lists the formats.",
+        description="Reports, FORMAT=FILE each: html, sarif, junit, md, csv, json.",
         examples=[["html=report.html"]],
+    )
+    pictures: bool | None = Field(
+        default=None,
+        description="Keep a few small held-out images in the record, for its report.",
+        examples=[True],
     )
 
 

@@ -28,7 +28,7 @@ from tests.twins import (
 SAMPLE = twin_sample(300, seed=2)
 
 
-def audit(defended: nn.Module, eps: tuple[float, ...]) -> AuditRecord:
+def audit(defended: nn.Module, eps: tuple[float, ...], **settings: bool) -> AuditRecord:
     return bdaudit.audit(
         defended,
         original=original_twin(),
@@ -37,7 +37,7 @@ def audit(defended: nn.Module, eps: tuple[float, ...]) -> AuditRecord:
         trigger=bdaudit.from_callable(twin_trigger, TARGET),
         settings=bdaudit.AuditSettings(
             eps=eps, n_passes=6, controls=("no_trigger",), measure_bec=False,
-            split=bdaudit.SplitSettings(n_craft=80),
+            split=bdaudit.SplitSettings(n_craft=80), **settings,
         ),
     )  # fmt: skip
 
@@ -164,6 +164,13 @@ def test_only_small_pngs_can_stand_in_a_record(pictures: Pictures) -> None:
         with pytest.raises(ValidationError):
             Thumbnail(png=bad, answer="other")
     assert Thumbnail(png=good, answer="other").png == good
+
+
+def test_they_can_be_left_out(record: AuditRecord) -> None:
+    without = audit(dormant_twin(), (0.03,), pictures=False)
+    assert without.pictures is None
+    assert without.verdict is not None
+    assert without.verdict.outcome == "dormant"
 
 
 def test_a_record_grows_little(record: AuditRecord) -> None:
