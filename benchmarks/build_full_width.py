@@ -118,7 +118,7 @@ class Workshop:
         network = preactresnet18(10, width=64, in_channels=1)
         classifier = Classifier(network, mean=(MEAN,), std=(STD,))
         config = TuningConfig(
-            learning_rate=0.1, n_epochs=self.options.epochs, batch_size=64, max_shift=0.08
+            learning_rate=0.03, n_epochs=self.options.epochs, batch_size=32, max_shift=0.0
         )
         started = time.time()
         fit(classifier.to(memory_format=torch.channels_last), images, labels, config, 0)
@@ -212,9 +212,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the idx files")
     parser.add_argument("--only", nargs="*", default=[], help="names of models")
-    parser.add_argument("--epochs", type=int, default=4, help="of training, on 10,000 images")
+    parser.add_argument("--epochs", type=int, default=2, help="of training, on 10,000 images")
     parser.add_argument("--tune-rate", type=float, default=0.05, help="peak of the plain defence")
-    parser.add_argument("--tune-epochs", type=int, default=5, help="of the plain defence")
+    parser.add_argument("--tune-epochs", type=int, default=4, help="of the plain defence")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -35,6 +35,7 @@ from bdaudit.auditing.pictures import take_pictures
 from bdaudit.auditing.runs import (
     Compute,
     derive_generator,
+    keep_answers,
     noise_run,
     query_run,
     transfer_runs,
@@ -171,6 +172,7 @@ def audit_steps(
     if store is None:
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": repr(settings)})
+    keep_answers(inputs.subjects, store)
     audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only)
     yield from audit_.measure()
     record = AuditRecord(

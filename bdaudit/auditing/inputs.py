@@ -23,6 +23,7 @@ from bdaudit.blackbox import (
 from bdaudit.data import Sample, from_arrays, load_sample, split_sample
 from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.models import (
+    Classifier,
     LoadedModel,
     ModelSettings,
     check_outputs,
@@ -158,6 +159,21 @@ class Subject:
         """Digest of its weights or files, `None` where nobody can know it."""
         return self.black_box.identity().sha256
 
+    def what_answers(self) -> dict[str, str]:
+        """Say by name what decides the answers; the same model elsewhere gives the same."""
+        identity = self.black_box.identity()
+        subject = {"weights": identity.sha256} if identity.sha256 else {"source": identity.source}
+        decisive = subject | dict(identity.details)
+        classifier = None if self.model is None else self.model.classifier
+        if isinstance(classifier, Classifier):
+            decisive |= {
+                "mean": str(classifier.mean.flatten().tolist()),
+                "std": str(classifier.std.flatten().tolist()),
+                "input size": str(classifier.input_size),
+                "outputs": classifier.outputs,
+            }
+        return decisive
+
     def describe(self) -> ModelInfo:
         """Describe it for the record."""
         identity = self.black_box.identity()
@@ -231,8 +247,9 @@ class Inputs:
     def description(self) -> dict[str, str]:
         """Say in digests what everything is measured on, to be held against at a resume."""
         models = {
-            f"model {s.name}": s.weights_sha256 or s.black_box.identity().source
-            for s in self.subjects
+            f"{subject.name} {name}": value
+            for subject in self.subjects
+            for name, value in subject.what_answers().items()
         }
         return models | {
             "data": self.held_out.sha256,

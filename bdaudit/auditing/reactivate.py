@@ -28,6 +28,7 @@ from bdaudit.auditing.inputs import (
 from bdaudit.auditing.runs import (
     Compute,
     derive_generator,
+    keep_answers,
     noise_run,
     query_run,
     transfer_runs,
@@ -166,6 +167,7 @@ def reactivate_steps(
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute(device, compute.seed, compute.batch_size)
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
+    keep_answers(inputs.subjects, store)
     diagnostics = [*check_inputs(inputs)]
     attack = _Attack(config, warm, inputs, run, store, cache_dir)
     yield from attack.prepare()

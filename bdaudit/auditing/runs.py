@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bdaudit.auditing.inputs import Subject
 from bdaudit.auditing.store import RunStore, ScoredRun
-from bdaudit.blackbox import Meter, diagnose_grid
+from bdaudit.blackbox import AnswerJournal, Meter, diagnose_grid
 from bdaudit.controls import AttackImages
 from bdaudit.digests import digest_tensors
 from bdaudit.models import LoadedModel
@@ -33,6 +34,7 @@ __all__ = [
     "Compute",
     "ask",
     "derive_generator",
+    "keep_answers",
     "noise_run",
     "query_run",
     "transfer_runs",
@@ -178,9 +180,10 @@ def query_run(
         n_spent=0 if state is None else state.n_queries,
     )
     identity = black_box.identity()
+    journal = store.journal(key) if subject.model is None else None
     result = yield from _titled(
         reactivate_query(
-            meter.ask,
+            partial(_ask_through, meter, journal),
             images.craft.images,
             images.craft.targets,
             config=config,
@@ -307,6 +310,23 @@ def transfer_runs(
         runs.append(run)
         started = time.perf_counter()
     return tuple(runs)
+
+
+def keep_answers(subjects: Iterable[Subject], store: RunStore) -> None:
+    """Have everything that is answered by models that can only be asked kept in `store`."""
+    for subject in subjects:
+        if subject.model is None:
+            subject.black_box.journal = store.journal("audit")
+
+
+def _ask_through(meter: Meter, journal: AnswerJournal | None, images: Tensor) -> Tensor:
+    """Ask a search's question, its answers kept in a journal of its own until it is complete."""
+    black_box = meter.black_box
+    outer, black_box.journal = black_box.journal, journal
+    try:
+        return meter.ask(images)
+    finally:
+        black_box.journal = outer
 
 
 def _query_curve(
@@ -458,10 +478,9 @@ def _key(
             ("targets", part.targets),
         )
     }
-    identity = subject.black_box.identity()
     parts = {
         "version": __version__,
-        "model": identity.sha256 or [identity.source, sorted(identity.details.items())],
+        "model": sorted(subject.what_answers().items()),
         "images": digest_tensors(tensors),
         "others": list(others),
         "condition": images.condition,

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bdaudit.atomic import write_atomically
+from bdaudit.blackbox import AnswerJournal
 from bdaudit.errors import ConfigError, InputError, RecordError
 from bdaudit.reactivation.query_state import QueryState, read_state, write_state
 from bdaudit.results import AttackRun
@@ -61,6 +62,10 @@ class MemoryStore:
 
     def checkpoint(self, key: str) -> Callable[[QueryState], None] | None:
         """Return what a search hands its state to: nothing, in memory."""
+        return None
+
+    def journal(self, key: str) -> AnswerJournal | None:
+        """Return where answers are kept as they arrive, by run or purpose: nowhere, in memory."""
         return None
 
 
@@ -131,6 +136,7 @@ class FolderStore(MemoryStore):
         )
         write_atomically(self.folder / f"{key}.json", run.record.model_dump_json().encode())
         self._search(key).unlink(missing_ok=True)
+        self._answers(key).unlink(missing_ok=True)
 
     def search_state(self, key: str) -> QueryState | None:
         """Return where an interrupted search stands."""
@@ -139,8 +145,17 @@ class FolderStore(MemoryStore):
 
     def checkpoint(self, key: str) -> Callable[[QueryState], None]:
         """Return what a search hands its state to, after every answer that was paid for."""
-        path = self._search(key)
-        return lambda state: write_state(path, state)
+
+        def write(state: QueryState) -> None:
+            write_state(self._search(key), state)
+            # Every answer so far is in the state now.
+            self._answers(key).unlink(missing_ok=True)
+
+        return write
+
+    def journal(self, key: str) -> AnswerJournal:
+        """Return where the answers to a question are kept until all of it is answered."""
+        return AnswerJournal(self._answers(key))
 
     def finish(self) -> None:
         """Throw the folder away: the result is written, nothing is left to resume."""
@@ -148,6 +163,9 @@ class FolderStore(MemoryStore):
 
     def _search(self, key: str) -> Path:
         return self.folder / f"{key}.search.safetensors"
+
+    def _answers(self, key: str) -> Path:
+        return self.folder / f"{key}.answers"
 
 
 def _demand_same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:

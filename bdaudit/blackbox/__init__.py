@@ -3,6 +3,7 @@
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity, top_labels
 from bdaudit.blackbox.diagnostics import check_repeatability, describe_scale, diagnose_grid
 from bdaudit.blackbox.function import FunctionBlackBox
+from bdaudit.blackbox.journal import AnswerJournal
 from bdaudit.blackbox.meter import Meter
 from bdaudit.blackbox.onnx_layers import OnnxLayers, fold_batch_norms, read_onnx_layers
 from bdaudit.blackbox.onnx_model import OnnxBlackBox
@@ -14,6 +15,7 @@ from bdaudit.blackbox.torch_model import TorchBlackBox
 from bdaudit.blackbox.transport import TransportSettings
 
 __all__ = [
+    "AnswerJournal",
     "BlackBox",
     "BlackBoxOptions",
     "Feedback",

@@ -16,6 +16,7 @@ from typing import Literal, Self, TypeAlias
 import torch
 from torch import Tensor
 
+from bdaudit.blackbox.journal import AnswerJournal
 from bdaudit.blackbox.scale import ScoreKind, ScoreScale, detect_scale
 from bdaudit.errors import ConfigError, DataError, ModelError
 
@@ -62,6 +63,12 @@ class BlackBox(ABC):
 
     Subclasses implement `_answer` and `identity`.
 
+    Attributes:
+        journal: Where answers are kept as they arrive, and found again by a run that is resumed;
+            `None` for nowhere. An answer found there counts as it did when it was paid for.
+        request_size: Images answered together; `None` when all of a question are.
+        requests_at_once: How many such portions are asked about together.
+
     Args:
         name: How records refer to the model.
         num_classes: K.
@@ -105,6 +112,9 @@ class BlackBox(ABC):
         self.notes = list(notes)
         self._scale = scale
         self._n_queries = 0
+        self.journal: AnswerJournal | None = None
+        self.request_size: int | None = None
+        self.requests_at_once = 1
 
     @property
     def n_queries(self) -> int:
@@ -140,7 +150,8 @@ class BlackBox(ABC):
         if len(images) == 0:
             empty = torch.empty(0, dtype=torch.int64)
             return empty if self.feedback == "labels" else torch.empty(0, self.num_classes)
-        answers = self._answer(self.to_grid(images))
+        sent = self.to_grid(images)
+        answers = self._answer(sent) if self.journal is None else self._recall(sent, self.journal)
         if answers.ndim == 1:
             return self._labels(answers, len(images))
         return self._scores(answers, len(images))
@@ -175,6 +186,31 @@ class BlackBox(ABC):
 
         Calls `_count` as answers arrive, so that a failure half way leaves the count right.
         """
+
+    def _recall(self, images: Tensor, journal: AnswerJournal) -> Tensor:
+        """Answer from the journal what it holds, and keep there what it does not."""
+        parts = torch.split(images, self.request_size or len(images))
+        answers = [journal.recall(part) for part in parts]
+        self._count(sum(len(part) for part, a in zip(parts, answers, strict=True) if a is not None))
+        missing = [k for k, answer in enumerate(answers) if answer is None]
+        for first in range(0, len(missing), self.requests_at_once):
+            group = missing[first : first + self.requests_at_once]
+            asked = [parts[k] for k in group]
+            try:
+                found = self._answer(torch.cat(asked)).split([len(part) for part in asked])
+            except BaseException:
+                for part, answer in zip(asked, self._answered_of(asked), strict=True):
+                    if answer is not None:
+                        journal.keep(part, answer)
+                raise
+            for k, answer in zip(group, found, strict=True):
+                journal.keep(parts[k], answer)
+                answers[k] = answer
+        return torch.cat([answer for answer in answers if answer is not None])
+
+    def _answered_of(self, parts: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return what was answered of a group of requests before one of them failed."""
+        return [None] * len(parts)
 
     def _count(self, n_images: int) -> None:
         self._n_queries += n_images

@@ -61,7 +61,7 @@ class FunctionBlackBox(BlackBox):
         self.function = function
         self.path = path
         self.files = () if path is None else (path,)
-        self.batch_size = batch_size
+        self.batch_size = self.request_size = batch_size
 
     def identity(self) -> Identity:
         """Name the function and digest its file; what it calls elsewhere is not known."""

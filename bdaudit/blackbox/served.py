@@ -107,6 +107,8 @@ class ServedBlackBox(BlackBox):
                 scale=options.known_scale,
                 notes=self.notes,
             )
+            self.request_size = self.batch_size
+            self.requests_at_once = options.transport.concurrency
         except BaseException:
             self._transport.close()
             raise
@@ -158,6 +160,10 @@ class ServedBlackBox(BlackBox):
         answers = [self._kept[key] for key in keys]
         self._kept.clear()
         return torch.from_numpy(np.concatenate(answers))
+
+    def _answered_of(self, parts: Sequence[Tensor]) -> list[Tensor | None]:
+        kept = [self._kept.get(key) for key in _keys(parts)]
+        return [None if rows is None else torch.from_numpy(rows) for rows in kept]
 
     def _ask_chunk(self, chunk: Tensor, key: Key, cancelled: threading.Event) -> None:
         """Have one request's worth of images answered, and keep the answer."""

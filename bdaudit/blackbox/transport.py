@@ -8,6 +8,7 @@ import os
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -151,10 +152,12 @@ class Transport:
             verify=_trusted(settings.ca_file),
             follow_redirects=False,
         )
+        # Whoever opened a model by its address alone has nothing to close.
+        self._close = weakref.finalize(self, self._client.close)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Close the connections; done anyway once nobody refers to this any more."""
+        self._close()
 
     def send(
         self,

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import bdaudit
-from bdaudit.blackbox import FunctionBlackBox
+from bdaudit.blackbox import BlackBoxOptions, FunctionBlackBox, TransportSettings
 from bdaudit.errors import ConfigError, InputError, ModelError, RemoteError
 from bdaudit.models import wrap_module
 from bdaudit.results import AttackRun, AuditRecord
 from tests.auditing.test_audit import TRIGGER, another_innocent
+from tests.blackbox.faulty_server import FaultyServer, drop_late
 from tests.blackbox.onnx_graphs import twin_onnx
 from tests.twins import dormant_twin, original_twin, removed_twin, twin_sample
 
@@ -183,10 +184,10 @@ def test_a_killed_search_goes_on_with_the_same_numbers_and_pays_nothing_twice(
     expected = reactivate(whole, bdaudit.MemoryStore())
     folder = tmp_path / "state"
     broken = Asked(dormant_twin())
-    broken.fails_after = 700
-    with pytest.raises(ModelError, match="went dead"):
-        reactivate(broken, bdaudit.FolderStore(folder, resume=False))
-    assert list(folder.glob("*.search.safetensors"))
+    for fails_after in (10, 320, 700, 1500, 2300, whole.n_images - 300):
+        broken.fails_after = fails_after
+        with pytest.raises(ModelError, match="went dead"):
+            reactivate(broken, bdaudit.FolderStore(folder, resume=fails_after > 10))
     broken.fails_after = None
     again = reactivate(broken, bdaudit.FolderStore(folder, resume=True))
     assert torch.equal(again.delta, expected.delta)
@@ -194,15 +195,41 @@ def test_a_killed_search_goes_on_with_the_same_numbers_and_pays_nothing_twice(
     assert [r.model_copy(update=timeless) for r in again.record.runs] == [
         r.model_copy(update=timeless) for r in expected.record.runs
     ]
-    # Baselines and repeatability are asked again; the search is not.
-    baselines = 400 - 100 + 225 + 2 * 8
-    assert broken.n_images <= whole.n_images + baselines
+    assert broken.n_images == whole.n_images
+
+
+def test_what_was_answered_beside_a_failed_request_is_not_asked_again(tmp_path: Path) -> None:
+    server = FaultyServer(dormant_twin())
+    settings = replace(SETTINGS, max_queries=600)
+    options = BlackBoxOptions(
+        batch_size=20, transport=TransportSettings(concurrency=3, max_retries=0, backoff_s=0.01)
+    )
+
+    def run(folder: Path, *, resume: bool) -> AuditRecord:
+        store = bdaudit.FolderStore(folder, resume=resume)
+        return audit(server.url, settings=settings, black_box=options, store=store)
+
+    with server.running():
+        expected = run(tmp_path / "whole", resume=False)
+        n_paid = server.n_answered
+        server.reset()
+        folder = tmp_path / "broken"
+        for n_failures, n_sound in enumerate((3, 17, 30, 40)):
+            server.faults = [*[None] * n_sound, drop_late]
+            with pytest.raises(RemoteError, match="no usable answer"):
+                run(folder, resume=n_failures > 0)
+        again = run(folder, resume=True)
+    assert server.n_answered == n_paid
+    timeless = {"elapsed_s": 0.0}
+    assert [r.model_copy(update=timeless) for r in again.runs] == [
+        r.model_copy(update=timeless) for r in expected.runs
+    ]
 
 
 def test_resuming_under_other_circumstances_is_refused_and_says_which(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     audit(dormant_twin(), store=bdaudit.FolderStore(folder, resume=False))
-    with pytest.raises(ConfigError, match="model defended was"):
+    with pytest.raises(ConfigError, match="defended weights was"):
         audit(removed_twin(), store=bdaudit.FolderStore(folder, resume=True))
     with pytest.raises(ConfigError, match="settings"):
         audit(

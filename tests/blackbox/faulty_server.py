@@ -26,7 +26,7 @@ _STRUCT_CODES = {"FP32": "f", "UINT8": "B", "FP16": "e"}
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves `answer` as the model "twin"; the next inferences meet `faults`, in order.
+    """Serves `answer` as the model "twin"; the next inferences meet `faults`, in order, if any.
 
     Attributes:
         answered: Images of every inference whose answer was written in full, in order.
@@ -43,7 +43,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.reset()
 
     def reset(self) -> None:
-        self.faults: list[Fault] = []
+        self.faults: list[Fault | None] = []
         self.answered: list[NDArray[Any]] = []
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         self.in_progress = 0
@@ -200,6 +200,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def drop(handler: Handler, answer: dict[str, Any]) -> None:
+    handler.hang_up()
+
+
+def drop_late(handler: Handler, answer: dict[str, Any]) -> None:
+    """Hang up when requests sent together with this one have been answered."""
+    time.sleep(0.1)
     handler.hang_up()
 
 
