@@ -11,26 +11,32 @@ Every rate is on held-out images, which cost no query of the search. A search is
 would have stood after growing numbers of queries, a quarter apart, so a figure in the table is
 right to a quarter.
 
-    python benchmarks/query_cost.py --eps 0.03 --seeds 0 1 2 --max-queries 20000
+    python benchmarks/query_cost.py --eps 0.03 --seeds 0 1 2 --max-queries 20000 --json out.json
 
-By default the model is the demonstration's dormant one.
+By default the model is the demonstration's dormant one. With --json every search is kept as soon as
+it is done, and one that is there already is not run again, so that searches with budgets of their
+own can be added by further runs; `benchmarks/plot_query_cost.py` draws and tabulates them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.data import Sample, load_sample, split_sample
-from bdaudit.models import LoadedModel, load_model
+from bdaudit.models import Classifier, LoadedModel, load_model
 from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 from bdaudit.reactivation.query import QueryResult, reactivate_query
@@ -59,9 +65,10 @@ def main() -> None:
         f"{model.name}: {len(craft)} craft and {len(held_out)} held-out images, at most "
         f"{options.max_queries} queries, seeds {options.seeds}"
     )
+    kept = Kept(options.json)
     for eps in options.eps:
         for seed in options.seeds:
-            report(model, original, craft_sample, craft, held_out, eps, seed, options)
+            report(model, original, craft_sample, craft, held_out, eps, seed, options, kept)
 
 
 def load_inputs(
@@ -76,6 +83,8 @@ def load_inputs(
         )
         for path in (options.model, options.original)
     )
+    if options.bf16:
+        model, original = in_bfloat16(model), in_bfloat16(original)
     trigger = read_trigger(options.trigger)
     halves = split_sample(sample, n_craft=options.n_craft, n_held_out=None, seed=0)
     return (
@@ -84,6 +93,27 @@ def load_inputs(
         halves.craft,
         poison(halves.craft, trigger, model.num_classes),
         poison(halves.held_out, trigger, model.num_classes),
+    )
+
+
+class _Bfloat16Classifier(Classifier):
+    """Runs its convolutions in bfloat16, whoever calls it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return super().forward(images.contiguous(memory_format=torch.channels_last)).float()
+
+
+def in_bfloat16(model: LoadedModel) -> LoadedModel:
+    """Return the model, and with it whatever is copied from it, run in bfloat16."""
+    old = model.classifier
+    assert isinstance(old, Classifier)
+    classifier = _Bfloat16Classifier(
+        old.network, mean=old.mean.flatten().tolist(), std=old.std.flatten().tolist()
+    )
+    return replace(
+        model,
+        classifier=classifier.to(memory_format=torch.channels_last).eval().requires_grad_(False),
     )
 
 
@@ -96,14 +126,28 @@ def report(
     eps: float,
     seed: int,
     options: argparse.Namespace,
+    kept: Kept,
 ) -> None:
     """Print what each search reaches with one seed, and after how many queries."""
-    white = asr(model.classifier, held_out, whitebox_delta(model, craft, eps, seed))
-    alone = asr(model.classifier, held_out, torch.zeros_like(held_out.triggered[:1]))
+    about = {"model": str(model.weights_sha256)[:12], "eps": eps, "seed": seed}
+    about |= {"n_craft": len(craft), "bf16": options.bf16}
+    missing = [
+        name
+        for name in options.searches
+        if not kept.has({**about, "search": name, "max_queries": options.max_queries})
+    ]
+    if not missing:
+        return
+    yardstick = kept.find(about)
+    if yardstick is None:
+        white = asr(model.classifier, held_out, whitebox_delta(model, craft, eps, seed, options))
+        alone = asr(model.classifier, held_out, torch.zeros_like(held_out.triggered[:1]))
+    else:
+        white, alone = yardstick["white"], yardstick["alone"]
     print(f"\neps {eps:g}, seed {seed}: white box {white:.3f}, the trigger alone {alone:.3f}")
-    print("    search              to 50 %   to 90 %   reached   queries   CPU s")
+    print("    search              to 50 %   to 90 %   reached   queries   CPU s   peak MB")
     surrogates: Sequence[nn.Module] = ()
-    if any(SEARCHES[name][2] for name in options.searches):
+    if any(SEARCHES[name][2] for name in missing):
         made = finish(
             make_surrogates(
                 original,
@@ -113,10 +157,14 @@ def report(
             )
         )
         surrogates = [surrogate.classifier for surrogate in made]
-    for name in options.searches:
+    for name in missing:
         schedule, feedback, warm = SEARCHES[name]
         config = QueryConfig(
-            eps=eps, schedule=schedule, feedback=feedback, max_queries=options.max_queries
+            eps=eps,
+            schedule=schedule,
+            feedback=feedback,
+            max_queries=options.max_queries,
+            autocast="bf16" if options.bf16 else None,
         )
         started = time.process_time()
         found = search(model, craft, config, surrogates if warm else (), seed)
@@ -126,23 +174,67 @@ def report(
             for point in found.milestones
         ]
         half, most = (queries_to(share * white, curve) for share in (0.5, 0.9))
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        kept.add(
+            {
+                **about,
+                "search": name,
+                "max_queries": options.max_queries,
+                "white": white,
+                "alone": alone,
+                "curve": curve,
+                "cpu_s": elapsed,
+                "peak_mb": peak_mb,
+            }
+        )
         print(
             f"    {name:18s} {half:>8s}  {most:>8s}  {curve[-1][1]:8.3f}  {found.n_queries:8d}  "
-            f"{elapsed:6.0f}",
+            f"{elapsed:6.0f}  {peak_mb:8.0f}",
             flush=True,
         )
         if options.curves:
             print("       ", "  ".join(f"{n}:{rate:.3f}" for n, rate in curve), flush=True)
 
 
-def whitebox_delta(model: LoadedModel, craft: Poisoned, eps: float, seed: int) -> Tensor:
+class Kept:
+    """Searches that were run, in a JSON file where one was named."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        there = path is not None and path.exists()
+        self.searches: list[dict[str, Any]] = json.loads(path.read_text()) if there else []
+
+    def find(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        """Return one that agrees with `about`."""
+        return next((s for s in self.searches if about.items() <= without_curve(s).items()), None)
+
+    def has(self, about: dict[str, Any]) -> bool:
+        """Say whether there is one."""
+        return self.find(about) is not None
+
+    def add(self, search: dict[str, Any]) -> None:
+        """Keep one."""
+        self.searches.append(search)
+        if self.path is not None:
+            lines = ",\n".join(json.dumps(one) for one in self.searches)
+            self.path.write_text(f"[\n{lines}\n]\n")
+
+
+def without_curve(search: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what cannot be compared at once."""
+    return {name: value for name, value in search.items() if name != "curve"}
+
+
+def whitebox_delta(
+    model: LoadedModel, craft: Poisoned, eps: float, seed: int, options: argparse.Namespace
+) -> Tensor:
     """Return the yardstick's perturbation."""
     return finish(
         reactivate_whitebox(
             model.classifier,
             craft.triggered,
             craft.targets,
-            config=WhiteboxConfig(eps=eps),
+            config=WhiteboxConfig(eps=eps, autocast="bf16" if options.bf16 else None),
             generator=torch.Generator().manual_seed(seed),
         )
     ).delta
@@ -205,6 +297,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--surrogate-cache", type=Path, help="folder to keep surrogates in")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--curves", action="store_true", help="print whole curves as well")
+    parser.add_argument("--bf16", action="store_true", help="run all models in bfloat16")
+    parser.add_argument("--json", type=Path, help="file to keep every search in")
     return parser.parse_args()
 
 

@@ -197,7 +197,7 @@ class BlackBox(ABC):
             group = missing[first : first + self.requests_at_once]
             asked = [parts[k] for k in group]
             try:
-                found = self._answer(torch.cat(asked)).split([len(part) for part in asked])
+                found = torch.split(self._answer(torch.cat(asked)), [len(part) for part in asked])
             except BaseException:
                 for part, answer in zip(asked, self._answered_of(asked), strict=True):
                     if answer is not None:

@@ -10,7 +10,13 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import exit_by, reporting_errors
-from bdaudit.cli.output import JsonSink, ReportSinks, show_record, showing_progress
+from bdaudit.cli.output import (
+    JsonSink,
+    ReportSinks,
+    show_record,
+    showing_progress,
+    telling_what_is_kept,
+)
 from bdaudit.cli.project import Config, TrustConfig, comes_from_project, demand_trust, project_of
 
 __all__ = ["register"]
@@ -163,7 +169,7 @@ def audit(
         compute=options.compute_settings(device, seed, batch_size, bf16),
         split=options.split_settings(craft, held_out),
     )
-    with showing_progress(quiet) as listener:
+    with telling_what_is_kept(store), showing_progress(quiet) as listener:
         record = run_audit(
             source,
             original=original,

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from bdaudit.atomic import write_atomically
-from bdaudit.errors import ConfigError, InputError
+from bdaudit.errors import ConfigError, InputError, RemoteError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bdaudit.auditing import FolderStore
     from bdaudit.progress import Listener, Progress
     from bdaudit.report.wording import AnyRecord
 
@@ -26,6 +29,7 @@ __all__ = [
     "show_record",
     "showing_progress",
     "stdout_console",
+    "telling_what_is_kept",
 ]
 
 _SHOW_AFTER_S = 1.0
@@ -36,6 +40,21 @@ def stdout_console() -> Console:
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
+    """Say, when a run ends before its result is there, how to go on with what it measured."""
+    try:
+        yield
+    except (RemoteError, KeyboardInterrupt):
+        if store is not None and store.folder.is_dir():
+            typer.echo(
+                f"bdaudit: what was measured and answered is kept in {store.folder}; the same "
+                "command with --resume goes on from there",
+                err=True,
+            )
+        raise
 
 
 @contextmanager

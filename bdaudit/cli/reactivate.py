@@ -11,7 +11,13 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, check_writable, show_record, showing_progress
+from bdaudit.cli.output import (
+    JsonSink,
+    check_writable,
+    show_record,
+    showing_progress,
+    telling_what_is_kept,
+)
 from bdaudit.errors import ConfigError
 
 __all__ = ["register"]
@@ -180,7 +186,7 @@ def reactivate(
             optimizer=optimizer.value,
             autocast="bf16" if bf16 else None,
         )
-    with showing_progress(quiet) as listener:
+    with telling_what_is_kept(store), showing_progress(quiet) as listener:
         found = run_reactivate(
             source,
             data=data,
