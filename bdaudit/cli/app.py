@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from bdaudit.cli import audit, demo, gate, init, inspect, reactivate, report, score, trigger, verify
+from bdaudit.cli import (
+    audit,
+    compare,
+    demo,
+    gate,
+    init,
+    inspect,
+    reactivate,
+    report,
+    score,
+    trigger,
+    verify,
+)
 from bdaudit.version import __version__
 
 __all__ = ["app", "main"]
@@ -44,7 +56,7 @@ def _root(
     """Is the backdoor in a cleaned model gone, or only asleep?"""
 
 
-for module in (demo, init, audit, gate, verify, score, reactivate, inspect, report):
+for module in (demo, init, audit, gate, verify, compare, score, reactivate, inspect, report):
     module.register(app)
 app.add_typer(trigger.app)
 

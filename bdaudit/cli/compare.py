@@ -1,0 +1,111 @@
+"""`bdaudit compare`: several defended versions of one original side by side."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bdaudit.atomic import write_atomically
+from bdaudit.cli import options
+from bdaudit.cli.exits import reporting_errors
+from bdaudit.cli.output import JsonSink, check_writable, stdout_console
+from bdaudit.errors import ConfigError, RecordError
+
+if TYPE_CHECKING:
+    from bdaudit.results import AuditRecord
+
+__all__ = ["register"]
+
+
+class Mode(StrEnum):
+    """Kinds of attack."""
+
+    WHITE = "white"
+    QUERY = "query"
+    TRANSFER = "transfer"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="compare")(compare)
+
+
+@reporting_errors
+def compare(
+    records: Annotated[
+        list[Path],
+        typer.Argument(help="Records of audits (--json), two or more.", show_default=False),
+    ],
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Radius to compare at [default: the common one with the largest lift].",
+            show_default=False,
+        ),
+    ] = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="Kind of attack [default: the first that all records have].", show_default=False
+        ),
+    ] = None,
+    report: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--report",
+            metavar="html=FILE",
+            help="Also write the comparison as a page.",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """Show which of several defences of one original really worked. Nothing is computed."""
+    radius = options.read_numbers(eps, "--eps")
+    if radius is not None and len(radius) != 1:
+        raise ConfigError(f"--eps: expected one radius, got {eps!r}")
+    sink = JsonSink(json)
+    page = _page_of(report)
+
+    from bdaudit.report.comparison import compare as put_side_by_side
+    from bdaudit.report.comparison_terminal import print_comparison
+    from bdaudit.results import to_json
+
+    made = put_side_by_side(
+        [(str(path), _read(path)) for path in records],
+        mode=None if mode is None else mode.value,
+        eps=None if radius is None else radius[0],
+    )
+    sink.write(to_json(made))
+    if page is not None:
+        from bdaudit.report.comparison_html import render
+
+        write_atomically(page, render(made).encode())
+    if not sink.to_stdout:
+        print_comparison(made, stdout_console())
+
+
+def _read(path: Path) -> AuditRecord:
+    from bdaudit.results import AuditRecord, read_record
+
+    record = read_record(path)
+    if not isinstance(record, AuditRecord):
+        raise RecordError(
+            f"{path}: expected the record of an audit, got one of kind {record.kind!r}"
+        )
+    return record
+
+
+def _page_of(reports: list[str] | None) -> Path | None:
+    page = None
+    for text in reports or ():
+        name, separator, file = text.partition("=")
+        if name != "html" or not separator or not file or page is not None:
+            raise ConfigError(f"--report: expected html=FILE, once, got {text!r}")
+        page = Path(file)
+        check_writable(page)
+    return page

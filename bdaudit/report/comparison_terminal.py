@@ -1,0 +1,111 @@
+"""A comparison on the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bdaudit.report.chart import Line, draw_chart
+from bdaudit.report.comparison import ComparedModel, ComparisonRecord, Neighbour
+from bdaudit.report.wording import norm_name, points, share, visible
+from bdaudit.results import Comparison
+
+__all__ = ["print_comparison"]
+
+_STYLES = {"removed": "green", "dormant": "red", "active": "red", "inconclusive": "yellow"}
+
+
+def print_comparison(made: ComparisonRecord, console: Console) -> None:
+    """Print `made` on `console`, fitted to its width."""
+    title = f"Defended versions of one original  {made.attack}, {norm_name(made.norm)} {made.eps:g}"
+    console.print(Text(title, style="bold"))
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("model", overflow="fold", min_width=8)
+    for name in ("verdict", "clean", "alone", "woken", "lift", "bounds", "BEC"):
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for model in made.models:
+        table.add_row(*_cells(model))
+    for neighbour in (made.original, made.innocent):
+        if neighbour is not None:
+            table.add_row(*_neighbour_cells(neighbour), style="dim")
+    console.print(table)
+    drawn = sorted((m for m in made.models if m.bec is not None), key=_middle)
+    if drawn:
+        ascii_only = not console.encoding.lower().startswith("utf")
+        console.print(Text("ASR against BEC", style="bold"))
+        console.print(
+            draw_chart(
+                [f"{_middle(m):.2f}" for m in drawn],
+                lines=[
+                    Line("trigger alone", "o" if ascii_only else "○", "blue", _plain(drawn)),
+                    Line("re-activated", "*" if ascii_only else "●", "bold red", _woken(drawn)),
+                ],
+                width=min(console.width, 78),
+                height=9,
+                ascii_only=ascii_only,
+            )
+        )
+    for warning in made.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), visible(warning)))
+
+
+def _cells(model: ComparedModel) -> list[Text | str]:
+    outcome = model.outcome or "not judged"
+    lift, bec = model.lift, model.bec
+    span = "-"
+    if bec is not None:
+        span = f"{bec.middle:.2f}"
+        if bec.low != bec.high:
+            span = f"{bec.low:.2f}-{bec.high:.2f}"
+    return [
+        visible(model.name),
+        Text(outcome, style=_STYLES.get(outcome, "")),
+        share(model.clean_acc),
+        share(model.asr),
+        share(model.reactivated),
+        "-" if lift is None else points(lift.value),
+        "-" if lift is None else _bounds(lift),
+        span,
+    ]
+
+
+def _bounds(lift: Comparison) -> str:
+    if lift.low is None or lift.high is None:
+        return "-"
+    return f"{100 * lift.low:+.0f}..{100 * lift.high:+.0f}"
+
+
+def _neighbour_cells(neighbour: Neighbour) -> list[str]:
+    return [
+        neighbour.name.removesuffix(" models"),
+        "",
+        "",
+        _range(neighbour.asr, neighbour.asr_high),
+        _range(neighbour.reactivated, neighbour.reactivated_high),
+        "",
+        "",
+        f"{neighbour.bec:g}",
+    ]
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
+    if low == high:
+        return f"{100 * low:.1f}%"
+    return f"{100 * low:.1f}-{100 * high:.1f}%"
+
+
+def _middle(model: ComparedModel) -> float:
+    assert model.bec is not None
+    return model.bec.middle
+
+
+def _plain(models: list[ComparedModel]) -> list[float | None]:
+    return [m.asr.value for m in models]
+
+
+def _woken(models: list[ComparedModel]) -> list[float | None]:
+    return [m.reactivated.value for m in models]
