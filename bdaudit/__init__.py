@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bdaudit.auditing import (
         AuditSettings,
         BlackBoxOptions,
+        ClipSettings,
         ComputeSettings,
         ExistenceConfig,
         FolderStore,
@@ -49,6 +50,7 @@ _HOMES = {
     "ComputeSettings": "auditing",
     "ExistenceConfig": "auditing",
     "BlackBoxOptions": "auditing",
+    "ClipSettings": "auditing",
     "FolderStore": "auditing",
     "MemoryStore": "auditing",
     "ModelSettings": "auditing",
@@ -90,6 +92,7 @@ __all__ = [
     "AuditRecord",
     "AuditSettings",
     "BlackBoxOptions",
+    "ClipSettings",
     "ComputeSettings",
     "ExistenceConfig",
     "FolderStore",

@@ -8,7 +8,7 @@ from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSetti
 from bdaudit.auditing.store import FolderStore, MemoryStore, RunStore
 from bdaudit.blackbox import BlackBoxOptions, TransportSettings
 from bdaudit.existence import ExistenceConfig
-from bdaudit.models import ModelSettings
+from bdaudit.models import ClipSettings, ModelSettings
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.transfer import TransferConfig
@@ -16,6 +16,7 @@ from bdaudit.reactivation.transfer import TransferConfig
 __all__ = [
     "AuditSettings",
     "BlackBoxOptions",
+    "ClipSettings",
     "ComputeSettings",
     "ExistenceConfig",
     "FolderStore",

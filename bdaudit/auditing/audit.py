@@ -83,7 +83,7 @@ def audit(
     policy: Policy | str | Path | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
-    target_label: int | None = None,
+    target_label: int | str | None = None,
     allow_trigger_code: bool = False,
     black_box: BlackBoxOptions | None = None,
     store: RunStore | None = None,
@@ -108,7 +108,7 @@ def audit(
         policy: Limits of the verdict, or the path of a policy file; default limits otherwise.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        target_label: Replaces the target of an all-to-one trigger.
+        target_label: Replaces the target of an all-to-one trigger; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         black_box: What is known about a defended model that can only be asked.
         store: Finished attack runs to use and to add to; a `FolderStore` lets an audit that was

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,6 +67,7 @@ TriggerSource: TypeAlias = Trigger | str | Path
 
 _WIDE_FOOTPRINT = 0.10
 _N_CHECKED = 64  # images on which a model's answers are looked at before anything is measured
+_N_NAMED = 10  # class names listed in an error
 _N_PEEKED = 4  # images read to learn the sample's own shape
 
 
@@ -87,7 +89,7 @@ class Sources:
         model_options: What the user says about all the checkpoints.
         black_box: What the user says about a defended model that can only be asked.
         feedback: What a query search is given.
-        target_label: Replaces the target of the trigger's rule.
+        target_label: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Whether a trigger file may name Python code to run.
         project: The project file that said all this, `None` when none did.
     """
@@ -103,9 +105,16 @@ class Sources:
     model_options: ModelSettings = field(default_factory=ModelSettings)
     black_box: BlackBoxOptions = field(default_factory=BlackBoxOptions)
     feedback: Feedback = "scores"
-    target_label: int | None = None
+    target_label: int | str | None = None
     allow_trigger_code: bool = False
     project: str | Path | None = None
+
+    @property
+    def class_names(self) -> Sequence[str] | Path | None:
+        """Names for the data's classes: those given for it, or else a CLIP's."""
+        if self.classes is not None or self.model_options.clip is None:
+            return self.classes
+        return self.model_options.clip.class_names
 
     def named_models(self) -> list[tuple[Role, str, ModelSource]]:
         """Give the models that are opened as files or modules their role and name.
@@ -322,10 +331,10 @@ def open_inputs(
     first = subjects[0].black_box
     for subject in subjects[1:]:
         _check_same_task(first, subject.black_box)
-    sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.classes)
+    sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.class_names)
     _check_labels(sample, first)
     subjects = [_with_checked_outputs(subject, sample, sources, device) for subject in subjects]
-    trigger = _open_trigger(sources)
+    trigger = _open_trigger(sources, sample.class_names)
     halves = split_sample(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.n_held_out, seed=seed
     )
@@ -374,7 +383,7 @@ def _shape_of_sample(sources: Sources) -> tuple[int, int, int] | None:
         sample = open_sample(data, image_shape=None, classes=None)
     else:
         try:
-            sample = load_sample(Path(data), classes=sources.classes, limit=_N_PEEKED)
+            sample = load_sample(Path(data), classes=sources.class_names, limit=_N_PEEKED)
         except DataError:
             return None
     return _shape_of(sample)
@@ -424,7 +433,9 @@ def _open_model(
         input_size=options.input_size,
         mean=options.mean,
         std=options.std,
+        interpolation=options.interpolation,
         outputs=options.outputs,
+        clip=options.clip,
         fallback_image_shape=image_shape,
         device=device,
     )
@@ -529,10 +540,46 @@ def _with_target(trigger: Trigger, target_label: int) -> Trigger:
     return replace(trigger, rule=rule)
 
 
-def _open_trigger(sources: Sources) -> Trigger:
+def _open_trigger(sources: Sources, class_names: Sequence[str] | None) -> Trigger:
     trigger = sources.trigger
     if not isinstance(trigger, Trigger):
         trigger = read_trigger(Path(trigger), allow_code=sources.allow_trigger_code)
     if sources.target_label is None:
         return trigger
-    return _with_target(trigger, sources.target_label)
+    return _with_target(trigger, class_index(sources.target_label, class_names))
+
+
+def class_index(target: int | str, class_names: Sequence[str] | None) -> int:
+    """Return the index of a class that was given as an index or by its name.
+
+    A name is compared as it is written, then without regard to case.
+
+    Raises:
+        TriggerError: It is no index and not among the names, or a number that is also the name of
+            another class.
+    """
+    text = str(target).strip()
+    names = list(class_names or ())
+    folded = [name.casefold() for name in names]
+    for wanted, known in ((text, names), (text.casefold(), folded)):
+        if known.count(wanted) == 1 and not isinstance(target, int):
+            index = known.index(wanted)
+            if text.isdecimal() and int(text) != index:
+                raise TriggerError(
+                    f"target {text!r}: is class {index} by its name and class {int(text)} by its "
+                    "index; give the index in Python, or another name by --classes"
+                )
+            return index
+    if isinstance(target, int) or text.isdecimal():
+        return int(target)
+    near = difflib.get_close_matches(text.casefold(), folded, n=1)
+    if near:
+        hint = f"did you mean {names[folded.index(near[0])]!r}?"
+    elif names:
+        more = ", ..." if len(names) > _N_NAMED else ""
+        hint = f"the classes are {', '.join(names[:_N_NAMED])}{more}"
+    else:
+        hint = "class names are not known, give them with --classes"
+    raise TriggerError(
+        f"target {text!r}: expected the index of a class or the name of one, got neither; {hint}"
+    )

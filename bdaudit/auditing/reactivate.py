@@ -81,7 +81,7 @@ def reactivate(
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
     black_box: BlackBoxOptions | None = None,
-    target_label: int | None = None,
+    target_label: int | str | None = None,
     allow_trigger_code: bool = False,
     store: RunStore | None = None,
     cache_dir: Path | None = None,
@@ -106,7 +106,7 @@ def reactivate(
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
         black_box: What is known about a model that can only be asked.
-        target_label: Replaces the target of the trigger's rule.
+        target_label: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         store: Where finished runs and a running search are kept; a `FolderStore` lets a search
             that was killed go on without paying for an answer twice.

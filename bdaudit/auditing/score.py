@@ -41,7 +41,7 @@ def score(
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
-    target_label: int | None = None,
+    target_label: int | str | None = None,
     allow_trigger_code: bool = False,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
@@ -60,7 +60,7 @@ def score(
         split: Sizes of the halves; the coefficient is measured on the held-out one.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        target_label: Replaces the target of the trigger's rule.
+        target_label: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         command: What to record as the command that reproduces this.
         listener: Told of progress.

@@ -85,7 +85,9 @@ def open_black_box(
         input_size=options.settings.input_size,
         mean=options.settings.mean,
         std=options.settings.std,
+        interpolation=options.settings.interpolation,
         outputs=options.settings.outputs,
+        clip=options.settings.clip,
         fallback_image_shape=fallback_image_shape,
         device=device,
     )

@@ -45,6 +45,10 @@ def audit(
     mean: options.Mean = None,
     std: options.Std = None,
     outputs: options.OutputsOption = None,
+    classnames: options.ClassNames = None,
+    templates: options.Templates = None,
+    pretrained: options.Pretrained = None,
+    clip_config: options.ClipConfig = None,
     mode: Annotated[
         list[options.Mode] | None,
         typer.Option(
@@ -180,7 +184,18 @@ def audit(
             settings=settings,
             policy=policy,
             classes=classes,
-            model_options=options.model_options(arch, num_classes, input_size, mean, std, outputs),
+            model_options=options.model_options(
+                arch,
+                num_classes,
+                input_size,
+                mean,
+                std,
+                outputs,
+                classnames=classnames,
+                templates=templates,
+                pretrained=pretrained,
+                clip_config=clip_config,
+            ),
             target_label=target,
             allow_trigger_code=allow_trigger_code,
             black_box=options.black_box_options(

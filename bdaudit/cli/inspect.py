@@ -90,6 +90,8 @@ def _show(found: Inspection) -> None:
     rows += [("note", note) for note in found.notes]
     if found.non_finite:
         rows.append(("not finite", ", ".join(found.non_finite)))
+    if found.clip is not None:
+        rows.append(("kind", found.clip.describe()))
     for guess in found.guesses:
         fit = "fits" if guess.score == 1.0 else f"{guess.score:.0%} of tensors agree"
         shape = ", ".join(
@@ -98,10 +100,24 @@ def _show(found: Inspection) -> None:
             if n is not None
         )
         rows.append(("architecture", f"{guess.arch} ({fit}{', ' + shape if shape else ''})"))
-    if found.container is not None and not found.guesses:
+    if found.clip is not None:
+        rows.append(("to open it", _how_to_open_clip(len(found.guesses))))
+    elif found.container is not None and not found.guesses:
         rows.append(
             ("architecture", "none known; pass --arch FILE.py:FACTORY to the other commands")
         )
     for name, value in rows:
         table.add_row(name, Text(value))
     console.print(table)
+
+
+def _how_to_open_clip(n_configs: int) -> str:
+    if n_configs == 0:
+        return (
+            "none of open_clip's configs has these sizes (or open_clip is not installed): "
+            "--arch open_clip/NAME --clip-config FOLDER --classnames FILE, with FOLDER/NAME.json"
+        )
+    several = (
+        ", whichever it was trained as: tensors do not tell them apart" if n_configs > 1 else ""
+    )
+    return f"--arch as above{several}, with --classnames FILE"

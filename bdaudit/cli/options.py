@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _INPUTS = "Inputs"
 _MODELS = "What the checkpoints do not say themselves"
+_CLIP = "A CLIP as a classifier (--arch open_clip/NAME)"
 _COMPUTE = "Computation"
 _OUTPUT = "Output"
 
@@ -250,8 +251,11 @@ References = Annotated[
     ),
 ]
 Target = Annotated[
-    int | None,
-    typer.Option(help="Target class, in place of the trigger file's.", rich_help_panel=_INPUTS),
+    str | None,
+    typer.Option(
+        help="Target class, its index or name, in place of the trigger file's.",
+        rich_help_panel=_INPUTS,
+    ),
 ]
 Classes = Annotated[
     Path | None,
@@ -270,7 +274,8 @@ AllowTriggerCode = Annotated[
 Arch = Annotated[
     str | None,
     typer.Option(
-        help="torchvision/NAME, timm/NAME, bdaudit/preactresnet18[_wN], or FILE.py:FACTORY "
+        help="torchvision/NAME, timm/NAME, open_clip/NAME, bdaudit/preactresnet18[_wN], or "
+        "FILE.py:FACTORY "
         "(which runs that file's code).",
         rich_help_panel=_MODELS,
     ),
@@ -295,6 +300,35 @@ Std = Annotated[
 ]
 OutputsOption = Annotated[
     Outputs | None, typer.Option("--outputs", help="What it returns.", rich_help_panel=_MODELS)
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        "--classnames",
+        help="File with the name that prompts give each class, one a line in order of index.",
+        rich_help_panel=_CLIP,
+    ),
+]
+Templates = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with one prompt a line, {} for the name; their embeddings are averaged "
+        "[default: 'a photo of a {}.'].",
+        show_default=False,
+        rich_help_panel=_CLIP,
+    ),
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights the checkpoints were trained from, a tag of open_clip or a local file: gives "
+        "the normalisation, and the text tower where a checkpoint has none.",
+        rich_help_panel=_CLIP,
+    ),
+]
+ClipConfig = Annotated[
+    Path | None,
+    typer.Option(help="Folder with NAME.json, a config of open_clip.", rich_help_panel=_CLIP),
 ]
 Craft = Annotated[
     int | None,
@@ -423,9 +457,29 @@ def model_options(
     mean: str | None,
     std: str | None,
     outputs: Outputs | None,
+    *,
+    classnames: Path | None = None,
+    templates: Path | None = None,
+    pretrained: str | None = None,
+    clip_config: Path | None = None,
 ) -> ModelSettings:
-    """Gather what the user says about the checkpoints."""
-    from bdaudit.auditing import ModelSettings
+    """Gather what the user says about the checkpoints.
+
+    Raises:
+        ConfigError: An option does not go with the others.
+        ModelError: Class names or templates cannot be used.
+    """
+    from bdaudit.auditing import ClipSettings, ModelSettings
+
+    clip = None
+    if classnames is not None:
+        if arch is not None and not arch.startswith("open_clip/"):
+            raise ConfigError(f"--classnames: only for --arch open_clip/NAME, got {arch}")
+        clip = ClipSettings.from_files(
+            classnames, templates=templates, config_folder=clip_config, pretrained=pretrained
+        )
+    elif templates or pretrained or clip_config:
+        raise ConfigError("--templates, --pretrained, --clip-config: give --classnames with them")
 
     return ModelSettings(
         arch=arch,
@@ -434,6 +488,7 @@ def model_options(
         mean=read_numbers(mean, "--mean"),
         std=read_numbers(std, "--std"),
         outputs=None if outputs is None else outputs.value,
+        clip=clip,
     )
 
 

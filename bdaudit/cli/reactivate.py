@@ -73,6 +73,10 @@ def reactivate(
     mean: options.Mean = None,
     std: options.Std = None,
     outputs: options.OutputsOption = None,
+    classnames: options.ClassNames = None,
+    templates: options.Templates = None,
+    pretrained: options.Pretrained = None,
+    clip_config: options.ClipConfig = None,
     norm: Annotated[
         options.Norm, typer.Option(help="Norm of the perturbation.", rich_help_panel="Attack")
     ] = options.Norm.LINF,
@@ -199,7 +203,18 @@ def reactivate(
             compute=options.compute_settings(device, seed, batch_size, bf16),
             split=options.split_settings(craft, held_out),
             classes=classes,
-            model_options=options.model_options(arch, num_classes, input_size, mean, std, outputs),
+            model_options=options.model_options(
+                arch,
+                num_classes,
+                input_size,
+                mean,
+                std,
+                outputs,
+                classnames=classnames,
+                templates=templates,
+                pretrained=pretrained,
+                clip_config=clip_config,
+            ),
             target_label=target,
             allow_trigger_code=allow_trigger_code,
             black_box=options.black_box_options(

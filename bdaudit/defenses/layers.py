@@ -7,6 +7,7 @@ from typing import TypeAlias
 from torch import nn
 
 from bdaudit.errors import ModelError
+from bdaudit.models import ZeroShotNetwork
 
 __all__ = ["Weighted", "classifier_head", "last_feature_layer"]
 
@@ -20,7 +21,12 @@ def classifier_head(classifier: nn.Module) -> nn.Linear:
     Raises:
         ModelError: There is none.
     """
-    linear = [part for part in classifier.modules() if isinstance(part, nn.Linear)]
+    if _is_zero_shot(classifier):
+        raise ModelError(
+            "expected a network that ends in a linear layer, got a CLIP, whose logits are cosines "
+            "with fixed text embeddings; use a defence that needs no head, such as fine-tuning"
+        )
+    linear = _linear_layers(classifier)
     if not linear:
         raise ModelError(
             "expected a network that ends in a linear layer, found no linear layer at all; use a "
@@ -33,7 +39,8 @@ def last_feature_layer(classifier: nn.Module) -> Weighted:
     """Return the last convolution, or without convolutions past the stem the last hidden layer.
 
     In a transformer the only convolution embeds the patches, and the last hidden layer is the
-    output projection of the last MLP.
+    output projection of the last MLP. That is the last linear layer of all in a CLIP's, which has
+    no head.
 
     Raises:
         ModelError: There is no such layer.
@@ -41,10 +48,29 @@ def last_feature_layer(classifier: nn.Module) -> Weighted:
     convolutions = [part for part in classifier.modules() if isinstance(part, nn.Conv2d)]
     if len(convolutions) > 1:
         return convolutions[-1]
-    linear = [part for part in classifier.modules() if isinstance(part, nn.Linear)]
+    linear = _linear_layers(classifier)
     if len(linear) > 1:
-        return linear[-2]
+        return linear[-1] if _is_zero_shot(classifier) else linear[-2]
     raise ModelError(
         "expected a network with two convolutions or two linear layers, so that features can be "
         "pruned; use a defence that prunes nothing, such as fine-tuning"
     )
+
+
+def _is_zero_shot(classifier: nn.Module) -> bool:
+    return any(isinstance(part, ZeroShotNetwork) for part in classifier.modules())
+
+
+def _linear_layers(classifier: nn.Module) -> list[nn.Linear]:
+    """List the linear layers that run as modules.
+
+    An attention module reads the weights of its `out_proj` and never calls it.
+    """
+    unused = {
+        id(part.out_proj) for part in classifier.modules() if isinstance(part, nn.MultiheadAttention)
+    }
+    return [
+        part
+        for part in classifier.modules()
+        if isinstance(part, nn.Linear) and id(part) not in unused
+    ]

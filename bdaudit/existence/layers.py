@@ -42,8 +42,9 @@ def select_layers(
 ) -> tuple[str, ...]:
     """Name the layers to compare, in the order in which the network registers them.
 
-    Without `include` these are: every convolution except the stem (the first convolution, and
-    whatever is called `stem`, `patch_embed` or `conv_proj`) and those on shortcut paths; every
+    Without `include` these are: every convolution except the stem (the first convolution,
+    whatever is called `stem`, `patch_embed` or `conv_proj`, and the three that a CLIP's ResNet has
+    before its first block) and those on shortcut paths; every
     attention output projection (`nn.MultiheadAttention` as a whole, since its fused path never
     calls `out_proj`); and the last linear layer of every transformer MLP.
 
@@ -63,7 +64,7 @@ def select_layers(
     if include:
         chosen = {name for name in readable if _matches(name, include)}
     else:
-        chosen = {*_trunk_convolutions(readable), *_transformer_outputs(network, readable)}
+        chosen = {*_trunk_convolutions(network, readable), *_transformer_outputs(network, readable)}
     layers = tuple(name for name in readable if name in chosen and not _matches(name, exclude))
     if not layers:
         some = ", ".join(list(readable)[:8]) or "none"
@@ -90,12 +91,14 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _trunk_convolutions(readable: dict[str, nn.Module]) -> Iterator[str]:
+def _trunk_convolutions(network: nn.Module, readable: dict[str, nn.Module]) -> Iterator[str]:
     """Convolutions behind the stem and not on a shortcut path."""
     names = [name for name, module in readable.items() if isinstance(module, _CONVOLUTIONS)]
+    # open_clip's name for the ResNet of Radford et al. (2021), whose stem has three convolutions.
+    deep = [n for n, m in network.named_modules() if type(m).__name__ == "ModifiedResNet"]
     for name in names[1:]:
         parts = set(name.lower().split("."))
-        if not parts & (_SHORTCUT_PARTS | _STEM_PARTS):
+        if name.rpartition(".")[0] not in deep and not parts & (_SHORTCUT_PARTS | _STEM_PARTS):
             yield name
 
 

@@ -4,6 +4,7 @@ from bdaudit.models.architectures import build_network
 from bdaudit.models.backdoorbench import BackdoorBenchRecord, locate_checkpoint, open_record
 from bdaudit.models.checkpoint import Checkpoint, open_checkpoint
 from bdaudit.models.classifier import Classifier, LoadedModel
+from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.inspection import ArchitectureGuess, Inspection, inspect_checkpoint
 from bdaudit.models.keeping import KeptClassifiers, describe_classifier
 from bdaudit.models.loading import load_model, wrap_module
@@ -11,17 +12,20 @@ from bdaudit.models.outputs import check_outputs
 from bdaudit.models.preactresnet import PreActResNet, preactresnet18
 from bdaudit.models.saving import save_model
 from bdaudit.models.settings import ModelSettings
+from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = [
     "ArchitectureGuess",
     "BackdoorBenchRecord",
     "Checkpoint",
     "Classifier",
+    "ClipSettings",
     "Inspection",
     "KeptClassifiers",
     "LoadedModel",
     "ModelSettings",
     "PreActResNet",
+    "ZeroShotNetwork",
     "build_network",
     "check_outputs",
     "describe_classifier",

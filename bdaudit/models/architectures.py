@@ -4,6 +4,7 @@
 |---|---|
 | `torchvision/<name>` | any classifier of `torchvision.models` |
 | `timm/<name>` | any model of timm, where timm is installed |
+| `open_clip/<name>` | a CLIP as a zero-shot classifier, see `clip`; only `load_model` builds it |
 | `bdaudit/preactresnet18`, `bdaudit/preactresnet18_w<width>` | `preactresnet.PreActResNet` |
 | `path/to/file.py:factory` | what the user's own function returns; runs that file |
 | a bare name such as `resnet18` or `preactresnet18` | as BackdoorBench means it |
@@ -28,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from bdaudit.errors import ModelError
 from bdaudit.models.preactresnet import preactresnet18
+from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = [
     "Blueprint",
@@ -37,6 +39,7 @@ __all__ = [
     "build_unfilled",
     "canonical_name",
     "from_backdoorbench_name",
+    "is_clip",
     "is_python_factory",
     "known_torchvision",
     "native_input_size",
@@ -116,7 +119,7 @@ def canonical_name(arch: str) -> str:
     library, _, name = arch.partition("/")
     if library == "torchvision" and name in known_torchvision():
         return arch
-    if library == "timm" and name:
+    if library in ("timm", "open_clip") and name:
         return arch
     full = from_backdoorbench_name(arch)
     if full is None:
@@ -125,8 +128,8 @@ def canonical_name(arch: str) -> str:
         raise ModelError(
             f"arch: unknown architecture {arch!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else "")
-            + " Known are torchvision/<name>, timm/<name>, bdaudit/preactresnet18[_w<width>] and "
-            "path/to/file.py:factory"
+            + " Known are torchvision/<name>, timm/<name>, open_clip/<name>, "
+            "bdaudit/preactresnet18[_w<width>] and path/to/file.py:factory"
         )
     return full
 
@@ -143,6 +146,11 @@ def is_python_factory(arch: str | None) -> bool:
     return arch is not None and ".py:" in arch
 
 
+def is_clip(arch: str | None) -> bool:
+    """Whether `arch` names a CLIP of open_clip, a classifier only together with class names."""
+    return arch is not None and arch.startswith("open_clip/")
+
+
 def training_only_prefixes(arch: str) -> tuple[str, ...]:
     """Return the name prefixes of tensors that `arch` has while training and not here."""
     return _AUXILIARY_HEADS.get(arch, ())
@@ -150,6 +158,8 @@ def training_only_prefixes(arch: str) -> tuple[str, ...]:
 
 def native_input_size(network: nn.Module) -> tuple[int, int] | None:
     """Return (H, W) for a network that takes one size only, `None` for one that takes any."""
+    if isinstance(network, ZeroShotNetwork):
+        return network.image_size
     if type(network).__module__.startswith("torchvision."):
         if type(network).__name__ == "MaxVit":
             return 224, 224
@@ -240,6 +250,11 @@ def _shapes(network: nn.Module) -> dict[str, Shape]:
 def _build(arch: str, num_classes: int | None, in_channels: int) -> nn.Module:
     if is_python_factory(arch):
         return _call_factory(arch, num_classes, in_channels)
+    if is_clip(arch):
+        raise ModelError(
+            f"{arch}: a CLIP is a classifier by its text embeddings alone; open a checkpoint of it "
+            "with class names, there is nothing to build without"
+        )
     if num_classes is None:
         raise ModelError(f"{arch}: expected the number of classes; pass num_classes")
     preact = _PREACT.fullmatch(arch)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Classifier", "LoadedModel"]
+__all__ = ["Classifier", "Interpolation", "LoadedModel"]
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Classifier(nn.Module):
@@ -21,8 +23,9 @@ class Classifier(nn.Module):
         network: Maps normalised images (N, C, H', W') to scores (N, K).
         mean: Per-channel mean subtracted from the [0, 1] image, length C or 1.
         std: Per-channel divisor, all above 0.
-        input_size: (H', W') to resize to (bilinear, antialiased) before normalising; `None`
-            passes images at their own size.
+        input_size: (H', W') to resize to (antialiased) before normalising; `None` passes images
+            at their own size.
+        interpolation: How to resize. What bicubic overshoots is brought back into [0, 1].
         outputs: What the network returns. Of "probabilities" the log is taken, so that every
             loss and every CKA sees scores on the same scale.
     """
@@ -37,11 +40,13 @@ class Classifier(nn.Module):
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
         input_size: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bilinear",
         outputs: Literal["logits", "probabilities"] = "logits",
     ) -> None:
         super().__init__()
         self.network = network
         self.input_size = input_size
+        self.interpolation = interpolation
         self.outputs = outputs
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -50,8 +55,14 @@ class Classifier(nn.Module):
         """Map images (N, C, H, W) in [0, 1] to logits (N, K)."""
         if self.input_size is not None and tuple(images.shape[-2:]) != self.input_size:
             images = functional.interpolate(
-                images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False
+                images,
+                size=self.input_size,
+                mode=self.interpolation,
+                antialias=True,
+                align_corners=False,
             )
+            if self.interpolation == "bicubic":
+                images = images.clamp(0, 1)
         scores = self.network((images - self.mean) / self.std)
         if self.outputs == "probabilities":
             scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,15 +11,28 @@ from torch import Tensor, nn
 
 from bdaudit.errors import ModelError
 from bdaudit.models.architectures import (
+    Blueprint,
     blueprint,
     blueprint_of,
     build_network,
     build_unfilled,
     canonical_name,
+    is_clip,
     is_python_factory,
     training_only_prefixes,
 )
 from bdaudit.models.checkpoint import Checkpoint
+from bdaudit.models.clip import (
+    ClipPlan,
+    as_zero_shot,
+    open_pretrained,
+    plan_clip,
+    preprocessing_of,
+    rename_clip_tensors,
+    tensors_and_prompts,
+)
+from bdaudit.models.clip_fingerprint import clip_shape, matching_configs
+from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.fingerprint import (
     Match,
     closest_architectures,
@@ -42,15 +55,25 @@ class Fitted:
         arch: Its architecture, in full.
         num_classes: Length of its logits, `None` where only running it tells.
         in_channels: Channels it takes, `None` where only running it tells.
+        defaults: What the architecture implies where no other source says anything.
+        origin: What determines it, where that is more than its own tensors.
     """
 
     network: nn.Module
     arch: str
     num_classes: int | None = None
     in_channels: int | None = None
+    defaults: ModelSettings = field(default_factory=ModelSettings)
+    origin: Mapping[str, Tensor] | None = None
 
 
-def build_and_fill(checkpoint: Checkpoint, settings: ModelSettings, notes: list[str]) -> Fitted:
+def build_and_fill(
+    checkpoint: Checkpoint,
+    settings: ModelSettings,
+    notes: list[str],
+    *,
+    device: torch.device | str = "cpu",
+) -> Fitted:
     """Build the architecture that is named, or recognised, and give it the checkpoint's weights.
 
     Shapes are compared before memory is taken, so that a file cannot ask for more than it holds.
@@ -58,8 +81,9 @@ def build_and_fill(checkpoint: Checkpoint, settings: ModelSettings, notes: list[
     Args:
         checkpoint: The tensors.
         settings: `arch` and `num_classes` where they are known; `image_shape` tells a Python
-            factory how many channels to build for.
+            factory how many channels to build for; `clip` makes a classifier of a CLIP.
         notes: Takes what was done, in words.
+        device: Where a CLIP's text tower runs.
 
     Raises:
         ModelError: No architecture fits, or the one named does not; the message lists the first
@@ -67,6 +91,8 @@ def build_and_fill(checkpoint: Checkpoint, settings: ModelSettings, notes: list[
     """
     if settings.arch is not None and is_python_factory(settings.arch):
         return _fill_from_factory(checkpoint, settings.arch, settings, notes)
+    if is_clip(settings.arch):
+        return _fill_clip(checkpoint, settings, notes, device)
     path = checkpoint.path
     arch, match, tensors = _settle_architecture(path, settings.arch, checkpoint.tensors, notes)
     if match.num_classes is None or match.in_channels is None:
@@ -95,6 +121,56 @@ def _fill_from_factory(
     _demand_fit(checkpoint.path, match_blueprint(plan, tensors), tensors)
     _fill(network, tensors, notes)
     return Fitted(network=network, arch=arch)
+
+
+def _fill_clip(
+    checkpoint: Checkpoint, settings: ModelSettings, notes: list[str], device: torch.device | str
+) -> Fitted:
+    arch, prompting = settings.arch, settings.clip
+    assert arch is not None
+    if prompting is None:
+        raise ModelError(
+            f"{checkpoint.path}: {arch} is a classifier by its class names; give them, one a line "
+            "in order of index (--classnames FILE)"
+        )
+    plan = plan_clip(arch, prompting)
+    mean, std = preprocessing_of(plan, prompting, notes)
+    tensors = _fit_names(checkpoint.tensors, set(plan.shapes), notes)
+    tensors = rename_clip_tensors(tensors, plan.shapes, notes)
+    tensors = _with_text_tower(tensors, plan, prompting, notes)
+    _demand_fit(checkpoint.path, match_blueprint(_blueprint_of_clip(plan), tensors), tensors)
+    clip = plan.build()
+    _fill(clip, tensors, notes)
+    notes.append(
+        f"zero-shot: {len(prompting.class_names)} classes, {len(prompting.templates)} template"
+        f"{'' if len(prompting.templates) == 1 else 's'}; text embeddings computed once"
+    )
+    return Fitted(
+        network=as_zero_shot(clip, plan, prompting, device=device),
+        arch=arch,
+        num_classes=len(prompting.class_names),
+        in_channels=3,
+        defaults=ModelSettings(mean=mean, std=std, interpolation="bicubic"),
+        origin=tensors_and_prompts(clip, prompting),
+    )
+
+
+def _with_text_tower(
+    tensors: dict[str, Tensor], plan: ClipPlan, settings: ClipSettings, notes: list[str]
+) -> dict[str, Tensor]:
+    """Take what an image tower lacks from the pretrained weights, where they are named."""
+    image_tower = {name for name in plan.shapes if name.startswith("visual.")}
+    if settings.pretrained is None or set(tensors) != image_tower:
+        return tensors
+    base = open_pretrained(plan, settings)
+    renamed = rename_clip_tensors(base.tensors, plan.shapes, [])
+    _demand_fit(base.path, match_blueprint(_blueprint_of_clip(plan), renamed), renamed)
+    notes.append(f"the text tower is that of {settings.pretrained}")
+    return {**renamed, **tensors}
+
+
+def _blueprint_of_clip(plan: ClipPlan) -> Blueprint:
+    return Blueprint(arch=plan.arch, shapes=plan.shapes, head=frozenset(), stem=None)
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> None:
@@ -165,6 +241,10 @@ def _explain(match: Match) -> str:
 
 
 def _closest(tensors: Mapping[str, Tensor]) -> str:
+    shape = clip_shape(tensors)
+    if shape is not None:
+        fitting = " or ".join(matching_configs(shape)[:4]) or "open_clip/NAME with --clip-config"
+        return f"\n  The file holds {shape.describe()}; its architecture is {fitting}"
     matches = closest_architectures(tensors, limit=1)
     if not matches:
         return "\n  No known architecture resembles it; write file.py:factory that builds yours"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from bdaudit.digests import digest_file, digest_tensors
 from bdaudit.errors import ModelError
@@ -18,6 +21,7 @@ from bdaudit.models.checkpoint import (
     non_finite_tensors,
     read_checkpoint,
 )
+from bdaudit.models.clip_fingerprint import ClipShape, clip_shape, matching_configs
 from bdaudit.models.fingerprint import closest_architectures, drop_wrapper_prefix
 from bdaudit.models.pickles import wanted_globals
 
@@ -60,6 +64,7 @@ class Inspection:
         notes: What opening it did to the content.
         non_finite: Names of tensors with NaN or infinity.
         guesses: Known architectures that resemble the tensors, best first.
+        clip: Sizes of its towers, where the file holds a CLIP.
         weights_sha256: Digest of the tensors, the same whatever file they are in.
     """
 
@@ -76,6 +81,7 @@ class Inspection:
     notes: tuple[str, ...] = ()
     non_finite: tuple[str, ...] = ()
     guesses: tuple[ArchitectureGuess, ...] = ()
+    clip: ClipShape | None = None
     weights_sha256: str | None = None
 
     @property
@@ -116,6 +122,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
             wanted_globals=wanted,
         )
     tensors = checkpoint.tensors
+    clip = _clip_in(tensors)
     return Inspection(
         path=str(file),
         size_bytes=size,
@@ -129,7 +136,8 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         metadata=checkpoint.metadata,
         notes=checkpoint.notes,
         non_finite=tuple(non_finite_tensors(tensors)),
-        guesses=_guesses(checkpoint),
+        guesses=_guesses(checkpoint) if clip is None else _guesses_of_clip(clip),
+        clip=clip,
         weights_sha256=digest_tensors(tensors),
     )
 
@@ -143,6 +151,18 @@ def _problem(checkpoint: Checkpoint) -> str | None:
     except ModelError as error:
         return str(error)
     return None
+
+
+def _clip_in(tensors: Mapping[str, Tensor]) -> ClipShape | None:
+    unwrapped = drop_wrapper_prefix(tensors)
+    return clip_shape(tensors) or (None if unwrapped is None else clip_shape(unwrapped[0]))
+
+
+def _guesses_of_clip(shape: ClipShape) -> tuple[ArchitectureGuess, ...]:
+    return tuple(
+        ArchitectureGuess(arch=arch, score=1.0, num_classes=None, in_channels=3)
+        for arch in matching_configs(shape)
+    )
 
 
 def _guesses(checkpoint: Checkpoint) -> tuple[ArchitectureGuess, ...]:

@@ -19,7 +19,8 @@ from bdaudit.models.checkpoint import (
     open_checkpoint,
     read_checkpoint,
 )
-from bdaudit.models.classifier import Classifier, LoadedModel
+from bdaudit.models.classifier import Classifier, Interpolation, LoadedModel
+from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.fitting import Fitted, build_and_fill
 from bdaudit.models.outputs import ask
 from bdaudit.models.settings import ModelSettings, Outputs, read_model_toml
@@ -37,7 +38,9 @@ def load_model(
     input_size: tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    interpolation: Interpolation | None = None,
     outputs: Outputs | None = None,
+    clip: ClipSettings | None = None,
     fallback_image_shape: tuple[int, int, int] | None = None,
     fallback: ModelSettings | None = None,
     device: torch.device | str = "cpu",
@@ -57,7 +60,9 @@ def load_model(
         input_size: (H', W') to resize to inside the model.
         mean: Subtracted from [0, 1] images, one value or one a channel; default 0.
         std: Divisor, likewise; default 1.
+        interpolation: How images are resized; default bilinear, for a CLIP bicubic.
         outputs: What the network returns; default logits.
+        clip: Class names and prompts, needed where the architecture is a CLIP.
         fallback_image_shape: Taken where no source gives an image shape: the sample's.
         fallback: Taken where file and neighbours do not say, and before anything is inferred.
         device: Where the classifier is put.
@@ -77,13 +82,16 @@ def load_model(
         input_size=input_size,
         mean=None if mean is None else tuple(mean),
         std=None if std is None else tuple(std),
+        interpolation=interpolation,
         outputs=outputs,
+        clip=clip,
     )
     file = backdoorbench.locate_checkpoint(path)
     checkpoint = open_checkpoint(file)
     notes = list(checkpoint.notes)
     settings = _complete(arguments, checkpoint, notes).over(fallback or ModelSettings())
-    fitted = build_and_fill(checkpoint, settings, notes)
+    fitted = build_and_fill(checkpoint, settings, notes, device=device)
+    settings = settings.over(fitted.defaults)
     return _finish(
         fitted,
         settings.over(ModelSettings(image_shape=fallback_image_shape)),
@@ -193,6 +201,7 @@ def _settings_within(classifier: Classifier) -> ModelSettings:
         input_size=classifier.input_size,
         mean=tuple(classifier.mean.flatten().tolist()),
         std=tuple(classifier.std.flatten().tolist()),
+        interpolation=classifier.interpolation,
         outputs=classifier.outputs,
     )
 
@@ -212,7 +221,7 @@ def _finish(
     if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
         notes.append("cast parameters to float32")
     network = network.float().eval().requires_grad_(False)
-    digest = digest_tensors(_tensors_of(network))
+    digest = digest_tensors(fitted.origin or _tensors_of(network))
     image_shape = settings.image_shape or _assumed_shape(subject, fitted, notes)
     mean, std = _normalisation(subject, settings, image_shape[0], fitted.in_channels, notes)
     classifier = Classifier(
@@ -220,6 +229,7 @@ def _finish(
         mean=mean,
         std=std,
         input_size=_input_size(settings, network, image_shape, notes),
+        interpolation=settings.interpolation or "bilinear",
         outputs=settings.outputs or "logits",
     )
     classifier = classifier.eval().to(device)

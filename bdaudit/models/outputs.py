@@ -58,6 +58,7 @@ def check_outputs(
         mean=classifier.mean.flatten().tolist(),
         std=classifier.std.flatten().tolist(),
         input_size=classifier.input_size,
+        interpolation=classifier.interpolation,
         outputs="probabilities",
     )
     note = "took logs: the outputs are probabilities"

@@ -9,7 +9,10 @@ Keys, the same in a safetensors file's metadata (as text) and in a `model.toml`:
 | `image_shape` | `1,28,28` | channels, height, width of the images it takes |
 | `input_size` | `224,224` | height, width to resize to inside the model |
 | `mean`, `std` | `0.4914,0.4822,0.4465` | subtracted from, then divided into, [0, 1] images |
+| `interpolation` | `bilinear` | or `bicubic`: how images are resized |
 | `outputs` | `logits` | or `probabilities` |
+
+How a CLIP becomes a classifier (`ClipSettings`) is the user's to say and in no file.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from typing import Any, Literal
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.models import backdoorbench
 from bdaudit.models.architectures import from_backdoorbench_name, is_python_factory
+from bdaudit.models.classifier import Interpolation
+from bdaudit.models.clip_settings import ClipSettings
 
 __all__ = ["ModelSettings", "Outputs", "read_model_toml"]
 
@@ -46,7 +51,9 @@ class ModelSettings:
         input_size: (H', W') to resize to inside the model.
         mean: Per channel, or one for all, subtracted from [0, 1] images.
         std: Likewise, the divisor; above 0.
+        interpolation: How images are resized to `input_size`, antialiased either way.
         outputs: What the network returns.
+        clip: Class names and prompts, where `arch` is a CLIP.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -58,7 +65,9 @@ class ModelSettings:
     input_size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    interpolation: Interpolation | None = None
     outputs: Outputs | None = None
+    clip: ClipSettings | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and not 2 <= self.num_classes <= _MAX_CLASSES:
@@ -77,6 +86,10 @@ class ModelSettings:
             raise ConfigError(f"std: expected numbers above 0, got {self.std}")
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise ConfigError(f"mean and std: expected equally many, got {self.mean}, {self.std}")
+        if self.interpolation not in (None, "bilinear", "bicubic"):
+            raise ConfigError(
+                f"interpolation: expected bilinear or bicubic, got {self.interpolation!r}"
+            )
         if self.outputs not in (None, "logits", "probabilities"):
             raise ConfigError(f"outputs: expected logits or probabilities, got {self.outputs!r}")
 
@@ -98,12 +111,12 @@ class ModelSettings:
     def to_metadata(self) -> dict[str, str]:
         """Write the settings that are set as a safetensors file's metadata."""
         entries = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for key in _PARSERS:
+            value = getattr(self, key)
             if isinstance(value, tuple):
                 value = ",".join(repr(part) for part in value)
             if value is not None:
-                entries[field.name] = str(value)
+                entries[key] = str(value)
         return entries
 
     @classmethod
@@ -214,5 +227,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "input_size": _integers,
     "mean": _floats,
     "std": _floats,
+    "interpolation": _text,
     "outputs": _text,
 }

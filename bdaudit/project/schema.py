@@ -108,8 +108,10 @@ class Inputs(Table):
     trigger: _Path | None = Field(
         default=None, description="Trigger file.", examples=["trigger.toml"]
     )
-    target: int | None = Field(
-        default=None, description="Target class, in place of the trigger file's.", examples=[0]
+    target: int | str | None = Field(
+        default=None,
+        description="Target class, its index or name, in place of the trigger file's.",
+        examples=[0, "sandal"],
     )
     allow_trigger_code: Annotated[bool, Trusted("runs the Python file of the trigger")] | None = (
         Field(
@@ -125,7 +127,8 @@ class Models(Table):
 
     arch: Annotated[str, Code()] | None = Field(
         default=None,
-        description="torchvision/NAME, timm/NAME, bdaudit/NAME, or FILE.py:FACTORY.",
+        description="torchvision/NAME, timm/NAME, open_clip/NAME, bdaudit/NAME, or "
+        "FILE.py:FACTORY.",
         examples=["torchvision/resnet18"],
     )
     num_classes: int | None = Field(default=None, description="Number of classes.", examples=[10])
@@ -142,6 +145,32 @@ class Models(Table):
     )
     outputs: Literal["logits", "probabilities"] | None = Field(
         default=None, description="What the network returns.", examples=["logits"]
+    )
+
+
+class Clip(Table):
+    """A CLIP as a classifier, where models.arch is open_clip/NAME."""
+
+    classnames: _Path | None = Field(
+        default=None,
+        description="File with the name that prompts give each class, one a line.",
+        examples=["classnames.txt"],
+    )
+    templates: _Path | None = Field(
+        default=None,
+        description="File with one prompt a line, {} for the name.",
+        examples=["templates.txt"],
+    )
+    pretrained: str | None = Field(
+        default=None,
+        description="Weights the checkpoints were trained from: a tag of open_clip, or a file "
+        "(as seen from the working folder).",
+        examples=["openai"],
+    )
+    clip_config: _Path | None = Field(
+        default=None,
+        description="Folder with NAME.json, a config of open_clip.",
+        examples=["configs"],
     )
 
 
@@ -306,6 +335,7 @@ class ProjectFile(Table):
 
     inputs: Inputs = Inputs()
     models: Models = Models()
+    clip: Clip = Clip()
     attack: Attack = Attack()
     query: Query = Query()
     surrogates: Surrogates = Surrogates()
