@@ -67,7 +67,9 @@ def _linear_layers(classifier: nn.Module) -> list[nn.Linear]:
     An attention module reads the weights of its `out_proj` and never calls it.
     """
     unused = {
-        id(part.out_proj) for part in classifier.modules() if isinstance(part, nn.MultiheadAttention)
+        id(part.out_proj)
+        for part in classifier.modules()
+        if isinstance(part, nn.MultiheadAttention)
     }
     return [
         part
