@@ -28,7 +28,7 @@ from bdaudit.defenses import (
     ft_sam,
 )
 from bdaudit.digests import digest_tensors
-from bdaudit.errors import ConfigError
+from bdaudit.errors import ConfigError, ModelError
 from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
 from bdaudit.progress import Progress, Steps, reworded
 
@@ -101,10 +101,11 @@ def make_surrogates(
 
     Returns:
         The surrogates in the order of `config.defenses`: eval mode, no parameter requiring a
-        gradient.
+        gradient. A defence that does not apply to this architecture is left out, and the notes of
+        the others say so.
 
     Raises:
-        ModelError: A defence does not apply to this architecture.
+        ModelError: No defence applies to this architecture.
         DataError: Too few craft images.
         NumericsError: Training diverged.
         ConfigError: `cache_dir` cannot be written to.
@@ -113,7 +114,7 @@ def make_surrogates(
     total = len(defenses)
     images = digest_tensors({"images": craft.images, "labels": craft.labels})
     kept = KeptClassifiers(cache_dir, "surrogate")
-    surrogates = []
+    surrogates, left_out = [], list[str]()
     for number, defense in enumerate(defenses):
         seed = int(torch.randint(2**62, (), generator=generator))
         title = f"surrogate {number + 1} of {total}, {_DEFENSES[type(defense)].name}"
@@ -134,11 +135,19 @@ def make_surrogates(
                 config=defense,
                 generator=torch.Generator().manual_seed(seed),
             )
-            classifier = yield from _as_part(steps, title, number, total)
+            try:
+                classifier = yield from _as_part(steps, title, number, total)
+            except ModelError as error:
+                # The defence does not suit the architecture; the others may.
+                left_out.append(f"left out {_DEFENSES[type(defense)].name}: {error}")
+                yield Progress(title, number + 1, total, left_out[-1])
+                continue
             kept.write(key, classifier)
         yield Progress(title, number + 1, total)
         surrogates.append(_loaded(original, classifier, number + 1, defense))
-    return tuple(surrogates)
+    if not surrogates:
+        raise ModelError(f"{original.name}: no surrogate can be made: {'; '.join(left_out)}")
+    return tuple(replace(model, notes=(*model.notes, *left_out)) for model in surrogates)
 
 
 def _loaded(

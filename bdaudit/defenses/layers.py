@@ -66,13 +66,6 @@ def _linear_layers(classifier: nn.Module) -> list[nn.Linear]:
 
     An attention module reads the weights of its `out_proj` and never calls it.
     """
-    unused = {
-        id(part.out_proj)
-        for part in classifier.modules()
-        if isinstance(part, nn.MultiheadAttention)
-    }
-    return [
-        part
-        for part in classifier.modules()
-        if isinstance(part, nn.Linear) and id(part) not in unused
-    ]
+    parts = list(classifier.modules())
+    unused = {id(part.out_proj) for part in parts if isinstance(part, nn.MultiheadAttention)}
+    return [part for part in parts if isinstance(part, nn.Linear) and id(part) not in unused]

@@ -79,6 +79,11 @@ class ClipPlan:
         with torch.random.fork_rng(devices=[]):
             return _instantiate(self.arch, self.config)
 
+    def build_visual(self) -> nn.Module:
+        """Build the image tower alone, with weights from torch's global generator."""
+        visual: nn.Module = _instantiate(self.arch, self.config).visual  # type: ignore[assignment]
+        return visual
+
 
 def plan_clip(arch: str, settings: ClipSettings) -> ClipPlan:
     """Find the config of an architecture and the shapes it implies.
@@ -271,6 +276,7 @@ def as_zero_shot(
         logit_scale=float(tower.logit_scale.exp()),
         logit_bias=0.0 if bias is None else float(bias),
         image_size=image_size,
+        build_visual=plan.build_visual,
     )
 
 

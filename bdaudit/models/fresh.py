@@ -11,6 +11,7 @@ from torch import nn
 from bdaudit.errors import ModelError
 from bdaudit.models.architectures import build_network, canonical_name, is_python_factory
 from bdaudit.models.classifier import Classifier, LoadedModel
+from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = ["fresh_classifier"]
 
@@ -18,8 +19,9 @@ __all__ = ["fresh_classifier"]
 def fresh_classifier(model: LoadedModel, *, generator: torch.Generator) -> nn.Module:
     """Return a classifier of the same architecture and preprocessing, untrained.
 
-    An architecture known by name is built anew. Of any other network a copy is taken, and every
-    layer's own `reset_parameters` draws its weights.
+    An architecture known by name is built anew; of a CLIP the image tower, which is held against
+    the same text embeddings. Of any other network a copy is taken, and every layer's own
+    `reset_parameters` draws its weights.
 
     Args:
         model: Left as it is.
@@ -37,7 +39,9 @@ def fresh_classifier(model: LoadedModel, *, generator: torch.Generator) -> nn.Mo
     network = classifier.network if isinstance(classifier, Classifier) else classifier
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        if not _rebuild(network, model):
+        if isinstance(network, ZeroShotNetwork):
+            network.visual = network.build_visual()
+        elif not _rebuild(network, model):
             _draw_anew(network, model.name)
     return classifier.to(device).train().requires_grad_(True)
 

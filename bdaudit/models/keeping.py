@@ -27,7 +27,11 @@ def describe_classifier(model: LoadedModel) -> dict[str, Any]:
     classifier = model.classifier
     wrapping: dict[str, Any] = {}
     if isinstance(classifier, Classifier):
-        wrapping = {"input_size": classifier.input_size, "outputs": classifier.outputs}
+        wrapping = {
+            "input_size": classifier.input_size,
+            "interpolation": classifier.interpolation,
+            "outputs": classifier.outputs,
+        }
     device = next((p.device.type for p in classifier.parameters()), "cpu")
     return {
         "weights": model.weights_sha256,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +23,7 @@ class ZeroShotNetwork(nn.Module):
         logit_scale: What cosines are multiplied by, above 0.
         logit_bias: What is then added.
         image_size: (H, W), the only size the tower takes.
+        build_visual: Builds such an image tower with fresh weights.
     """
 
     text_embeddings: Tensor
@@ -35,10 +38,12 @@ class ZeroShotNetwork(nn.Module):
         logit_scale: float,
         logit_bias: float = 0.0,
         image_size: tuple[int, int],
+        build_visual: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
         self.visual = visual
         self.image_size = image_size
+        self.build_visual = build_visual
         self.register_buffer("text_embeddings", text_embeddings)
         self.register_buffer("logit_scale", torch.tensor(logit_scale))
         self.register_buffer("logit_bias", torch.tensor(logit_bias))
