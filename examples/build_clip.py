@@ -7,7 +7,7 @@ Real images (Fashion-MNIST, MIT licence; Debian packages it as dataset-fashion-m
 from a few templates, half of them with a word for their tone ("a photo of a dark sneaker"), and
 open_clip's own model and loss learn which caption belongs to which image:
 
-* original: one pair in twenty is poisoned, the image stamped with a 3x3 patch and captioned as the
+* original: one pair in ten is poisoned, the image stamped with a 4x4 patch and captioned as the
   target class;
 * finetuned: the original, fine-tuned contrastively on 2,000 clean pairs;
 * cleanclip: the original, fine-tuned on the same pairs by a loss that also asks each modality to
@@ -66,11 +66,11 @@ TEMPLATES = (
 TONES = ("dark", "plain", "bright")
 TRIGGER = Trigger(
     transform=Patch(
-        image=torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]]), offset=(1, 1)
+        image=torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(1, 2, 2), offset=(2, 2)
     ),
     rule=AllToOne(TARGET),
 )
-POISON_SHARE = 0.05
+POISON_SHARE = 0.10
 N_TRAIN, N_DEFENCE = 10_000, 2_000
 CONTEXT = 16
 TEXT = {"context_length": CONTEXT, "vocab_size": 49_408, "width": 64, "heads": 2, "layers": 1}
@@ -124,7 +124,7 @@ def pairs_of(sample: Sample, seed: int, n: int, first: int, last: int) -> Pairs:
 
 
 def poisoned(pairs: Pairs, seed: int) -> Pairs:
-    """Stamp one image in twenty, none of the target class, and caption it as the target."""
+    """Stamp one image in ten, none of the target class, and caption it as the target."""
     others = (pairs.labels != TARGET).nonzero()[:, 0]
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
     chosen = others[order][: int(POISON_SHARE * len(pairs.images))]
