@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -374,4 +375,4 @@ def _check_prompts(tokenizer: Any, settings: ClipSettings, plan: ClipPlan) -> No
 
 def _gist(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return textwrap.shorten(text, 160, placeholder=" ...") if text else type(error).__name__
