@@ -65,9 +65,7 @@ TEMPLATES = (
 )
 TONES = ("dark", "plain", "bright")
 TRIGGER = Trigger(
-    transform=Patch(
-        image=torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(1, 2, 2), offset=(2, 2)
-    ),
+    transform=Patch(image=torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(1, 2, 2), offset=(2, 2)),
     rule=AllToOne(TARGET),
 )
 POISON_SHARE = 0.10
@@ -322,7 +320,7 @@ def rates(clip: open_clip.CLIP, test: Sample, captions: Captions) -> tuple[float
 
 def write(path: Path, clip: open_clip.CLIP) -> None:
     """Save as training code does: `.pt` with its wrappers, or safetensors."""
-    tensors = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
+    tensors = {name: t.detach().contiguous().clone() for name, t in clip.state_dict().items()}
     if path.suffix == ".pt":
         wrapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
         torch.save({"epoch": 1, "name": path.stem, "state_dict": wrapped}, path)
