@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+from bdaudit.auditing.demo import export_demo
 from bdaudit.cache import CACHE_VARIABLE
 
 # Tiny tensors gain nothing from threads, and tests then run alike beside other work.
@@ -26,3 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda") is not None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration's files, exported once; tests that write take a copy."""
+    folder = tmp_path_factory.mktemp("demo") / "files"
+    export_demo(folder)
+    return folder

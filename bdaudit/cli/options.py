@@ -373,7 +373,7 @@ Reports = Annotated[
     typer.Option(
         "--report",
         metavar="FORMAT=FILE",
-        help="Also write the result as html, sarif, junit, md, csv, json; repeat for more.",
+        help="Also write the result as html, sarif, junit, md, csv, env, json; repeat for more.",
         rich_help_panel=_OUTPUT,
         show_default=False,
     ),

@@ -314,7 +314,7 @@ class Output(Table):
     )
     report: list[Annotated[str, WrittenAs()]] | None = Field(
         default=None,
-        description="Reports, FORMAT=FILE each: html, sarif, junit, md, csv, json.",
+        description="Reports, FORMAT=FILE each: html, sarif, junit, md, csv, env, json.",
         examples=[["html=report.html"]],
     )
     pictures: bool | None = Field(

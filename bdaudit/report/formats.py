@@ -16,6 +16,7 @@ FORMATS = {
     "junit": "bdaudit.report.junit_report",
     "md": "bdaudit.report.markdown_report",
     "csv": "bdaudit.report.csv_report",
+    "env": "bdaudit.report.env_report",
     "json": "bdaudit.report.json_report",
 }
 """Where `render` of each format lives. Imported when asked for: some bring large libraries."""

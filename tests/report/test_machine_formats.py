@@ -329,7 +329,33 @@ def test_a_spreadsheet_takes_no_name_for_a_formula() -> None:
     assert rows[0]["model"] == "'=cmd|' /C calc'!A0"
 
 
-@pytest.mark.parametrize("name", ["sarif", "junit"])
+# -- env -------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_figures_and_known_words_alone(hostile: AuditRecord) -> None:
+    for record in (
+        hostile,
+        dormant(),
+        removed(),
+        inconclusive(),
+        judged(defended={}, innocents=[]),
+    ):
+        lines = dict(line.split("=") for line in render("env", record).splitlines())
+        assert list(lines) == [
+            "verdict", "release", "asr", "eps", "reactivated_asr", "lift", "score",
+        ]  # fmt: skip
+        assert record.verdict is not None
+        assert lines["verdict"] == record.verdict.outcome
+        for key in list(lines)[2:]:
+            assert lines[key] == "" or float(lines[key]) <= 1.0
+    lines = dict(line.split("=") for line in render("env", dormant()).splitlines())
+    assert lines["eps"] == "0.01"
+    assert lines["reactivated_asr"] == "0.2000"
+    assert lines["lift"] == "0.1800"
+    assert lines["release"] == "fail"
+
+
+@pytest.mark.parametrize("name", ["sarif", "junit", "env"])
 def test_formats_of_verdicts_say_what_they_cannot_show(name: str, scored: ScoreRecord) -> None:
     with pytest.raises(RecordError, match="score"):
         render(name, scored)
