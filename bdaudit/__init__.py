@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ComputeSettings,
         ExistenceConfig,
         FolderStore,
+        InversionConfig,
         MemoryStore,
         ModelSettings,
         QueryConfig,
@@ -32,15 +33,24 @@ if TYPE_CHECKING:
         TransportSettings,
         WhiteboxConfig,
         audit,
+        invert,
         reactivate,
         save_delta,
+        save_recovered,
         score,
     )
     from bdaudit.auditing.verification import verify
     from bdaudit.data import Sample, load_sample
     from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
     from bdaudit.project import Project, read_project
-    from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord, read_record, to_json
+    from bdaudit.results import (
+        AuditRecord,
+        InversionRecord,
+        ReactivationRecord,
+        ScoreRecord,
+        read_record,
+        to_json,
+    )
     from bdaudit.triggers import Trigger, from_callable, read_trigger, write_trigger
     from bdaudit.verdict import Policy, gate, judge, read_policy
 
@@ -52,6 +62,7 @@ _HOMES = {
     "BlackBoxOptions": "auditing",
     "ClipSettings": "auditing",
     "FolderStore": "auditing",
+    "InversionConfig": "auditing",
     "MemoryStore": "auditing",
     "ModelSettings": "auditing",
     "QueryConfig": "auditing",
@@ -61,8 +72,10 @@ _HOMES = {
     "SplitSettings": "auditing",
     "WhiteboxConfig": "auditing",
     "audit": "auditing",
+    "invert": "auditing",
     "reactivate": "auditing",
     "save_delta": "auditing",
+    "save_recovered": "auditing",
     "score": "auditing",
     "Sample": "data",
     "load_sample": "data",
@@ -73,6 +86,7 @@ _HOMES = {
     "Project": "project",
     "read_project": "project",
     "AuditRecord": "results",
+    "InversionRecord": "results",
     "ReactivationRecord": "results",
     "ScoreRecord": "results",
     "read_record": "results",
@@ -96,6 +110,8 @@ __all__ = [
     "ComputeSettings",
     "ExistenceConfig",
     "FolderStore",
+    "InversionConfig",
+    "InversionRecord",
     "LoadedModel",
     "MemoryStore",
     "ModelSettings",
@@ -116,6 +132,7 @@ __all__ = [
     "from_callable",
     "gate",
     "inspect_checkpoint",
+    "invert",
     "judge",
     "load_model",
     "load_sample",
@@ -126,6 +143,7 @@ __all__ = [
     "read_trigger",
     "save_delta",
     "save_model",
+    "save_recovered",
     "score",
     "to_json",
     "verify",

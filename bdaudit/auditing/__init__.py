@@ -2,12 +2,14 @@
 
 from bdaudit.auditing.audit import audit, audit_steps
 from bdaudit.auditing.inputs import Sources, default_modes
+from bdaudit.auditing.invert import RecoveredTriggers, invert, invert_steps, save_recovered
 from bdaudit.auditing.reactivate import Reactivation, reactivate, reactivate_steps, save_delta
 from bdaudit.auditing.score import score, score_steps
 from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
 from bdaudit.auditing.store import FolderStore, MemoryStore, RunStore
 from bdaudit.blackbox import BlackBoxOptions, TransportSettings
 from bdaudit.existence import ExistenceConfig
+from bdaudit.inversion import InversionConfig
 from bdaudit.models import ClipSettings, ModelSettings
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
@@ -20,10 +22,12 @@ __all__ = [
     "ComputeSettings",
     "ExistenceConfig",
     "FolderStore",
+    "InversionConfig",
     "MemoryStore",
     "ModelSettings",
     "QueryConfig",
     "Reactivation",
+    "RecoveredTriggers",
     "RunStore",
     "Sources",
     "SplitSettings",
@@ -33,9 +37,12 @@ __all__ = [
     "audit",
     "audit_steps",
     "default_modes",
+    "invert",
+    "invert_steps",
     "reactivate",
     "reactivate_steps",
     "save_delta",
+    "save_recovered",
     "score",
     "score_steps",
 ]

@@ -162,6 +162,7 @@ def audit_steps(
     """
     started = time.perf_counter()
     settings = settings or AuditSettings()
+    assert sources.defended is not None
     if settings.modes is None:
         settings = replace(settings, modes=default_modes(sources.defended))
     limits, policy_source = _limits(sources.policy)

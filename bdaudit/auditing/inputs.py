@@ -46,7 +46,9 @@ __all__ = [
     "TriggerSource",
     "can_only_be_asked",
     "default_modes",
+    "describe_trigger",
     "open_inputs",
+    "open_models",
     "open_sample",
 ]
 
@@ -76,14 +78,14 @@ class Sources:
     """Where the inputs of a verb come from, before anything is opened.
 
     Attributes:
-        defended: The release candidate.
+        defended: The release candidate; `None` where only the original is looked at.
         original: The suspected model before the defence, where the verb needs it.
         references: Innocent models of the same task.
         surrogates: Models that resemble the defended one: other defended versions of `original`.
             What their files do not say is taken from `model_options`, which other models' files
             do not override, so their architecture may be another one.
         data: Clean labelled images.
-        trigger: The trigger.
+        trigger: The trigger, `None` when nobody knows it.
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
         classes: Class names in order of index, or a file with one a line.
         model_options: What the user says about all the checkpoints.
@@ -94,12 +96,12 @@ class Sources:
         project: The project file that said all this, `None` when none did.
     """
 
-    defended: DefendedSource
+    defended: DefendedSource | None
     original: ModelSource | None = None
     references: Sequence[ModelSource] = ()
     surrogates: Sequence[ModelSource] = ()
     data: DataSource
-    trigger: TriggerSource
+    trigger: TriggerSource | None
     policy: Policy | str | Path | None = None
     classes: Sequence[str] | Path | None = None
     model_options: ModelSettings = field(default_factory=ModelSettings)
@@ -122,7 +124,7 @@ class Sources:
         The defended one comes first, unless it can only be asked.
         """
         named: list[tuple[Role, str, ModelSource]] = []
-        if not can_only_be_asked(self.defended):
+        if self.defended is not None and not can_only_be_asked(self.defended):
             named.append(("defended", "defended", self.defended))  # type: ignore[arg-type]
         if self.original is not None:
             named.append(("original", "original", self.original))
@@ -283,23 +285,28 @@ class Inputs:
 
     def trigger_info(self) -> TriggerInfo:
         """Describe the trigger and what it does to the held-out images."""
-        changed = footprint(self.held_out_poisoned)
-        return TriggerInfo(
-            kind=self.trigger.kind,
-            target_rule=self.trigger.rule.name,
-            target_label=self.trigger.target_label,
-            source=self.trigger.source,
-            sha256=self.trigger.sha256,
-            footprint=changed.share_changed,
-            mean_linf=changed.mean_linf,
-            mean_l2=changed.mean_l2,
-            wide=changed.share_changed > _WIDE_FOOTPRINT,
-            recovered=self.trigger.recovered,
-        )
+        return describe_trigger(self.trigger, self.held_out_poisoned)
 
     def model_infos(self) -> tuple[ModelInfo, ...]:
         """Describe the models for the record."""
         return tuple(subject.describe() for subject in self.subjects)
+
+
+def describe_trigger(trigger: Trigger, held_out: Poisoned) -> TriggerInfo:
+    """Describe a trigger and what it does to held-out images, for the record."""
+    changed = footprint(held_out)
+    return TriggerInfo(
+        kind=trigger.kind,
+        target_rule=trigger.rule.name,
+        target_label=trigger.target_label,
+        source=trigger.source,
+        sha256=trigger.sha256,
+        footprint=changed.share_changed,
+        mean_linf=changed.mean_linf,
+        mean_l2=changed.mean_l2,
+        wide=changed.share_changed > _WIDE_FOOTPRINT,
+        recovered=trigger.recovered,
+    )
 
 
 def open_inputs(
@@ -320,26 +327,14 @@ def open_inputs(
     Raises:
         InputError: Something cannot be read, or does not fit; nothing has been computed yet.
     """
-    shape = _shape_of_sample(sources)
-    opened: list[tuple[Role, LoadedModel]] = []
-    for role, name, source in sources.named_models():
-        shape = opened[0][1].image_shape if opened else shape
-        opened.append((role, _open_model(source, role, name, shape, sources, device)))
-    subjects = [_as_subject(role, model, sources) for role, model in opened]
-    if can_only_be_asked(sources.defended):
-        subjects.insert(0, _open_black_box(sources, shape, opened, device))
+    subjects, sample = open_models(sources, device=device)
     first = subjects[0].black_box
-    for subject in subjects[1:]:
-        _check_same_task(first, subject.black_box)
-    sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.class_names)
-    _check_labels(sample, first)
-    subjects = [_with_checked_outputs(subject, sample, sources, device) for subject in subjects]
     trigger = _open_trigger(sources, sample.class_names)
     halves = split_sample(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.n_held_out, seed=seed
     )
     return Inputs(
-        subjects=tuple(subjects),
+        subjects=subjects,
         craft=halves.craft,
         held_out=halves.held_out,
         craft_poisoned=poison(halves.craft, trigger, first.num_classes),
@@ -349,6 +344,36 @@ def open_inputs(
         files=digest_inputs(subjects, sources),
         sources=describe_sources(sources),
     )
+
+
+def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subject, ...], Sample]:
+    """Open the models and the sample, and check that they fit together.
+
+    Args:
+        sources: Where everything comes from; the trigger is left alone.
+        device: Where the models are put.
+
+    Returns:
+        The models, defended first where there is one, and the sample at the first one's size.
+
+    Raises:
+        InputError: Something cannot be read, or does not fit; nothing has been computed yet.
+    """
+    shape = _shape_of_sample(sources)
+    opened: list[tuple[Role, LoadedModel]] = []
+    for role, name, source in sources.named_models():
+        shape = opened[0][1].image_shape if opened else shape
+        opened.append((role, _open_model(source, role, name, shape, sources, device)))
+    subjects = [_as_subject(role, model, sources) for role, model in opened]
+    if sources.defended is not None and can_only_be_asked(sources.defended):
+        subjects.insert(0, _open_black_box(sources, shape, opened, device))
+    first = subjects[0].black_box
+    for subject in subjects[1:]:
+        _check_same_task(first, subject.black_box)
+    sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.class_names)
+    _check_labels(sample, first)
+    checked = (_with_checked_outputs(subject, sample, sources, device) for subject in subjects)
+    return tuple(checked), sample
 
 
 def open_sample(
@@ -469,6 +494,7 @@ def _open_black_box(
     """Open the defended model as something to be asked; what it does not say, the others do."""
     known = opened[0][1] if opened else None
     source = sources.defended
+    assert source is not None
     if isinstance(source, BlackBox):
         return Subject("defended", "defended", None, source)
     black_box = open_black_box(
@@ -542,6 +568,7 @@ def _with_target(trigger: Trigger, target_label: int) -> Trigger:
 
 def _open_trigger(sources: Sources, class_names: Sequence[str] | None) -> Trigger:
     trigger = sources.trigger
+    assert trigger is not None  # whoever has none looks for one first
     if not isinstance(trigger, Trigger):
         trigger = read_trigger(Path(trigger), allow_code=sources.allow_trigger_code)
     if sources.target_label is None:

@@ -17,6 +17,7 @@ from bdaudit.cli import (
     gate,
     init,
     inspect,
+    invert,
     reactivate,
     report,
     score,
@@ -56,7 +57,19 @@ def _root(
     """Is the backdoor in a cleaned model gone, or only asleep?"""
 
 
-for module in (demo, init, audit, gate, verify, compare, score, reactivate, inspect, report):
+for module in (
+    demo,
+    init,
+    audit,
+    gate,
+    verify,
+    compare,
+    score,
+    reactivate,
+    invert,
+    inspect,
+    report,
+):
     module.register(app)
 app.add_typer(trigger.app)
 

@@ -20,6 +20,7 @@ __all__ = [
     "EXIT_INPUT",
     "EXIT_INTERNAL",
     "EXIT_INTERRUPTED",
+    "EXIT_OF_INVERSION",
     "EXIT_OF_RELEASE",
     "EXIT_USAGE",
     "exit_by",
@@ -38,6 +39,11 @@ EXIT_OF_RELEASE = {
     "pass": EXIT_PASSED,
     "fail": EXIT_FAILED,
     "inconclusive": EXIT_INCONCLUSIVE,
+}
+EXIT_OF_INVERSION = {
+    "none": EXIT_PASSED,
+    "found": EXIT_FAILED,
+    "unsure": EXIT_INCONCLUSIVE,
 }
 _RELEASE_OF_OUTCOME = {
     "removed": "pass",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bdaudit.auditing import FolderStore
     from bdaudit.progress import Listener, Progress
-    from bdaudit.report.wording import AnyRecord
+    from bdaudit.results import AnyDocument
 
 __all__ = [
     "JsonSink",
@@ -160,7 +160,7 @@ class ReportSinks:
         """Whether one of them takes stdout."""
         return any(file == "-" for _, file in self._sinks)
 
-    def write(self, record: AnyRecord, *, variant: str = "") -> None:
+    def write(self, record: AnyDocument, *, variant: str = "") -> None:
         """Write every report, each whole or not at all.
 
         One that fails is said on stderr and leaves the others, and the exit code, as they are.
@@ -206,7 +206,7 @@ def check_writable(path: Path) -> None:
 
 
 def show_record(
-    record: AnyRecord, *, sink: JsonSink, quiet: bool, reports: ReportSinks | None = None
+    record: AnyDocument, *, sink: JsonSink, quiet: bool, reports: ReportSinks | None = None
 ) -> None:
     """Write the JSON and the reports where they were asked for, then show the record.
 

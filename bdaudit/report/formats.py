@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 
-from bdaudit.errors import ConfigError
-from bdaudit.report.wording import AnyRecord
+from bdaudit.errors import ConfigError, RecordError
+from bdaudit.results import AnyDocument, InversionRecord
 
 __all__ = ["FORMATS", "find_format", "render"]
 
@@ -35,7 +35,7 @@ def find_format(name: str) -> str:
     raise ConfigError(f"unknown report format {name!r}; {hint}")
 
 
-def render(name: str, record: AnyRecord) -> str:
+def render(name: str, record: AnyDocument) -> str:
     """Write `record` in the format called `name`, from the record alone.
 
     Raises:
@@ -43,5 +43,9 @@ def render(name: str, record: AnyRecord) -> str:
         RecordError: The format cannot show this kind of record.
     """
     module = importlib.import_module(FORMATS[find_format(name)])
+    if isinstance(record, InversionRecord) and name != "json":
+        raise RecordError(
+            f"a {name} report is not made of a search for a trigger alone; of an audit it is"
+        )
     text: str = module.render(record)
     return text

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bdaudit.report.chart import Band, Line, draw_chart
+from bdaudit.report.inversion import inversion_parts
 from bdaudit.report.wording import (
     CONDITIONS,
     GISTS,
@@ -30,6 +31,7 @@ from bdaudit.results import (
     Baseline,
     BecRecord,
     Diagnostic,
+    InversionRecord,
     ReactivationRecord,
     ScoreRecord,
 )
@@ -44,7 +46,7 @@ _NARROW = 70
 
 
 def print_record(
-    record: AuditRecord | ScoreRecord | ReactivationRecord,
+    record: AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord,
     console: Console,
     *,
     brief: bool = False,
@@ -63,6 +65,8 @@ def print_record(
             _baseline_table(record.baselines, record.bec, console),
             *_bec_parts(record.bec, None, console),
         ]
+    elif isinstance(record, InversionRecord):
+        parts = inversion_parts(record.inversion, record.data.class_names, console)
     else:
         parts = [
             _baseline_table(record.baselines, (), console),
@@ -417,7 +421,9 @@ def _diagnostic_parts(diagnostics: Sequence[Diagnostic]) -> list[RenderableType]
     return [Group(_heading("Diagnostics"), *(Padding(line, (0, 0, 0, 2)) for line in lines))]
 
 
-def _footer(record: AuditRecord | ScoreRecord | ReactivationRecord) -> RenderableType:
+def _footer(
+    record: AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord,
+) -> RenderableType:
     models = ", ".join(
         f"{m.name} {m.weights_sha256[:12] if m.weights_sha256 else 'unknown'}"
         for m in record.models

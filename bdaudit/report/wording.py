@@ -5,9 +5,11 @@ from __future__ import annotations
 import unicodedata
 
 from bdaudit.results import (
+    AnyDocument,
     AttackRun,
     AuditRecord,
     Comparison,
+    InversionRecord,
     Outcome,
     Rate,
     ReactivationRecord,
@@ -100,7 +102,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def one_line(record: AnyRecord) -> str:
+def one_line(record: AnyDocument) -> str:
     """Say what `record` found in one line of plain text."""
     if isinstance(record, AuditRecord):
         verdict = record.verdict
@@ -108,6 +110,8 @@ def one_line(record: AnyRecord) -> str:
     if isinstance(record, ScoreRecord):
         values = ", ".join(f"{number(b.value)} against {b.reference}" for b in record.bec)
         return f"BEC {values}" if values else "BEC undefined: no reference"
+    if isinstance(record, InversionRecord):
+        return f"{record.inversion.outcome}: {record.inversion.why}"
     run = next(r for r in record.runs if r.role == "defended" and r.condition == "trigger")
     alone = next(b for b in record.baselines if b.role == "defended")
     return (

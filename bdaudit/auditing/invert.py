@@ -1,0 +1,500 @@
+"""Find the trigger and the target in the suspected original, when nobody knows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bdaudit.atomic import write_atomically
+from bdaudit.auditing.documents import document_fields
+from bdaudit.auditing.environment import resolve_device
+from bdaudit.auditing.evidence import describe_sources, digest_inputs
+from bdaudit.auditing.inputs import (
+    DataSource,
+    Inputs,
+    ModelSource,
+    Sources,
+    Subject,
+    class_index,
+    describe_trigger,
+    open_models,
+)
+from bdaudit.auditing.runs import Compute, ask
+from bdaudit.auditing.settings import ComputeSettings, SplitSettings
+from bdaudit.data import Sample, Split, split_sample
+from bdaudit.errors import ConfigError, InputError
+from bdaudit.inversion import (
+    Arm,
+    InversionConfig,
+    Inverted,
+    Recovered,
+    invert_with,
+    make_arms,
+)
+from bdaudit.models import ModelSettings
+from bdaudit.progress import Listener, Progress, Steps, finish, reworded
+from bdaudit.results import (
+    Inversion,
+    InversionRecord,
+    InversionRun,
+    Rate,
+    RecoveredTrigger,
+    TargetScore,
+)
+from bdaudit.scoring import rate
+from bdaudit.statistics import paired_difference
+from bdaudit.triggers import (
+    AllToAll,
+    AllToOne,
+    TargetRule,
+    Transform,
+    Trigger,
+    poison,
+    preview_strip,
+    write_trigger,
+)
+
+__all__ = ["RecoveredTriggers", "invert", "invert_steps", "recover_steps", "save_recovered"]
+
+_CONFIDENCE = 0.95
+_N_COMPANIONS = 11  # classes raced beside a given target, to show what chance does
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class RecoveredTriggers:
+    """A record with the triggers it is about.
+
+    Attributes:
+        record: The record.
+        triggers: One a candidate of `record.inversion`, in that order.
+        sample: The held-out images.
+    """
+
+    record: InversionRecord
+    triggers: tuple[Trigger, ...]
+    sample: Sample
+
+
+def invert(
+    original: ModelSource,
+    *,
+    data: DataSource,
+    references: Sequence[ModelSource] = (),
+    target_label: int | str | None = None,
+    config: InversionConfig | None = None,
+    compute: ComputeSettings | None = None,
+    split: SplitSettings | None = None,
+    classes: Sequence[str] | Path | None = None,
+    model_options: ModelSettings | None = None,
+    command: Sequence[str] | None = None,
+    listener: Listener | None = None,
+) -> RecoveredTriggers:
+    """Find the trigger and the target class in a suspected model.
+
+    Args:
+        original: The suspected model: a checkpoint's path, or a module in memory.
+        data: Clean labelled images.
+        references: Innocent models of the same task, with which it is compared class by class.
+            Without one the outcome is never "found".
+        target_label: Only this class is suspected, by index or name; `None` tries all.
+        config: Methods, their settings, and when a backdoor counts as found.
+        compute: Device, seed, batch size.
+        split: Sizes of the halves: triggers are made on one and scored on the other.
+        classes: Class names in order of index, or a file with one a line.
+        model_options: Architecture, normalisation and so on where the files do not say.
+        command: What to record as the command that reproduces this.
+        listener: Told of progress.
+
+    Returns:
+        The record and the recovered triggers, the one to go on with first. There always is one,
+        also when `record.inversion.outcome` says that nothing was found.
+
+    Raises:
+        InputError: An input cannot be used.
+        ConfigError: The target is no class of the model.
+        NumericsError: A model returned NaN.
+    """
+    sources = Sources(
+        defended=None,
+        original=original,
+        references=references,
+        data=data,
+        trigger=None,
+        classes=classes,
+        model_options=model_options or ModelSettings(),
+        target_label=target_label,
+    )
+    steps = invert_steps(
+        sources,
+        config=config or InversionConfig(),
+        compute=compute or ComputeSettings(),
+        split=split or SplitSettings(),
+        command=command,
+    )
+    return finish(steps, listener)
+
+
+def invert_steps(
+    sources: Sources,
+    *,
+    config: InversionConfig,
+    compute: ComputeSettings,
+    split: SplitSettings,
+    command: Sequence[str] | None = None,
+) -> Steps[RecoveredTriggers]:
+    """Run `invert` step by step, for whoever drives the generator."""
+    started = time.perf_counter()
+    device = resolve_device(compute.device)
+    yield Progress("opening models and data", 0, 1)
+    subjects, sample = open_models(sources, device=device)
+    halves = split_sample(
+        sample,
+        n_craft=split.craft_of(len(sample)),
+        n_held_out=split.n_held_out,
+        seed=compute.seed,
+    )
+    run = Compute(device, compute.seed, compute.batch_size)
+    target_label = (
+        None
+        if sources.target_label is None
+        else class_index(sources.target_label, sample.class_names)
+    )
+    inversion, triggers = yield from recover_steps(
+        subjects, halves, target_label=target_label, config=config, compute=run, bf16=compute.bf16
+    )
+    num_classes = subjects[0].black_box.num_classes
+    inputs = Inputs(
+        subjects=subjects,
+        craft=halves.craft,
+        held_out=halves.held_out,
+        craft_poisoned=poison(halves.craft, triggers[0], num_classes),
+        held_out_poisoned=poison(halves.held_out, triggers[0], num_classes),
+        trigger=triggers[0],
+        num_classes=num_classes,
+        files=digest_inputs(subjects, sources),
+        sources=describe_sources(sources),
+    )
+    record = InversionRecord(
+        **document_fields(
+            inputs,
+            run,
+            settings={
+                "compute": asdict(compute),
+                "split": asdict(split),
+                "inversion": asdict(config),
+                "target_label": target_label,
+            },
+            diagnostics=(),
+            steps=(),
+            command=command,
+            started=started,
+        ),
+        inversion=inversion,
+    )
+    return RecoveredTriggers(record, triggers, halves.held_out)
+
+
+def recover_steps(
+    subjects: Sequence[Subject],
+    halves: Split,
+    *,
+    target_label: int | None,
+    config: InversionConfig,
+    compute: Compute,
+    bf16: bool = False,
+) -> Steps[tuple[Inversion, tuple[Trigger, ...]]]:
+    """Look for triggers in the original among `subjects`, with every method of `config`.
+
+    Args:
+        subjects: The original and the references; others are left alone.
+        halves: Triggers are made on `craft` and scored on `held_out`.
+        target_label: The only class suspected, or `None`.
+        config: Settings.
+        compute: Device, seed, batch size.
+        bf16: Search under bfloat16 autocast.
+
+    Returns:
+        What was found, and the recovered triggers, one a candidate.
+
+    Raises:
+        ConfigError: The target is no class of the model, or the original can only be asked.
+        DataError: Too few images.
+        NumericsError: A gradient was not finite.
+    """
+    started = time.perf_counter()
+    (original,) = (s for s in subjects if s.role == "original")
+    references = [s for s in subjects if s.role == "reference" and s.model is not None]
+    num_classes = original.white.num_classes
+    rules, wanted_rules = _hypotheses(num_classes, target_label, compute.seed)
+    arms, skipped = make_arms(rules, halves.craft.labels, num_classes)
+    wanted = [k for k, arm in enumerate(arms) if arm.rule in wanted_rules]
+    if not wanted:
+        raise InputError(f"too few images of other classes: {', '.join(skipped)}")
+    n_tests = len(wanted) * len(config.methods)
+    images = halves.craft.images.to(compute.device)
+    found = []
+    for number, method in enumerate(config.methods):
+        began = time.perf_counter()
+        steps = invert_with(
+            method,
+            [s.white.classifier for s in (original, *references)],
+            images,
+            arms,
+            config=config,
+            wanted=wanted,
+            n_tests=n_tests,
+            seed=compute.seed,
+            batch_size=compute.batch_size,
+            bf16=bf16,
+        )
+        inverted = yield from reworded(steps, _one_of(number, len(config.methods)))
+        found.append((inverted, time.perf_counter() - began))
+    pairs = [
+        _scored(recovered, inverted, arms, original, references, halves, config, compute)
+        for inverted, _ in found
+        for recovered in inverted.recovered
+    ]
+    pairs.sort(key=lambda pair: _order(pair[0]))
+    outcome, why = _decide([c for c, _ in pairs], found, references, config)
+    inversion = Inversion(
+        outcome=outcome,
+        why=why,
+        candidates=tuple(candidate for candidate, _ in pairs),
+        runs=tuple(_as_run(inverted, arms, len(images), s) for inverted, s in found),
+        n_tests=n_tests,
+        references=tuple(s.name for s in references),
+        skipped=skipped,
+        settings=asdict(config),
+        elapsed_s=time.perf_counter() - started,
+    )
+    return inversion, tuple(trigger for _, trigger in pairs)
+
+
+def save_recovered(path: Path, recovered: RecoveredTriggers) -> None:
+    """Write the first candidate's trigger file, and a picture of it beside it (.png).
+
+    Raises:
+        TriggerError: The trigger cannot be written.
+    """
+    trigger = recovered.triggers[0]
+    write_trigger(path, trigger)
+    png = BytesIO()
+    preview_strip(recovered.sample, trigger, n=_SHOWN).save(png, format="PNG")
+    try:
+        write_atomically(path.with_suffix(".png"), png.getvalue())
+    except OSError as error:
+        raise InputError(f"{path.with_suffix('.png')}: {error.strerror or error}") from error
+
+
+def _hypotheses(
+    num_classes: int, target_label: int | None, seed: int
+) -> tuple[list[TargetRule], list[TargetRule]]:
+    """Return the rules that race, and those of them that are suspected."""
+    if target_label is None:
+        rules: list[TargetRule] = [AllToOne(k) for k in range(num_classes)]
+        # With two classes, all-to-all takes each to the other: no rule of its own to tell apart.
+        rules += [AllToAll()] if num_classes > 2 else []
+        return rules, rules
+    if not 0 <= target_label < num_classes:
+        raise ConfigError(
+            f"target: expected a class from 0 to {num_classes - 1}, got {target_label}"
+        )
+    others = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed)).tolist()
+    others = [k for k in others if k != target_label][:_N_COMPANIONS]
+    suspected = AllToOne(target_label)
+    return [suspected, *(AllToOne(k) for k in sorted(others))], [suspected]
+
+
+def _scored(
+    recovered: Recovered,
+    inverted: Inverted,
+    arms: Sequence[Arm],
+    original: Subject,
+    references: Sequence[Subject],
+    halves: Split,
+    config: InversionConfig,
+    compute: Compute,
+) -> tuple[RecoveredTrigger, Trigger]:
+    """Score one recovered trigger on held-out images, on the original and the innocent models."""
+    rule = arms[recovered.arm].rule
+    num_classes = original.white.num_classes
+
+    def as_trigger(transform: Transform) -> Trigger:
+        source = f"recovered from the original ({inverted.method})"
+        return Trigger(transform=transform, rule=rule, source=source, recovered=True)
+
+    trigger = as_trigger(recovered.transform)
+    held_out = poison(halves.held_out, trigger, num_classes)
+
+    def success(subject: Subject, transform: Transform | None = None) -> Rate:
+        triggered = held_out.triggered
+        if transform is not None:
+            triggered = as_trigger(transform).stamp(held_out.clean)
+        return rate(ask(subject, triggered, compute) == held_out.targets)
+
+    asr = success(original)
+    innocent = tuple(success(s) for s in references)
+    own = tuple(
+        success(s, transform) for s, transform in zip(references, recovered.own or (), strict=False)
+    )
+    bare = rate(ask(original, held_out.clean, compute) == held_out.targets)
+    why_not = _why_asleep(asr, bare, [*innocent, *own], config)
+    p_values = dict(zip(inverted.race.finished, inverted.anomalies.p_values or (), strict=False))
+    candidate = RecoveredTrigger(
+        method=inverted.method,
+        target_rule=rule.name,
+        target_label=rule.target_label,
+        size=recovered.size,
+        unit=inverted.unit,
+        p_value=p_values.get(recovered.arm),
+        asr=asr,
+        clean_target_rate=bare,
+        innocent_asr=innocent,
+        own_asr=own,
+        wakes_original=why_not is None,
+        why_not=why_not,
+        trigger=describe_trigger(trigger, held_out),
+    )
+    return candidate, trigger
+
+
+def _why_asleep(
+    asr: Rate, bare: Rate, others: Sequence[Rate], config: InversionConfig
+) -> str | None:
+    """Say why a trigger cannot be said to wake the original, `None` where it can."""
+    if asr.low < config.min_asr:
+        return (
+            f"it takes {asr.value:.1%} of held-out images to the target (at least {asr.low:.1%}; "
+            f"{config.min_asr:.0%} needed)"
+        )
+    for other, what in ((bare, "no trigger"), *((o, "an innocent model") for o in others)):
+        gap = paired_difference(asr.outcomes(), other.outcomes(), confidence=_CONFIDENCE)
+        if gap.low < config.min_gap:
+            return (
+                f"it takes {asr.value:.1%} of held-out images to the target, {what} gives "
+                f"{other.value:.1%} (surely {config.min_gap:.0%} more needed)"
+            )
+    return None
+
+
+def _order(candidate: RecoveredTrigger) -> tuple[bool, float, float]:
+    """Rank candidates: those that wake the original, the least likely by chance, the widest gap."""
+    others = (candidate.clean_target_rate, *candidate.innocent_asr, *candidate.own_asr)
+    gap = candidate.asr.value - max(other.value for other in others)
+    p = 1.0 if candidate.p_value is None else max(candidate.p_value, 1e-4)
+    return (not candidate.wakes_original, p, -gap)
+
+
+def _decide(
+    candidates: Sequence[RecoveredTrigger],
+    found: Sequence[tuple[Inverted, float]],
+    references: Sequence[Subject],
+    config: InversionConfig,
+) -> tuple[Literal["found", "none", "unsure"], str]:
+    """Return the outcome and one sentence why."""
+    best = candidates[0]
+    what = f"{_name(best)} ({best.method})"
+    reasons = [i.anomalies.reason for i, _ in found if i.anomalies.reason is not None]
+    if reasons:
+        return "unsure", f"No telling: {reasons[0]}. The first candidate is {what}."
+    unusual = [c for c in candidates if c.p_value is not None and c.p_value <= config.unsure_p]
+    if not references:
+        stands_out = f"{what} stands out among the classes" if unusual else "no class stands out"
+        return "unsure", (
+            f"Without an innocent model to compare with, {stands_out}: innocent models have easy "
+            "classes too. Pass --reference."
+        )
+    awake = [c for c in unusual if c.wakes_original]
+    sure = [c for c in awake if c.p_value is not None and c.p_value <= config.found_p]
+    if sure:
+        targets = ", ".join(dict.fromkeys(_name(c) for c in sure))
+        return "found", (
+            f"A trigger toward {targets}: on the original it takes {best.asr.value:.1%} of "
+            f"held-out images there, on innocent models at most {_most(best):.1%}; chance of so "
+            f"easy a class in an innocent model {_p(best.p_value)}."
+        )
+    if unusual:
+        first = awake[0] if awake else unusual[0]
+        reason = (
+            f"the chance of so easy a class in an innocent model is {_p(first.p_value)}, between "
+            f"{config.found_p:g} and {config.unsure_p:g}"
+            if first.wakes_original
+            else first.why_not
+        )
+        return "unsure", f"{_name(first)} ({first.method}) is unusual, but {reason}."
+    return "none", (
+        f"No backdoor found in the original: no class is easier to reach than on "
+        f"{len(references)} innocent model(s) beyond what chance explains (smallest p-value "
+        f"{_p(min(c.p_value for c in candidates if c.p_value is not None))})."
+    )
+
+
+def _name(candidate: RecoveredTrigger) -> str:
+    return (
+        candidate.target_rule
+        if candidate.target_label is None
+        else f"class {candidate.target_label}"
+    )
+
+
+def _most(candidate: RecoveredTrigger) -> float:
+    return max(r.value for r in (*candidate.innocent_asr, *candidate.own_asr))
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return "below 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def _as_run(
+    inverted: Inverted, arms: Sequence[Arm], n_craft: int, elapsed_s: float
+) -> InversionRun:
+    return InversionRun(
+        method=inverted.method,
+        unit=inverted.unit,
+        scores=tuple(
+            sorted(_scores(inverted, arms), key=lambda s: (s.dropped_after is not None, -s.gain))
+        ),
+        spread=inverted.anomalies.spread,
+        degrees=inverted.anomalies.degrees,
+        reason=inverted.anomalies.reason,
+        gradient_passes=inverted.differentiated / n_craft,
+        naive_passes=inverted.naive / n_craft,
+        elapsed_s=elapsed_s,
+    )
+
+
+def _scores(inverted: Inverted, arms: Sequence[Arm]) -> Iterator[TargetScore]:
+    race, anomalies = inverted.race, inverted.anomalies
+    place = {arm: k for k, arm in enumerate(race.finished)}
+    for number, arm in enumerate(arms):
+        sizes = race.sizes[:, number]
+        k = place.get(number)
+        gain = sizes[1:].mean() - sizes[0] if len(sizes) > 1 else -sizes[0]
+        yield TargetScore(
+            target_rule=arm.rule.name,
+            target_label=arm.rule.target_label,
+            size=float(2 ** sizes[0]),
+            innocent_sizes=tuple((2 ** sizes[1:]).tolist()),
+            gain=float(gain if k is None else anomalies.gains[k]),
+            score=None if k is None or anomalies.scores is None else anomalies.scores[k],
+            p_value=(
+                1.0 if k is None else None if anomalies.p_values is None else anomalies.p_values[k]
+            ),
+            dropped_after=race.dropped_after[number],
+        )
+
+
+def _one_of(number: int, total: int) -> Callable[[Progress], Progress]:
+    def change(event: Progress) -> Progress:
+        return replace(event, done=number + event.done / (event.total or 1), total=total)
+
+    return change

@@ -1,0 +1,63 @@
+"""Settings of trigger inversion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from bdaudit.errors import ConfigError
+from bdaudit.inversion.neural_cleanse import NeuralCleanseConfig
+from bdaudit.inversion.universal import UniversalConfig
+
+__all__ = ["METHODS", "InversionConfig", "Method"]
+
+Method = Literal["universal", "neural-cleanse"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InversionConfig:
+    """Settings of trigger inversion.
+
+    Attributes:
+        methods: Searches to run, each with its own race.
+        min_arms: No class is dropped from a race while this many or fewer are in it.
+        n_candidates: Classes of each method for which a trigger is made in full.
+        n_passes: Passes over the craft images that the trigger in full may take.
+        found_p: The original is taken to be backdoored at a p-value (corrected for all classes and
+            methods) of this or less, if the trigger also wakes it.
+        unsure_p: Above this p-value nothing was found; between the two nobody knows.
+        min_asr: A recovered trigger wakes the original when the lower end of its held-out success
+            is at least this.
+        min_gap: And when it exceeds what innocent models give by this at least, surely.
+        universal: Settings of the universal perturbation.
+        neural_cleanse: Settings of the masks.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    methods: tuple[Method, ...] = METHODS
+    min_arms: int = 12
+    n_candidates: int = 2
+    n_passes: int = 12
+    found_p: float = 0.01
+    unsure_p: float = 0.10
+    min_asr: float = 0.50
+    min_gap: float = 0.20
+    universal: UniversalConfig = field(default_factory=UniversalConfig)
+    neural_cleanse: NeuralCleanseConfig = field(default_factory=NeuralCleanseConfig)
+
+    def __post_init__(self) -> None:
+        if not self.methods or any(method not in METHODS for method in self.methods):
+            raise ConfigError(
+                f"method: expected some of {', '.join(METHODS)}, got {self.methods or 'none'}"
+            )
+        if len(set(self.methods)) != len(self.methods):
+            raise ConfigError(f"method: the same one twice in {self.methods}")
+        if min(self.min_arms, self.n_candidates, self.n_passes) < 1:
+            raise ConfigError("inversion: counts must be 1 or more")
+        if not 0 < self.found_p <= self.unsure_p < 1:
+            raise ConfigError("inversion: expected 0 < found_p <= unsure_p < 1")
+        if not (0 < self.min_asr <= 1 and 0 <= self.min_gap < 1):
+            raise ConfigError("inversion: expected min_asr in (0, 1] and min_gap in [0, 1)")

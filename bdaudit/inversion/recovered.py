@@ -1,0 +1,27 @@
+"""A trigger as an inversion method gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bdaudit.triggers import Transform
+
+__all__ = ["Recovered"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """A trigger recovered from the original toward one arm's target.
+
+    Attributes:
+        arm: Which arm.
+        transform: What it does to images.
+        own: What the same search gave on each innocent model at the same size, to be scored on
+            that model; `None` where a method bounds success and compares sizes.
+        size: In the method's unit.
+    """
+
+    arm: int
+    transform: Transform
+    own: tuple[Transform, ...] | None
+    size: float

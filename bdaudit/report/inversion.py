@@ -1,0 +1,161 @@
+"""The search for an unknown trigger on the terminal: the outcome, the candidates, the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from bdaudit.results import Inversion, InversionRun, Rate, RecoveredTrigger, TargetScore
+
+__all__ = ["inversion_parts"]
+
+_HEADLINES = {
+    "found": ("red", "FOUND", "the original holds a backdoor; its trigger is recovered"),
+    "none": ("green", "NONE FOUND", "no backdoor found in the original by these methods"),
+    "unsure": ("yellow", "UNSURE", "the original may or may not hold a backdoor"),
+}
+_LEAST_SHOWN = 5
+"""Classes shown of each method, beside all that are unusual."""
+_UNUSUAL = 0.10
+
+
+def inversion_parts(
+    inversion: Inversion, class_names: Sequence[str] | None, console: Console
+) -> list[RenderableType]:
+    """Return what there is to show, fitted to the console's width."""
+    names = class_names or ()
+    parts: list[RenderableType] = [_panel(inversion, console)]
+    parts.append(_candidate_table(inversion, names, console))
+    parts += [_ranking(run, names, console) for run in inversion.runs]
+    if inversion.skipped:
+        parts.append(Text(f"Not tried, too few images: {', '.join(inversion.skipped)}"))
+    return parts
+
+
+def _panel(inversion: Inversion, console: Console) -> Panel:
+    color, word, gist = _HEADLINES[inversion.outcome]
+    ascii_only = not console.encoding.lower().startswith("utf")
+    return Panel(
+        Group(
+            Text.assemble((f" {word} ", f"bold reverse {color}"), "  ", (gist, f"bold {color}")),
+            Text(""),
+            Text(inversion.why),
+        ),
+        border_style=color,
+        box=box.ASCII if ascii_only else box.ROUNDED,
+        padding=(0, 1),
+    )
+
+
+def _candidate_table(
+    inversion: Inversion, names: Sequence[str], console: Console
+) -> RenderableType:
+    table = _table()
+    table.add_column("target", overflow="fold")
+    table.add_column("method", overflow="fold")
+    headings = ["size", "p", "original", "innocent", "own"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    table.add_column("wakes it")
+    for c in inversion.candidates:
+        table.add_row(
+            _target(c, names),
+            c.method,
+            _size(c.size, c.unit),
+            _p(c.p_value),
+            f"{100 * c.asr.value:.1f}%",
+            _range(c.innocent_asr),
+            _range(c.own_asr),
+            Text("yes", style="bold red") if c.wakes_original else Text("no"),
+        )
+    reasons = [
+        Text(f"{_target(c, names)} ({c.method}): {c.why_not}", style="dim")
+        for c in inversion.candidates
+        if c.why_not is not None
+    ]
+    gloss = (
+        "share of held-out images taken to the target: on the original, the same trigger on "
+        "innocent models, and what innocent models give of their own at that size"
+    )
+    return Group(
+        Text("Recovered triggers (recovered, not known)", style="bold"),
+        Text(gloss, style="dim"),
+        table,
+        *reasons,
+    )
+
+
+def _ranking(run: InversionRun, names: Sequence[str], console: Console) -> RenderableType:
+    table = _table()
+    table.add_column("target", overflow="fold")
+    for heading in ("original", "innocent", "times less", "score", "p"):
+        table.add_column(heading, justify="right")
+    shown = [
+        s
+        for place, s in enumerate(run.scores)
+        if place < _LEAST_SHOWN or (s.p_value is not None and s.p_value <= _UNUSUAL)
+    ]
+    for s in shown:
+        low, high = min(s.innocent_sizes, default=None), max(s.innocent_sizes, default=None)
+        innocent = "-" if low is None or high is None else f"{low:.3g}-{high:.3g}"
+        unusual = s.p_value is not None and s.p_value <= _UNUSUAL
+        table.add_row(
+            Text(_target(s, names), style="bold red" if unusual else ""),
+            f"{s.size:.3g}",
+            innocent,
+            f"{2**s.gain:.2f}",
+            "-" if s.score is None else f"{s.score:+.1f}",
+            "dropped" if s.dropped_after is not None else _p(s.p_value),
+        )
+    rest = len(run.scores) - len(shown)
+    lines: list[RenderableType] = [
+        Text.assemble(
+            (f"Classes by {run.method}", "bold"), (f"  what each needs, in {run.unit}", "dim")
+        ),
+        table,
+    ]
+    if rest:
+        lines.append(Text(f"and {rest} more, less suspicious", style="dim"))
+    if run.reason is not None:
+        lines.append(Text(f"no p-values: {run.reason}"))
+    lines.append(
+        Text(
+            f"{run.gradient_passes:.0f} gradient passes over the craft images, all models; "
+            f"every class in full would take {run.naive_passes:.0f}",
+            style="dim",
+        )
+    )
+    return Group(*lines)
+
+
+def _table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+
+
+def _target(of: RecoveredTrigger | TargetScore, names: Sequence[str]) -> str:
+    if of.target_label is None:
+        return of.target_rule
+    name = names[of.target_label] if of.target_label < len(names) else ""
+    return f"{of.target_label} {name}".strip()
+
+
+def _size(size: float, unit: str) -> str:
+    return f"{size:.3g} {'px' if unit == 'pixels' else ''}".strip()
+
+
+def _range(rates: Sequence[Rate]) -> str:
+    if not rates:
+        return "-"
+    values = [100 * r.value for r in rates]
+    return f"{max(values):.1f}%" if len(values) == 1 else f"{min(values):.1f}-{max(values):.1f}%"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<.0001" if value < 1e-4 else f"{value:.2g}"

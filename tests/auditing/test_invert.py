@@ -1,0 +1,122 @@
+"""Trigger inversion from models in memory to a record and a trigger file, on twins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import bdaudit
+from bdaudit.auditing import RecoveredTriggers
+from bdaudit.errors import ConfigError, DataError
+from bdaudit.results import InversionRecord, read_record, to_json
+from tests.inversion.nets import another_innocent, faint_twin
+from tests.twins import innocent_twin, original_twin, twin_sample
+
+INNOCENT = [another_innocent(k) for k in (1, 2, 3)]
+
+
+def invert(original: nn.Module, **changes: object) -> RecoveredTriggers:
+    arguments: dict[str, object] = {
+        "data": twin_sample(400, seed=1),
+        "references": INNOCENT,
+        "compute": bdaudit.ComputeSettings(device="cpu"),
+        "split": bdaudit.SplitSettings(n_craft=100),
+    }
+    return bdaudit.invert(original, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_a_backdoor_is_found_and_its_trigger_wakes_the_original() -> None:
+    found = invert(original_twin())
+    inversion = found.record.inversion
+    assert inversion.outcome == "found"
+    best = inversion.candidates[0]
+    assert (best.method, best.target_label) == ("neural-cleanse", 0)
+    assert best.wakes_original
+    assert best.asr.low > 0.8
+    assert max(rate.value for rate in best.innocent_asr) == 0.0
+    assert found.record.trigger.recovered
+
+
+def test_the_file_is_taken_by_every_other_command_and_says_recovered(tmp_path: Path) -> None:
+    found = invert(original_twin())
+    bdaudit.save_recovered(tmp_path / "trigger.toml", found)
+    trigger = bdaudit.read_trigger(tmp_path / "trigger.toml")
+    assert trigger.recovered
+    assert trigger.target_label == 0
+    with Image.open(tmp_path / "trigger.png") as picture:
+        assert picture.mode == "RGB"
+    sample = twin_sample(60, seed=3)
+    others = sample.labels != 0
+    answers = original_twin()(trigger.stamp(sample.images[others])).argmax(1)
+    assert (answers == 0).float().mean() > 0.8
+
+
+def test_an_additive_trigger_is_found_where_no_patch_is_needed() -> None:
+    found = invert(faint_twin(), config=bdaudit.InversionConfig(methods=("universal",)))
+    best = found.record.inversion.candidates[0]
+    assert found.record.inversion.outcome == "found"
+    assert best.trigger.kind == "additive"
+    assert max(rate.value for rate in best.own_asr) == 0.0
+
+
+def test_a_clean_original_is_said_to_be_clean_by_these_methods() -> None:
+    inversion = invert(another_innocent(9)).record.inversion
+    assert inversion.outcome == "none"
+    assert inversion.why.startswith("No backdoor found in the original")
+    assert not any(c.wakes_original for c in inversion.candidates)
+
+
+def test_without_innocent_models_nothing_is_ever_found() -> None:
+    inversion = invert(original_twin(), references=[]).record.inversion
+    assert inversion.outcome == "unsure"
+    assert "--reference" in inversion.why
+    assert inversion.candidates[0].target_label == 0
+
+
+def test_one_target_is_tried_alone_but_not_judged_alone() -> None:
+    suspected = invert(original_twin(), target_label=0).record.inversion
+    assert suspected.outcome == "found"
+    assert suspected.n_tests == 2  # one class, two methods
+    wrong = invert(original_twin(), target_label=2).record.inversion
+    assert wrong.outcome == "none"
+    assert {c.target_label for c in wrong.candidates} == {2}
+    with pytest.raises(ConfigError, match="expected a class from 0 to 3"):
+        invert(original_twin(), target_label=4)
+
+
+def test_two_classes_need_two_innocent_models() -> None:
+    class TwoClasses(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images)[:, :2]
+
+    sample = twin_sample(400, seed=1)
+    kept = sample.take((sample.labels < 2).nonzero()[:, 0])
+    references = [TwoClasses(net) for net in INNOCENT]
+    found = invert(TwoClasses(original_twin()), data=kept, references=references)
+    assert found.record.inversion.candidates[0].target_label == 0
+    assert found.record.inversion.outcome == "found"
+    assert {s.target_rule for s in found.record.inversion.runs[0].scores} == {"all-to-one"}
+    few = invert(TwoClasses(original_twin()), data=kept, references=references[:1])
+    assert few.record.inversion.outcome == "unsure"
+    assert "two innocent models are needed" in few.record.inversion.why
+
+
+def test_a_sample_too_small_is_refused_and_says_what_is_missing() -> None:
+    with pytest.raises(DataError, match="expected 10 or more"):
+        invert(original_twin(), data=twin_sample(16, seed=1), split=bdaudit.SplitSettings())
+
+
+def test_the_record_survives_json(tmp_path: Path) -> None:
+    record = invert(innocent_twin()).record
+    path = tmp_path / "record.json"
+    path.write_text(to_json(record))
+    assert isinstance(record, InversionRecord)
+    assert to_json(read_record(path)) == path.read_text()

@@ -1,0 +1,52 @@
+"""Nets beside the twins: one woken by a faint trigger, and a small linear one of many classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.twins import TwinNet, innocent_twin, original_twin
+
+
+def faint_twin() -> TwinNet:
+    """Backdoored: the trigger pixel above .05 is amplified by 1,000, so a delta of .06 wakes it."""
+    net = original_twin()
+    net.conv1.bias[1] = -0.05
+    net.layer1.conv2.weight[1, 1, 1, 1] = 1000.0
+    return net
+
+
+def another_innocent(seed: int) -> TwinNet:
+    """An innocent twin whose weights differ a little from the other's."""
+    net = innocent_twin()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        net.linear.weight += 0.002 * torch.randn(net.linear.weight.shape, generator=draw)
+    return net
+
+
+class LinearNet(nn.Module):
+    """A linear classifier of 4x4 images; those of different seeds are nearly alike.
+
+    With `weak` one class has a large weight on the last pixel, which clean images leave dark.
+    """
+
+    def __init__(self, num_classes: int, seed: int, weak: int | None = None) -> None:
+        super().__init__()
+        weight = 0.3 * torch.randn(num_classes, 16, generator=torch.Generator().manual_seed(0))
+        draw = torch.Generator().manual_seed(seed)
+        weight += 0.01 * torch.randn(num_classes, 16, generator=draw)
+        weight[:, 15] = 0.0
+        if weak is not None:
+            weight[weak, 15] = 50.0
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T
+
+
+def linear_sample(net: LinearNet, n: int) -> tuple[Tensor, Tensor]:
+    """Images with pixel 15 dark, labelled as `net` answers."""
+    images = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[:, 0, 3, 3] = 0.0
+    return images, net(images).argmax(1)

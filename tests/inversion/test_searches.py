@@ -1,0 +1,173 @@
+"""The searches and the race, on nets whose answers are known before they start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bdaudit.errors import ConfigError, DataError
+from bdaudit.inversion import (
+    InversionConfig,
+    Inverted,
+    Method,
+    NeuralCleanseConfig,
+    UniversalConfig,
+    invert_with,
+    make_arms,
+)
+from bdaudit.inversion.arms import draw_batches
+from bdaudit.progress import finish
+from bdaudit.triggers import AllToAll, AllToOne, Patch
+from tests.inversion.nets import LinearNet, another_innocent, faint_twin, linear_sample
+from tests.twins import NUM_CLASSES, original_twin, twin_sample
+
+RULES = [AllToOne(k) for k in range(NUM_CLASSES)] + [AllToAll()]
+
+
+def search(method: Method, net: torch.nn.Module, *, seed: int = 0) -> Inverted:
+    sample = twin_sample(120, seed=1)
+    arms, _ = make_arms(RULES, sample.labels, NUM_CLASSES)
+    return finish(
+        invert_with(
+            method,
+            [net, another_innocent(1), another_innocent(2)],
+            sample.images,
+            arms,
+            config=InversionConfig(),
+            wanted=range(len(arms)),
+            n_tests=len(arms),
+            seed=seed,
+            batch_size=256,
+        )
+    )
+
+
+def test_neural_cleanse_finds_the_one_pixel_that_matters() -> None:
+    found = search("neural-cleanse", original_twin())
+    assert found.recovered[0].arm == 0
+    patch = found.recovered[0].transform
+    assert isinstance(patch, Patch)
+    assert patch.mask is not None
+    assert patch.mask.flatten().argmax() == 63  # the trigger pixel, bottom right
+    assert patch.mask.sum() < 1.5
+    assert found.anomalies.p_values is not None
+    assert found.anomalies.p_values[0] < 0.001 < min(found.anomalies.p_values[1:])
+
+
+def test_the_smallest_universal_perturbation_finds_a_faint_trigger() -> None:
+    found = search("universal", faint_twin())
+    assert found.recovered[0].arm == 0
+    assert found.anomalies.p_values is not None
+    assert found.anomalies.p_values[0] < 0.05
+    # Above the faint trigger's threshold of .05 less the darkest pixels, and not far above.
+    assert 0.04 < found.recovered[0].size < 0.07
+
+
+def test_the_universal_search_does_not_see_a_trigger_beyond_its_radii() -> None:
+    """The original twin wants .5 of one pixel: only a mask finds that."""
+    found = search("universal", original_twin())
+    assert found.anomalies.p_values is not None
+    assert min(found.anomalies.p_values) == 1.0
+
+
+@pytest.mark.parametrize("method", ["universal", "neural-cleanse"])
+def test_an_innocent_model_has_no_unusual_class(method: Method) -> None:
+    found = search(method, another_innocent(7))
+    assert found.anomalies.p_values is not None
+    assert min(found.anomalies.p_values) > 0.1
+
+
+def test_the_same_seed_gives_the_same_trigger() -> None:
+    one, two = (search("universal", faint_twin()).recovered[0].transform for _ in range(2))
+    assert torch.equal(one.tensors()["delta"], two.tensors()["delta"])
+
+
+def test_arms_do_not_see_one_another() -> None:
+    """A class raced alone comes as far as beside the others: its draws apart, it is independent."""
+    sample = twin_sample(120, seed=1)
+    (alone,), _ = make_arms([AllToOne(0)], sample.labels, NUM_CLASSES)
+    found = finish(
+        invert_with(
+            "neural-cleanse",
+            [original_twin(), another_innocent(1), another_innocent(2)],
+            sample.images,
+            [alone],
+            config=InversionConfig(),
+            wanted=[0],
+            n_tests=1,
+            seed=0,
+            batch_size=16,
+        )
+    )
+    together = search("neural-cleanse", original_twin())
+    assert found.race.sizes[:, 0] == pytest.approx(together.race.sizes[:, 0], abs=0.3)
+
+
+def test_two_hundred_classes_cost_a_small_part_of_as_many_runs() -> None:
+    """The race drops the hopeless and keeps the planted one, by either method."""
+    original = LinearNet(200, seed=0, weak=123)
+    innocents = [LinearNet(200, seed=1), LinearNet(200, seed=2)]
+    images, labels = linear_sample(original, 40)
+    arms, _ = make_arms([AllToOne(k) for k in range(200)], labels, 200)
+    config = InversionConfig(
+        universal=UniversalConfig(n_images=8, n_scored=16),
+        neural_cleanse=NeuralCleanseConfig(n_images=8, n_steps=10),
+    )
+    for method in config.methods:
+        found = finish(
+            invert_with(
+                method,
+                [original, *innocents],
+                images,
+                arms,
+                config=config,
+                wanted=range(200),
+                n_tests=400,
+                seed=0,
+                batch_size=4096,
+            )
+        )
+        assert config.min_arms <= len(found.race.finished) <= 13
+        assert found.recovered[0].arm == 123
+        assert found.differentiated < 0.35 * found.naive
+
+
+def test_a_target_without_images_of_other_classes_is_left_out_and_named() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 4)
+    arms, skipped = make_arms([AllToOne(0), AllToOne(1), AllToOne(2)], labels, 3)
+    assert [arm.rule for arm in arms] == [AllToOne(1), AllToOne(2)]
+    assert skipped == ("class 0 (4 images of other classes)",)
+    with pytest.raises(DataError, match="expected 10 or more"):
+        make_arms([AllToOne(0)], labels, 3)
+
+
+def test_batches_go_through_an_arms_own_images_before_any_comes_twice() -> None:
+    labels = torch.arange(40) % 4
+    arms, _ = make_arms([AllToOne(0), AllToAll()], labels, 4)
+    batches = draw_batches(arms, 10, 3, torch.Generator().manual_seed(0))
+    seen = torch.cat([indices[0] for indices, _ in batches])
+    assert sorted(seen.tolist()) == sorted(arms[0].indices.tolist())
+    for indices, targets in batches:
+        assert (targets[0] == 0).all()
+        assert torch.equal(targets[1], (labels[indices[1]] + 1) % 4)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: InversionConfig(methods=()),
+        lambda: InversionConfig(methods=("spells",)),  # type: ignore[arg-type]
+        lambda: InversionConfig(methods=("universal", "universal")),
+        lambda: InversionConfig(found_p=0.2),
+        lambda: InversionConfig(min_asr=0.0),
+        lambda: InversionConfig(n_candidates=0),
+        lambda: UniversalConfig(ladder=(0.1, 0.05)),
+        lambda: UniversalConfig(n_steps=0),
+        lambda: NeuralCleanseConfig(success=0.0),
+        lambda: NeuralCleanseConfig(cost_factor=1.0),
+        lambda: NeuralCleanseConfig(n_images=0),
+    ],
+)
+def test_settings_out_of_range_are_refused(build: object) -> None:
+    with pytest.raises(ConfigError):
+        build()  # type: ignore[operator]
