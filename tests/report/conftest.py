@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +116,9 @@ class Look:
     requests: list[str] = field(default_factory=list)
 
 
+OpenPage = Callable[..., Look]
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium as the system has it; nothing is downloaded."""
@@ -132,7 +135,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def look(browser: Browser) -> Iterator[object]:
+def look(browser: Browser) -> Iterator[OpenPage]:
     """A function that opens a file and notes its console and all that it asks for."""
     contexts = []
 

@@ -19,7 +19,7 @@ from bdaudit.report.comparison_terminal import print_comparison
 from bdaudit.results import AuditRecord, ModelInfo, to_json
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record
-from tests.report.test_html import HOSTILE, OpenPage
+from tests.report.conftest import HOSTILE, OpenPage
 
 QUIET = {0.02: 0.03, 0.05: 0.05}
 LOUD = {0.02: 0.5, 0.05: 0.5}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from bdaudit.report.formats import render
 from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record
-from tests.report.conftest import Look
+from tests.report.conftest import OpenPage
 
-OpenPage = Callable[..., Look]
 SHAPES = [(1100, "light"), (1100, "dark"), (400, "light"), (400, "dark")]
 
 
