@@ -182,6 +182,7 @@ class ModelInfo(Record):
         weights_sha256: Digest over names, types, shapes and bytes of all tensors; of an ONNX
             model over its files; `None` of a model that can only be asked.
         access: Whether it could be looked into, or only asked.
+        stand_in: Whether it was made here, as an innocent model (docs/stand-ins.md).
         notes: What the loader did ("stripped 'module.'", "took logs of probabilities").
     """
 
@@ -192,6 +193,7 @@ class ModelInfo(Record):
     image_shape: tuple[int, int, int]
     weights_sha256: str | None
     access: Literal["white", "black"] = "white"
+    stand_in: bool = False
     path: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -243,6 +245,8 @@ class Baseline(Record):
             target; higher means the backdoor is more active.
         clean_target_rate: The same images without the trigger, share classified as the target.
         true_label_acc: Share of the triggered images classified as their true label.
+        stand_in: Whether the model was made here, as an innocent one.
+        left_out: Why nothing is held against a stand-in; `None` where it serves.
     """
 
     model: str
@@ -251,6 +255,8 @@ class Baseline(Record):
     asr: Rate
     clean_target_rate: Rate
     true_label_acc: Rate
+    stand_in: bool = False
+    left_out: str | None = None
 
 
 class LayerBec(Record):

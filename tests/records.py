@@ -89,16 +89,27 @@ def audit_record(
     innocents_alone: float = 0.01,
     delta_only: float = 0.02,
     wide: bool = False,
+    untriggered: list[dict[float, float]] | None = None,
     n: int = N,
     **changes: object,
 ) -> AuditRecord:
-    """A whole audit: `defended` and each of `innocents` give re-activated ASR by eps."""
+    """A whole audit: `defended` and each of `innocents` give re-activated ASR by eps.
+
+    With `untriggered`, the innocents are stand-ins, and it gives what the attack made without the
+    trigger reaches on each.
+    """
     quiet = dict.fromkeys(defended, 0.02) if no_trigger is None else no_trigger
-    names = [f"reference {k}" for k in range(1, len(innocents) + 1)]
+    kind = "reference" if untriggered is None else "stand-in"
+    names = [f"{kind} {k}" for k in range(1, len(innocents) + 1)]
     baselines = [
         baseline("defended", "defended", asr=alone, n=n),
         baseline("original", "original", asr=original, n=n),
-        *(baseline(name, "reference", asr=innocents_alone, n=n) for name in names),
+        *(
+            baseline(name, "reference", asr=innocents_alone, n=n).model_copy(
+                update={"stand_in": untriggered is not None}
+            )
+            for name in names
+        ),
     ]
     runs = []
     for eps, asr in defended.items():
@@ -110,6 +121,11 @@ def audit_record(
         )
     for name, curve in zip(names, innocents, strict=True):
         runs += [run(name, "reference", eps, asr, n=n) for eps, asr in curve.items()]
+    for name, curve in zip(names, untriggered or [], strict=False):
+        runs += [
+            run(name, "reference", eps, asr, condition="no_trigger", delta_only=None, n=n)
+            for eps, asr in curve.items()
+        ]
     fields: dict[str, object] = {
         "created": datetime(2026, 1, 1, tzinfo=UTC),
         "seed": 0,
@@ -148,6 +164,7 @@ def audit_record(
                 num_classes=10,
                 image_shape=(1, 8, 8),
                 weights_sha256=f"{k:064x}",
+                stand_in=b.stand_in,
             )
             for k, b in enumerate(baselines)
         ),

@@ -14,6 +14,7 @@ from bdaudit.models import ClipSettings, ModelSettings
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.transfer import TransferConfig
+from bdaudit.standins import StandInConfig
 
 __all__ = [
     "AuditSettings",
@@ -31,6 +32,7 @@ __all__ = [
     "RunStore",
     "Sources",
     "SplitSettings",
+    "StandInConfig",
     "TransferConfig",
     "TransportSettings",
     "WhiteboxConfig",

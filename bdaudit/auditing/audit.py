@@ -42,6 +42,7 @@ from bdaudit.auditing.runs import (
     whitebox_run,
 )
 from bdaudit.auditing.settings import AuditSettings
+from bdaudit.auditing.standins import N_INNOCENT, assess_stand_ins, stand_in_cost, stand_in_steps
 from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
 from bdaudit.blackbox import BlackBoxOptions
@@ -63,6 +64,7 @@ from bdaudit.results import (
     Role,
     StepStatus,
 )
+from bdaudit.standins import StandInConfig
 from bdaudit.verdict import Policy, judge, read_policy
 
 __all__ = ["Wanted", "audit", "audit_steps"]
@@ -101,7 +103,8 @@ def audit(
         original: The suspected model before the defence.
         data: Clean labelled images: a path, a pair (images, labels), or a `Sample`.
         trigger: The trigger, or the path of a trigger file.
-        references: Innocent models of the same task; three or more make the verdict firm.
+        references: Innocent models of the same task; three or more make the verdict firm. Where
+            there are fewer, stand-ins are made (docs/stand-ins.md).
         surrogates: Other defended versions of `original`, of any architecture, for the transfer
             attack and as a start for queries; made from `original` where none are given.
         settings: Eps ladder, budget, controls, seed, device.
@@ -114,7 +117,7 @@ def audit(
         store: Finished attack runs to use and to add to; a `FolderStore` lets an audit that was
             killed go on.
         project: The project file the arguments came from, to be named in the record.
-        cache_dir: Folder that keeps surrogates for the next run; `None` keeps none.
+        cache_dir: Folder that keeps models made here for the next run; `None` keeps none.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
 
@@ -235,11 +238,14 @@ class _Audit:
     diagnostics: list[Diagnostic] = field(default_factory=list)
     statuses: list[StepStatus] = field(default_factory=list)
     deltas: dict[str, Tensor] = field(default_factory=dict)
+    _stand_ins_are_done: bool = False
     _spent: float = 0.0
 
     def measure(self) -> Steps[None]:
         """Run every step; one that fails is noted, and the others go on."""
         self.diagnostics += check_inputs(self.inputs)
+        if self._n_stand_ins:
+            yield from self._step("stand-ins", self._stand_ins(), self._stand_in_cost())
         if self._wants_surrogates():
             yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
         yield from self._step("baselines", self._baselines(), self._baseline_cost())
@@ -254,8 +260,23 @@ class _Audit:
 
     # -- steps ---------------------------------------------------------------------------------
 
+    def _stand_ins(self) -> Steps[None]:
+        self.inputs, failure = yield from stand_in_steps(
+            self.inputs,
+            self.compute,
+            count=self._n_stand_ins,
+            config=self._stand_in_config,
+            cache_dir=self.cache_dir,
+        )
+        self._stand_ins_are_done = True
+        self.diagnostics += [failure] if failure else []
+
     def _baselines(self) -> Steps[None]:
-        self.baselines = yield from measure_baselines(self.inputs, self.compute)
+        measured = yield from measure_baselines(self.inputs, self.compute)
+        self.baselines, unfit = assess_stand_ins(measured, self.policy)
+        self.diagnostics += unfit
+        left_out = frozenset(b.model for b in self.baselines if b.left_out)
+        self.inputs = replace(self.inputs, left_out=left_out)
         self.diagnostics += check_baselines(
             self.baselines,
             self.inputs.num_classes,
@@ -263,9 +284,6 @@ class _Audit:
         )
 
     def _existence(self) -> Steps[None]:
-        if not self.inputs.with_role("reference"):
-            self.bec_missing = "not measured: it needs an innocent model, pass --reference"
-            return
         self.bec, self.bec_missing = yield from existence_steps(self.inputs, self.compute)
 
     def _surrogates(self) -> Steps[None]:
@@ -359,7 +377,7 @@ class _Audit:
             for subject in self.inputs.compared:
                 if mode == "transfer" and subject.role == "original":
                     continue  # it is shown what is made for the defended model
-                for images in arranged if subject.role == "defended" else arranged[:1]:
+                for images in self._shown_to(subject, arranged):
                     plan += [
                         _Planned(
                             title=f"re-activation ({mode}) of {subject.name}, {images.condition}",
@@ -388,6 +406,30 @@ class _Audit:
         if self.settings.controls is not None:
             return self.settings.controls
         return tuple(default_controls(self.inputs.num_classes))
+
+    def _shown_to(
+        self, subject: Subject, arranged: Sequence[AttackImages]
+    ) -> Sequence[AttackImages]:
+        """All conditions to the defended model, the trigger to every model.
+
+        A stand-in is attacked without the trigger too, to see whether it is pushed too easily.
+        """
+        if subject.role == "defended":
+            return arranged
+        wanted = {"trigger", "no_trigger"} if subject.stand_in else {"trigger"}
+        return [images for images in arranged if images.condition in wanted]
+
+    @property
+    def _n_stand_ins(self) -> int:
+        if self.settings.stand_ins is not None:
+            return self.settings.stand_ins
+        given = [s for s in self.inputs.with_role("reference") if not s.stand_in]
+        return max(N_INNOCENT - len(given), 0)
+
+    @property
+    def _stand_in_config(self) -> StandInConfig:
+        config = self.settings.stand_in
+        return replace(config, autocast="bf16") if self.settings.compute.bf16 else config
 
     def _wants_surrogates(self) -> bool:
         return "transfer" in self._modes or self._queries_start_warm()
@@ -468,8 +510,12 @@ class _Audit:
         )
 
     def _total_cost(self) -> float:
-        n_runs = len(self.settings.ladder) * (len(self.inputs.compared) + len(self._controls()))
-        total = self._baseline_cost()
+        n_stand_ins = self._awaited + sum(s.stand_in for s in self.inputs.compared)
+        conditions = len(self.inputs.compared) + self._awaited + len(self._controls())
+        if "no_trigger" in self._controls():
+            conditions += n_stand_ins
+        n_runs = len(self.settings.ladder) * conditions
+        total = self._baseline_cost() + self._stand_in_cost()
         if self.settings.measure_bec:
             total += self._existence_cost()
         if self._wants_surrogates():
@@ -478,11 +524,19 @@ class _Audit:
 
     def _baseline_cost(self) -> float:
         """Count images forwarded; a backward pass is taken as twice a forward one."""
-        return 2.0 * len(self.inputs.subjects) * len(self.inputs.held_out)
+        return 2.0 * (len(self.inputs.subjects) + self._awaited) * len(self.inputs.held_out)
 
     def _existence_cost(self) -> float:
-        references = len(self.inputs.with_role("reference"))
+        references = len(self.inputs.with_role("reference")) + self._awaited
         return (3.0 + references) * len(self.inputs.held_out_poisoned)
+
+    def _stand_in_cost(self) -> float:
+        return stand_in_cost(self._n_stand_ins, self.settings.stand_in)
+
+    @property
+    def _awaited(self) -> int:
+        """Stand-ins that are not made yet."""
+        return 0 if self._stand_ins_are_done else self._n_stand_ins
 
     def _surrogate_cost(self) -> float:
         return 100.0 * len(self.inputs.craft)

@@ -45,6 +45,7 @@ def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
         # The poisonable images are among the clean ones, so they need not be asked about again.
         clean_target_rate=rate(clean[poisoned.indices] == poisoned.targets),
         true_label_acc=rate(triggered == poisoned.labels),
+        stand_in=subject.stand_in,
     )
 
 
@@ -83,7 +84,7 @@ def check_baselines(
     by_role: dict[str, Baseline] = {}
     for baseline in baselines:
         by_role.setdefault(baseline.role, baseline)
-        if baseline.clean_acc.low <= 1.5 / num_classes:
+        if baseline.clean_acc.low <= 1.5 / num_classes and not baseline.stand_in:
             yield Diagnostic(
                 code="clean_accuracy_near_chance",
                 severity="error",
@@ -98,7 +99,7 @@ def check_baselines(
     if original is not None:
         yield from _check_original(original)
     for baseline in baselines:
-        if baseline.role == "reference":
+        if baseline.role == "reference" and not baseline.stand_in:
             yield from _check_reference(baseline, defended)
 
 

@@ -27,6 +27,11 @@ def existence_steps(
     (defended,) = inputs.with_role("defended")
     (original,) = inputs.with_role("original")
     references = [s.white for s in inputs.with_role("reference")]
+    if not references:
+        return (), (
+            "not measured: it needs an innocent model, and there is none that serves; pass "
+            "--reference"
+        )
     if defended.model is not None:
         networks = [original.white.classifier, *(r.classifier for r in references)]
         network: nn.Module = defended.model.classifier

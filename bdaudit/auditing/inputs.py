@@ -145,12 +145,14 @@ class Subject:
         name: How the record refers to it.
         model: What can be looked into and differentiated; `None` when it can only be asked.
         black_box: What is asked in query mode. Of a loaded model it is the same model.
+        stand_in: Whether it was made here, to stand for an innocent model.
     """
 
     role: Role
     name: str
     model: LoadedModel | None
     black_box: BlackBox
+    stand_in: bool = False
 
     @property
     def white(self) -> LoadedModel:
@@ -210,6 +212,7 @@ class Subject:
             num_classes=self.model.num_classes,
             image_shape=self.model.image_shape,
             weights_sha256=self.model.weights_sha256,
+            stand_in=self.stand_in,
             path=None if self.model.path is None else str(self.model.path),
             notes=self.model.notes,
         )
@@ -225,6 +228,7 @@ class Inputs:
         craft_poisoned, held_out_poisoned: Their images that the trigger's rule applies to.
         files: Every file that was read, by digest.
         sources: How all of it was named, for the record.
+        left_out: Names of stand-ins that are described and play no part.
     """
 
     subjects: tuple[Subject, ...]
@@ -236,15 +240,37 @@ class Inputs:
     num_classes: int
     files: tuple[FileDigest, ...]
     sources: Mapping[str, Any]
+    left_out: frozenset[str] = frozenset()
 
     def with_role(self, role: Role) -> tuple[Subject, ...]:
         """Return the subjects that play `role`."""
-        return tuple(subject for subject in self.subjects if subject.role == role)
+        return tuple(subject for subject in self.taking_part if subject.role == role)
+
+    @property
+    def taking_part(self) -> tuple[Subject, ...]:
+        """The subjects but for those left out."""
+        return tuple(subject for subject in self.subjects if subject.name not in self.left_out)
+
+    def with_stand_ins(self, models: Sequence[LoadedModel]) -> Inputs:
+        """Return the same inputs with innocent models that were made here after the references."""
+        first = self.subjects[0].black_box
+        made = tuple(
+            Subject(
+                "reference",
+                model.name,
+                model,
+                TorchBlackBox(model, feedback=first.feedback, grid=first.grid),
+                stand_in=True,
+            )
+            for model in models
+        )
+        last = max(k for k, s in enumerate(self.subjects) if s.role != "surrogate") + 1
+        return replace(self, subjects=(*self.subjects[:last], *made, *self.subjects[last:]))
 
     @property
     def compared(self) -> tuple[Subject, ...]:
         """The models under comparison: all but surrogates, which only serve an attack."""
-        return tuple(subject for subject in self.subjects if subject.role != "surrogate")
+        return tuple(subject for subject in self.taking_part if subject.role != "surrogate")
 
     def with_surrogates(self, models: Sequence[LoadedModel]) -> Inputs:
         """Return the same inputs with models made for an attack among the subjects."""

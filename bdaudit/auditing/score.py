@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
@@ -20,10 +20,12 @@ from bdaudit.auditing.inputs import (
 )
 from bdaudit.auditing.runs import Compute
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
+from bdaudit.auditing.standins import assess_stand_ins, stand_in_steps
 from bdaudit.existence import ExistenceConfig
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.results import Diagnostic, ScoreRecord
+from bdaudit.standins import StandInConfig
 from bdaudit.verdict import Policy
 
 __all__ = ["score", "score_steps"]
@@ -37,6 +39,9 @@ def score(
     trigger: TriggerSource,
     references: Sequence[ModelSource] = (),
     existence: ExistenceConfig | None = None,
+    stand_ins: int | None = None,
+    stand_in: StandInConfig | None = None,
+    cache_dir: Path | None = None,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
@@ -53,9 +58,12 @@ def score(
         original: The suspected model before the defence.
         data: Clean labelled images.
         trigger: The trigger.
-        references: Innocent models of the same task. Without one the coefficient is undefined
-            and the record says so.
+        references: Innocent models of the same task. Without one a stand-in is made, and where
+            that is switched off or fails the coefficient is undefined and the record says so.
         existence: Layers, share of channels, estimator, bootstrap.
+        stand_ins: Innocent models to make; `None` makes one where there is no reference.
+        stand_in: How they are made; `None` takes the defaults.
+        cache_dir: Folder that keeps models made here for the next run; `None` keeps none.
         compute: Device, seed, batch size.
         split: Sizes of the halves; the coefficient is measured on the held-out one.
         classes: Class names in order of index, or a file with one a line.
@@ -86,6 +94,9 @@ def score(
     steps = score_steps(
         sources,
         existence=existence or ExistenceConfig(),
+        stand_ins=stand_ins,
+        stand_in=stand_in or StandInConfig(),
+        cache_dir=cache_dir,
         compute=compute or ComputeSettings(),
         split=split or SplitSettings(),
         command=command,
@@ -97,6 +108,9 @@ def score_steps(
     sources: Sources,
     *,
     existence: ExistenceConfig,
+    stand_ins: int | None,
+    stand_in: StandInConfig,
+    cache_dir: Path | None,
     compute: ComputeSettings,
     split: SplitSettings,
     command: Sequence[str] | None = None,
@@ -107,9 +121,20 @@ def score_steps(
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute(device, compute.seed, compute.batch_size)
-    baselines = yield from measure_baselines(inputs, run)
+    if stand_ins is None:
+        stand_ins = 0 if inputs.with_role("reference") else 1
+    failure: Diagnostic | None = None
+    if stand_ins:
+        inputs, failure = yield from stand_in_steps(
+            inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
+        )
+    measured = yield from measure_baselines(inputs, run)
+    baselines, unfit = assess_stand_ins(measured, Policy())
+    inputs = replace(inputs, left_out=frozenset(b.model for b in baselines if b.left_out))
     diagnostics = [
         *check_inputs(inputs),
+        *([failure] if failure else []),
+        *unfit,
         *check_baselines(
             baselines, inputs.num_classes, max_clean_acc_loss=Policy().max_clean_acc_loss
         ),
@@ -127,6 +152,8 @@ def score_steps(
                 "compute": asdict(compute),
                 "split": asdict(split),
                 "existence": asdict(existence),
+                "stand_ins": stand_ins,
+                "stand_in": asdict(stand_in),
             },
             diagnostics=diagnostics,
             steps=(),

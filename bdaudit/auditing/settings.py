@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from bdaudit.errors import ConfigError
 from bdaudit.reactivation.transfer import Strategy
 from bdaudit.results import Condition, Mode
+from bdaudit.standins import StandInConfig
 
 __all__ = ["DEFAULT_EPS", "AuditSettings", "ComputeSettings", "SplitSettings"]
 
@@ -86,6 +87,8 @@ class AuditSettings:
             the number of classes allows.
         measure_bec: Whether to compute the backdoor existence coefficient.
         pictures: Whether the record keeps a few small held-out images for its report.
+        stand_ins: Innocent models to make; `None` makes what the references lack to three.
+        stand_in: How they are made.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -103,6 +106,8 @@ class AuditSettings:
     controls: tuple[Condition, ...] | None = None
     measure_bec: bool = True
     pictures: bool = True
+    stand_ins: int | None = None
+    stand_in: StandInConfig = field(default_factory=StandInConfig)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
 
@@ -116,6 +121,8 @@ class AuditSettings:
             )
         if set(self.modes or ()) - {"white"} and self.objective != "standard":
             raise ConfigError("objective: only the white box knows another one than the standard")
+        if self.stand_ins is not None and self.stand_ins < 0:
+            raise ConfigError(f"stand_ins: expected 0 or more, got {self.stand_ins}")
         if self.modes == ():
             raise ConfigError("modes: expected one at least")
         ladder = self.ladder

@@ -36,6 +36,8 @@ def audit(
     defended: options.Defended = None,
     endpoint: options.Endpoint = None,
     reference: options.References = None,
+    stand_ins: options.StandIns = None,
+    stand_in_images: options.StandInImages = 64_000,
     target: options.Target = None,
     classes: options.Classes = None,
     allow_trigger_code: options.AllowTriggerCode = False,
@@ -140,7 +142,7 @@ def audit(
 
     Exit code 0: removed; 1: active or dormant; 3: inconclusive; 4: an input cannot be used.
     """
-    from bdaudit.auditing import AuditSettings, default_modes
+    from bdaudit.auditing import AuditSettings, StandInConfig, default_modes
     from bdaudit.auditing import audit as run_audit
 
     demand_trust(ctx, trust_config)
@@ -170,6 +172,8 @@ def audit(
         objective=objective.value,
         measure_bec=bec,
         pictures=pictures,
+        stand_ins=stand_ins,
+        stand_in=StandInConfig(n_images=stand_in_images),
         compute=options.compute_settings(device, seed, batch_size, bf16),
         split=options.split_settings(craft, held_out),
     )
@@ -214,7 +218,7 @@ def audit(
             ),
             store=store,
             project=None if (project := project_of(ctx)) is None else project.path,
-            cache_dir=options.surrogate_cache(cache, no_cache),
+            cache_dir=options.model_cache(cache, no_cache),
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )

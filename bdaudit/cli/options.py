@@ -22,6 +22,7 @@ _MODELS = "What the checkpoints do not say themselves"
 _CLIP = "A CLIP as a classifier (--arch open_clip/NAME)"
 _COMPUTE = "Computation"
 _OUTPUT = "Output"
+_STAND_INS = "Stand-ins for innocent models"
 
 
 class Mode(StrEnum):
@@ -146,15 +147,13 @@ InputDiversity = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps surrogates for the next run [default: $BDAUDIT_CACHE, or "
+        help="Folder that keeps models made here for the next run [default: $BDAUDIT_CACHE, or "
         "~/.cache/bdaudit].",
         show_default=False,
-        rich_help_panel=_SURROGATES,
+        rich_help_panel=_COMPUTE,
     ),
 ]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Keep none.", rich_help_panel=_SURROGATES)
-]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep none.", rich_help_panel=_COMPUTE)]
 Cold = Annotated[
     bool,
     typer.Option(
@@ -245,9 +244,30 @@ References = Annotated[
     list[str] | None,
     typer.Option(
         "--reference",
-        help="An innocent model of the same task; give three or more for a firm verdict.",
+        help="An innocent model of the same task; give three or more for a firm verdict. "
+        "Stand-ins are made for those that are missing.",
         rich_help_panel=_INPUTS,
         show_default=False,
+    ),
+]
+StandIns = Annotated[
+    int | None,
+    typer.Option(
+        "--stand-ins",
+        help="Innocent models to make from the clean images, 0 for none [default: as many as are "
+        "missing].",
+        min=0,
+        rich_help_panel=_STAND_INS,
+        show_default=False,
+    ),
+]
+StandInImages = Annotated[
+    int,
+    typer.Option(
+        "--stand-in-images",
+        help="Images each is trained on, every variant of a craft image counted.",
+        min=1,
+        rich_help_panel=_STAND_INS,
     ),
 ]
 Target = Annotated[
@@ -506,8 +526,8 @@ def split_settings(craft: int | None, held_out: int | None) -> SplitSettings:
     return SplitSettings(n_craft=craft, n_held_out=held_out)
 
 
-def surrogate_cache(folder: Path | None, no_cache: bool) -> Path | None:
-    """Return the folder that keeps surrogates, `None` for none.
+def model_cache(folder: Path | None, no_cache: bool) -> Path | None:
+    """Return the folder that keeps models made here, `None` for none.
 
     Raises:
         ConfigError: A folder was named, and none wanted.
@@ -518,7 +538,7 @@ def surrogate_cache(folder: Path | None, no_cache: bool) -> Path | None:
         raise ConfigError("give --cache or --no-cache, not both")
     if no_cache:
         return None
-    return (cache_folder() if folder is None else folder) / "surrogates"
+    return (cache_folder() if folder is None else folder) / "models"
 
 
 def defended_source(defended: str | None, endpoint: str | None) -> str:

@@ -232,7 +232,7 @@ def reactivate(
                 request_size=request_size,
             ),
             store=store,
-            cache_dir=options.surrogate_cache(cache, no_cache),
+            cache_dir=options.model_cache(cache, no_cache),
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )

@@ -26,6 +26,10 @@ def score(
     data: options.Data,
     trigger: options.TriggerFile,
     reference: options.References = None,
+    stand_ins: options.StandIns = None,
+    stand_in_images: options.StandInImages = 64_000,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
     target: options.Target = None,
     classes: options.Classes = None,
     allow_trigger_code: options.AllowTriggerCode = False,
@@ -76,7 +80,7 @@ def score(
     It explains a verdict and never makes one: a high value does not say that the backdoor can be
     woken, a low one not that it cannot.
     """
-    from bdaudit.auditing import ExistenceConfig
+    from bdaudit.auditing import ExistenceConfig, StandInConfig
     from bdaudit.auditing import score as run_score
 
     sink = JsonSink(json)
@@ -95,6 +99,9 @@ def score(
                 batch_size=batch_size,
                 include=tuple(layer or ()),
             ),
+            stand_ins=stand_ins,
+            stand_in=StandInConfig(n_images=stand_in_images),
+            cache_dir=options.model_cache(cache, no_cache),
             compute=options.compute_settings(device, seed, batch_size, bf16=False),
             split=options.split_settings(craft, held_out),
             classes=classes,

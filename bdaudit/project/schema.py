@@ -97,6 +97,16 @@ class Inputs(Table):
         description="Innocent models of the same task; three or more for a firm verdict.",
         examples=[["innocent-1.safetensors", "innocent-2.safetensors"]],
     )
+    stand_ins: int | None = Field(
+        default=None,
+        description="Innocent models to make where too few are given, 0 for none.",
+        examples=[3],
+    )
+    stand_in_images: int | None = Field(
+        default=None,
+        description="Images each of them is trained on, variants counted.",
+        examples=[64_000],
+    )
     data: _Path | None = Field(
         default=None, description="Clean labelled images: a folder or a file.", examples=["clean/"]
     )

@@ -16,6 +16,7 @@ from bdaudit.report.page import render_page
 from bdaudit.report.wording import (
     GISTS,
     AnyRecord,
+    about_stand_ins,
     defended_file,
     find_decisive,
     norm_name,
@@ -68,6 +69,7 @@ def render(record: AnyRecord) -> str:
         bec_missing=None if audit is None else audit.bec_missing,
         bec_figure=draw_bec(bec) if bec else None,
         tac_figure=draw_tac(bec[0]) if bec else None,
+        stand_ins=about_stand_ins(record.baselines),
         queries=_queried(runs),
         queries_figure=_queries_figure(runs),
         not_proved=[] if audit is None else not_proved(audit),

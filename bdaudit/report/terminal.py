@@ -17,6 +17,7 @@ from bdaudit.report.wording import (
     CONDITIONS,
     GISTS,
     SAME_DELTA,
+    about_stand_ins,
     attack_name,
     not_proved,
     number,
@@ -154,21 +155,22 @@ def _baseline_table(
                 share(baseline.true_label_acc),
             ]
         if bec:
-            cells.append(_bec_cell(baseline.role, bec))
+            cells.append(_bec_cell(baseline, bec))
         table.add_row(*cells)
     total = baselines[0].asr.total if baselines else 0
-    return Group(
-        _heading("Without any perturbation", f"{total} held-out images not of the target class"),
-        table,
+    heading = _heading(
+        "Without any perturbation", f"{total} held-out images not of the target class"
     )
+    note = about_stand_ins(baselines)
+    return Group(heading, table, *([] if note is None else [Text(note, style="dim")]))
 
 
-def _bec_cell(role: str, bec: Sequence[BecRecord]) -> str:
+def _bec_cell(baseline: Baseline, bec: Sequence[BecRecord]) -> str:
     """BEC by its definition: 1 for the original, 0 for the reference."""
-    if role == "original":
+    if baseline.role == "original":
         return "1"
-    if role != "defended":
-        return "0" if len(bec) == 1 else ""
+    if baseline.role != "defended":
+        return "0" if [b.reference for b in bec] == [baseline.model] else ""
     known = [b for b in bec if b.value is not None]
     if not known:
         return "undefined"
@@ -279,8 +281,13 @@ def _reactivation_chart(
     band = None
     if references:
         columns = [[v for v in column if v is not None] for column in zip(*references, strict=True)]
+        made = {b.model for b in baselines if b.stand_in}
+        n_made = len(made & {r.model for r in chosen})
+        label = f"innocent models ({len(references)})"
+        if n_made:
+            label = f"innocent models ({len(references)}, of them {n_made} stand-ins)"
         band = Band(
-            f"innocent models ({len(references)})",
+            label,
             "#" if ascii_only else "░",
             "green",
             [min(c, default=None) for c in columns],

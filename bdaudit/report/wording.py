@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 from bdaudit.results import (
     AnyDocument,
     AttackRun,
     AuditRecord,
+    Baseline,
     Comparison,
     InversionRecord,
     Outcome,
@@ -21,6 +23,7 @@ __all__ = [
     "GISTS",
     "SAME_DELTA",
     "AnyRecord",
+    "about_stand_ins",
     "attack_name",
     "defended_file",
     "find_decisive",
@@ -100,6 +103,18 @@ def points(difference: float | None) -> str:
 def number(value: float | None) -> str:
     """Write a coefficient, `-` where it is undefined."""
     return "-" if value is None else f"{value:.2f}"
+
+
+def about_stand_ins(baselines: Sequence[Baseline]) -> str | None:
+    """Say what stand-ins are and which were left out; `None` where there are none."""
+    if not any(baseline.stand_in for baseline in baselines):
+        return None
+    note = (
+        "stand-in: an innocent model made for this audit from clean images, since too few were "
+        "given as --reference"
+    )
+    left_out = [baseline.model for baseline in baselines if baseline.left_out is not None]
+    return f"{note}; left out: {', '.join(left_out)}" if left_out else note
 
 
 def one_line(record: AnyDocument) -> str:

@@ -61,6 +61,8 @@ class Policy(BaseModel):
     min_references: Annotated[int, Field(ge=0)] = 0
     min_references_wide: Annotated[int, Field(ge=0)] = 3
     max_clean_acc_loss: Share = 0.10
+    max_stand_in_acc_loss: Share = 0.10
+    max_stand_in_asr: Share = 0.10
     clean_acc_loss: Literal["flag", "fail"] = "flag"
     bec_warning: float | None = None
     inconclusive: Literal["fail", "warn"] = "fail"

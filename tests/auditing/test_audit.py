@@ -31,6 +31,7 @@ TRIGGER = bdaudit.from_callable(twin_trigger, TARGET)
 SETTINGS = bdaudit.AuditSettings(
     eps=(0.02, 0.05),
     n_passes=8,
+    stand_ins=0,
     compute=bdaudit.ComputeSettings(device="cpu"),
     split=bdaudit.SplitSettings(n_craft=100),
 )

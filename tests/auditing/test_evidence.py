@@ -16,6 +16,7 @@ from tests.twins import removed_twin
 
 FACTORY = Path(__file__).parents[1] / "cli" / "twin_factory.py"
 SETTINGS = AuditSettings(
+    stand_ins=0,
     eps=(0.05,),
     n_passes=2,
     controls=(),
@@ -90,6 +91,7 @@ def test_every_file_of_an_onnx_model(files: Path) -> None:
         trigger=files / "trigger.toml",
         model_options=ModelSettings(arch=f"{FACTORY}:twin"),
         settings=AuditSettings(
+            stand_ins=0,
             modes=("query",),
             eps=(0.05,),
             max_queries=200,

@@ -21,6 +21,7 @@ from tests.blackbox.onnx_graphs import twin_onnx
 from tests.twins import dormant_twin, original_twin, removed_twin, twin_sample
 
 SETTINGS = bdaudit.AuditSettings(
+    stand_ins=0,
     modes=("query",),
     eps=(0.05,),
     max_queries=1500,

@@ -19,6 +19,7 @@ from tests.auditing.test_query_audit import Asked, black_box
 from tests.twins import TwinNet, dormant_twin, original_twin, removed_twin, twin_sample
 
 SETTINGS = bdaudit.AuditSettings(
+    stand_ins=0,
     modes=("transfer",),
     eps=(0.05,),
     n_passes=8,

@@ -56,6 +56,8 @@ def audit_arguments(files: Path, defended: str, *more: object) -> list[object]:
         8,
         "--eps",
         "0.02,0.05",
+        "--stand-ins",
+        0,
         *more,
     ]
 
@@ -157,6 +159,26 @@ def test_score_and_reactivate_report_and_save(files: Path, tmp_path: Path) -> No
     assert load_file(delta)["delta"].shape == (1, 1, 8, 8)
     for name in ("score.json", "woken.json"):
         assert run("report", tmp_path / name).exit_code == 0
+
+
+def test_stand_ins_are_shown_and_labelled(files: Path, tmp_path: Path) -> None:
+    """Too few images to learn anything from, so it is made, shown, and left out."""
+    arguments = audit_arguments(files, "dormant", "--json", tmp_path / "audit.json")
+    arguments[arguments.index("--stand-ins") + 1] = 1
+    audited = run(*arguments, "--stand-in-images", 64)
+    assert audited.exit_code == 1, audited.output
+    shown = " ".join(audited.stdout.split())
+    assert "an innocent model made for this audit from clean images" in shown
+    assert "left out: stand-in 1" in shown
+    assert "stand_in_left_out" in audited.stdout
+    record = read_record(tmp_path / "audit.json")
+    assert record.model_named("stand-in 1").stand_in
+    assert record.settings["stand_in"]["n_images"] == 64
+    scored = run(
+        "score", *arguments[1:8], *arguments[10:12], "--stand-in-images", 64, "--craft", 100
+    )
+    assert scored.exit_code == 0, scored.output
+    assert "left out: stand-in 1" in " ".join(scored.stdout.split())
 
 
 def test_a_saved_delta_is_a_trigger_for_the_next_command(files: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ original = "original.safetensors"
 data = "clean.npz"
 trigger = "trigger.toml"
 reference = ["innocent.safetensors"]
+stand_ins = 0
 [models]
 arch = {json.dumps(FACTORY)}
 [attack]
@@ -105,7 +106,7 @@ def test_a_python_file_is_not_run_for_an_untrusted_project(project: Path) -> Non
     assert "--trust-config" in refused.stderr
     assert not marker.exists()
     # Named by the user on the command line it is the user's own word.
-    assert run("audit", "--arch", FACTORY).exit_code == 0
+    assert run("audit", "--arch", FACTORY, "--stand-ins", 0).exit_code == 0
 
 
 def test_an_endpoint_on_the_command_line_replaces_the_projects_checkpoint(project: Path) -> None:
@@ -142,8 +143,9 @@ def test_init_writes_what_audit_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "guessed inputs.defended = cleaned.safetensors (by its name)" in made.stdout
     assert "look it over, then run: bdaudit audit" in made.stdout
     result = run(
-        "audit", "--arch", FACTORY, "--craft", 100, "--passes", 8, "--eps", "0.02,0.05", "--quiet"
-    )
+        "audit", "--arch", FACTORY, "--craft", 100, "--passes", 8, "--eps", "0.02,0.05", "--quiet",
+        "--stand-ins", 0,
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
 
 

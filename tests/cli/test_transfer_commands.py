@@ -16,7 +16,7 @@ __all__ = ["files"]
 def reactivate_arguments(files: Path, defended: str, *more: object) -> list[object]:
     arguments = audit_arguments(files, "dormant", "--mode", "transfer")
     arguments[0:2] = ["reactivate", defended]
-    for option in ("--reference", "--original"):
+    for option in ("--reference", "--original", "--stand-ins"):
         while option in arguments:
             at = arguments.index(option)
             del arguments[at : at + 2]
@@ -71,6 +71,6 @@ def test_surrogates_are_kept_where_the_user_says(
     )
     first = run(*arguments)
     assert first.exit_code == 0, first.output
-    folder = tmp_path / (where[1] if where else "own") / "surrogates"
+    folder = tmp_path / (where[1] if where else "own") / "models"
     assert len(list(folder.iterdir())) == 4
     assert run(*arguments, "--no-cache").exit_code == (2 if where else 0)

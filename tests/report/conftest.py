@@ -52,6 +52,7 @@ def audited() -> AuditRecord:
         original=original_twin(),
         references=references(2),
         settings=bdaudit.AuditSettings(
+            stand_ins=0,
             eps=(0.02, 0.05),
             n_passes=8,
             modes=("white", "query"),
