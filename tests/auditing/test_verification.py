@@ -24,6 +24,7 @@ from tests.twins import dormant_twin, original_twin, twin_sample
 
 FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 SETTINGS = AuditSettings(
+    stand_ins=0,
     eps=(0.02, 0.05),
     n_passes=6,
     measure_bec=False,
