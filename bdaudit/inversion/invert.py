@@ -17,7 +17,7 @@ from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalSearch
 from bdaudit.progress import Progress, Steps, reworded
 
-__all__ = ["Inverted", "invert_with"]
+__all__ = ["Inverted", "invert_with", "make_search"]
 
 Search = UniversalSearch | NeuralCleanseSearch
 
@@ -79,7 +79,7 @@ def invert_with(
         NumericsError: A gradient is not finite.
     """
     askers = [Asker(c, images, batch_size=batch_size, bf16=bf16) for c in classifiers]
-    searches = [_make_search(method, asker, arms, config) for asker in askers]
+    searches = [make_search(method, asker, arms, config) for asker in askers]
     title = searches[0].title
     race = yield from reworded(
         run_race(
@@ -118,9 +118,10 @@ def invert_with(
     )
 
 
-def _make_search(
+def make_search(
     method: Method, asker: Asker, arms: Sequence[Arm], config: InversionConfig
 ) -> Search:
+    """Return the search of a method on one model, at its start."""
     if method == "universal":
         return UniversalSearch(asker, arms, config.universal)
     return NeuralCleanseSearch(asker, arms, config.neural_cleanse)

@@ -1,0 +1,231 @@
+"""How well triggers are recovered, and whether a verdict from one agrees with that from the true.
+
+    python benchmarks/build_inversion_models.py MODELS --data /usr/share/datasets/fashion-mnist
+    python benchmarks/inversion.py MODELS races      # every search on every model, kept in MODELS/races
+    python benchmarks/inversion.py MODELS table      # pairs originals with innocent models, prints
+    python benchmarks/inversion.py MODELS verdicts   # audits with the true and the recovered trigger
+
+Searches run under bfloat16 with their default settings, all targets and no race dropped (there are
+eleven, and none is dropped up to twelve), so each model's are made once and paired with any others.
+Everything is kept in MODELS as it is made; a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import bdaudit
+from bdaudit.data import Split, load_sample, split_sample
+from bdaudit.inversion import InversionConfig, make_arms
+from bdaudit.inversion.anomaly import score_arms
+from bdaudit.inversion.batching import Asker
+from bdaudit.inversion.invert import make_search
+from bdaudit.inversion.recovered import Recovered
+from bdaudit.models import LoadedModel, load_model
+from bdaudit.progress import finish
+from bdaudit.scoring import predict
+from bdaudit.triggers import AllToAll, AllToOne, Trigger, poison, read_trigger, write_trigger
+
+DEMO = resources.files("bdaudit") / "demo_files"
+ORIGINALS = {  # name: file, defended versions
+    "patch": (str(DEMO / "original"), ("dormant", "removed")),
+    "lowfreq": ("lowfreq", ("lowfreq-finetuned", "lowfreq-unlearned")),
+    "warp": ("warp", ("warp-finetuned", "warp-unlearned")),
+    "sinusoid": ("sinusoid", ("sinusoid-finetuned", "sinusoid-unlearned")),
+    "blend": ("blend", ("blend-finetuned", "blend-unlearned")),
+    "patch7": ("patch7", ("patch7-finetuned", "patch7-unlearned")),
+    "all2all": ("all2all", ("all2all-finetuned", "all2all-unlearned")),
+    "dynamic": ("dynamic", ()),
+}
+INNOCENT = ("innocent-31", "innocent-32", str(DEMO / "innocent-1"), "innocent-33")
+REFERENCES = INNOCENT[:3]
+N_CRAFT, SEED, NUM_CLASSES = 300, 0, 10
+CONFIG = InversionConfig()
+RULES = [*(AllToOne(k) for k in range(NUM_CLASSES)), AllToAll()]
+
+
+def sample() -> Split:
+    return split_sample(load_sample(DEMO / "clean.npz"), n_craft=N_CRAFT, seed=SEED)
+
+
+def open_model(folder: Path, name: str) -> LoadedModel:
+    return load_model(folder / f"{name}.safetensors", name=Path(name).name)
+
+
+def raced(folder: Path, name: str, method: str, halves: Split) -> object:
+    """Return a search that has gone all the way, from the file where there is one."""
+    model = open_model(folder, name)
+    arms, _ = make_arms(RULES, halves.craft.labels, NUM_CLASSES)
+    asker = Asker(model.classifier, halves.craft.images, batch_size=256, bf16=True)
+    search = make_search(method, asker, arms, CONFIG)
+    kept = folder / "races" / f"{Path(name).name}-{method}.pt"
+    if not kept.exists():
+        stages = []
+        for stage in range(search.n_stages):
+            generator = torch.Generator().manual_seed(SEED + stage)
+            search.advance(stage, range(len(arms)), generator)
+            stages.append(search.standings(stage))
+        state = {
+            key: value
+            for key, value in vars(search).items()
+            if isinstance(value, Tensor)
+            or (isinstance(value, list) and isinstance(value[0], Tensor))
+        }
+        cost = torch.tensor([asker.differentiated, asker.forwarded])
+        kept.parent.mkdir(exist_ok=True)
+        torch.save({"state": state, "stages": torch.stack(stages), "cost": cost}, kept)
+        print(kept.stem, search.sizes(search.n_stages - 1).numpy().round(2), flush=True)
+    known = torch.load(kept, weights_only=True)
+    for key, value in known["state"].items():
+        setattr(search, key, value)
+    search.standings_by_stage = known["stages"]
+    return search
+
+
+def existing(folder: Path, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if (folder / f"{name}.safetensors").exists()]
+
+
+def measure_table(folder: Path) -> None:
+    """Score every original against three innocent models, and every innocent one against others."""
+    halves = sample()
+    innocent = existing(folder, INNOCENT)
+    suspects = {k: f for k, (f, _) in ORIGINALS.items() if existing(folder, (f,))}
+    suspects |= {Path(name).name: name for name in innocent}
+    for label, file in suspects.items():
+        row = folder / "table" / f"{label}.json"
+        if not row.exists():
+            others = [name for name in innocent if name != file][:3]
+            row.parent.mkdir(exist_ok=True)
+            row.write_text(json.dumps(_row(folder, label, file, others, halves), indent=1))
+        print(label, row.read_text(), flush=True)
+
+
+def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) -> dict:
+    figures: dict[str, object] = {"others": [Path(o).name for o in others]}
+    models = [open_model(folder, name) for name in (file, *others)]
+    for method in ("universal", "neural-cleanse"):
+        searches = [raced(folder, name, method, halves) for name in (file, *others)]
+        last = searches[0].n_stages - 1
+        sizes = torch.stack([s.sizes(last) for s in searches])
+        scored = score_arms(sizes, n_tests=2 * len(RULES))
+        order = scored.gains.argsort(descending=True).tolist()
+        arm = order[0]
+        found: Recovered = finish(
+            searches[0].recover(arm, searches[1:], n_passes=CONFIG.n_passes, seed=SEED)
+        )
+        rule = RULES[arm]
+        trigger = Trigger(
+            transform=found.transform, rule=rule, source=f"{label}, {method}", recovered=True
+        )
+        (folder / "recovered").mkdir(exist_ok=True)
+        write_trigger(folder / "recovered" / f"{label}-{method}.toml", trigger)
+        held_out = poison(halves.held_out, trigger, NUM_CLASSES)
+
+        def share(model: LoadedModel, images: Tensor, targets: Tensor = held_out.targets) -> float:
+            answers = predict(model.classifier, images, batch_size=250)
+            return round(float((answers == targets).double().mean()), 4)
+
+        figures[method] = {
+            "ranking": [
+                [k if k < NUM_CLASSES else "all-to-all", round(float(scored.gains[k]), 2)]
+                + [round(scored.scores[k], 2), float(f"{scored.p_values[k]:.2g}")]
+                for k in order[:4]
+            ],
+            "size": found.size,
+            "asr": share(models[0], held_out.triggered),
+            "innocent": [share(m, held_out.triggered) for m in models[1:]],
+            "own": [
+                share(m, Trigger(transform=t, rule=rule).stamp(held_out.clean))
+                for m, t in zip(models[1:], found.own or (), strict=False)
+            ],
+            "ranks_by_stage": [_rank(searches, stage, 0) for stage in range(last + 1)],
+        }
+    return figures
+
+
+def _rank(searches: list, stage: int, arm: int) -> int:
+    """Place of `arm` (0 is first) if the race were decided after `stage`."""
+    standings = torch.stack([s.standings_by_stage[stage] for s in searches])
+    gains = standings[1:].mean(0) - standings[0]
+    return int((gains > gains[arm]).sum())
+
+
+def measure_verdicts(folder: Path) -> None:
+    """Audit every defended version with the true trigger and with the recovered ones."""
+    store = bdaudit.MemoryStore()
+    references = existing(folder, tuple(f"{n}-finetuned" for n in ("innocent-31", "innocent-32")))
+    references.append(str(DEMO / "innocent-2"))
+    settings = bdaudit.AuditSettings(
+        eps=(0.01, 0.02),
+        n_passes=12,
+        controls=("no_trigger",),
+        measure_bec=False,
+        pictures=False,
+        compute=bdaudit.ComputeSettings(device="cpu", seed=SEED, bf16=True),
+        split=bdaudit.SplitSettings(n_craft=200),
+    )
+    for label, (file, defended) in ORIGINALS.items():
+        if not existing(folder, (file,)):
+            continue
+        true = DEMO / "trigger.toml" if label == "patch" else folder / "triggers" / f"{label}.toml"
+        triggers = {"true": true} | {
+            method: folder / "recovered" / f"{label}-{method}.toml"
+            for method in ("universal", "neural-cleanse")
+        }
+        for version in defended:
+            for kind, path in triggers.items():
+                kept = folder / "verdicts" / f"{version}-{kind}.json"
+                if not kept.exists():
+                    home = Path(str(DEMO)) if label == "patch" else folder
+                    record = bdaudit.audit(
+                        home / f"{version}.safetensors",
+                        original=folder / f"{file}.safetensors",
+                        data=Path(str(DEMO)) / "clean.npz",
+                        trigger=read_trigger(Path(str(path))),
+                        references=[folder / f"{name}.safetensors" for name in references],
+                        settings=settings,
+                        store=store,
+                    )
+                    kept.parent.mkdir(exist_ok=True)
+                    kept.write_text(bdaudit.to_json(record))
+                record = bdaudit.read_record(kept)
+                runs = {
+                    (r.role, r.eps): round(r.asr.value, 3)
+                    for r in record.runs
+                    if r.condition == "trigger" and r.role != "reference"
+                }
+                innocent = [
+                    max(r.asr.value for r in record.runs if r.role == "reference" and r.eps == eps)
+                    for eps in (0.01, 0.02)
+                ]
+                alone = {b.role: round(b.asr.value, 3) for b in record.baselines[:2]}
+                print(version, kind, record.verdict.outcome, alone, runs, innocent, flush=True)
+                print("   ", record.verdict.why, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=("races", "table", "verdicts"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "table":
+        measure_table(arguments.folder)
+    elif arguments.what == "verdicts":
+        measure_verdicts(arguments.folder)
+    else:
+        names = (*REFERENCES, *(file for file, _ in ORIGINALS.values()), *INNOCENT)
+        for name in dict.fromkeys(existing(arguments.folder, names)):
+            for method in ("universal", "neural-cleanse"):
+                raced(arguments.folder, name, method, sample())
+
+
+if __name__ == "__main__":
+    main()
