@@ -1,9 +1,9 @@
 """How well triggers are recovered, and whether a verdict from one agrees with that from the true.
 
     python benchmarks/build_inversion_models.py MODELS --data /usr/share/datasets/fashion-mnist
-    python benchmarks/inversion.py MODELS races      # every search on every model, kept in MODELS/races
-    python benchmarks/inversion.py MODELS table      # pairs originals with innocent models, prints
-    python benchmarks/inversion.py MODELS verdicts   # audits with the true and the recovered trigger
+    python benchmarks/inversion.py MODELS races     # every search on every model
+    python benchmarks/inversion.py MODELS table     # pairs originals with innocent models, prints
+    python benchmarks/inversion.py MODELS verdicts  # audits with true and recovered triggers
 
 Searches run under bfloat16 with their default settings, all targets and no race dropped (there are
 eleven, and none is dropped up to twelve), so each model's are made once and paired with any others.
@@ -134,8 +134,12 @@ def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) 
 
         figures[method] = {
             "ranking": [
-                [k if k < NUM_CLASSES else "all-to-all", round(float(scored.gains[k]), 2)]
-                + [round(scored.scores[k], 2), float(f"{scored.p_values[k]:.2g}")]
+                (
+                    k if k < NUM_CLASSES else "all-to-all",
+                    round(float(scored.gains[k]), 2),
+                    round(scored.scores[k], 2),
+                    float(f"{scored.p_values[k]:.2g}"),
+                )
                 for k in order[:4]
             ],
             "size": found.size,

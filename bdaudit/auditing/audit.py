@@ -32,6 +32,7 @@ from bdaudit.auditing.inputs import (
     open_inputs,
 )
 from bdaudit.auditing.pictures import take_pictures
+from bdaudit.auditing.recovered import audit_recovered
 from bdaudit.auditing.runs import (
     Compute,
     derive_generator,
@@ -60,6 +61,7 @@ from bdaudit.results import (
     BecRecord,
     Condition,
     Diagnostic,
+    Inversion,
     Mode,
     Role,
     StepStatus,
@@ -78,7 +80,7 @@ def audit(
     *,
     original: ModelSource,
     data: DataSource,
-    trigger: TriggerSource,
+    trigger: TriggerSource | None = None,
     references: Sequence[ModelSource] = (),
     surrogates: Sequence[ModelSource] = (),
     settings: AuditSettings | None = None,
@@ -102,7 +104,8 @@ def audit(
             served model's address, an ONNX file, or a function from images to scores or labels.
         original: The suspected model before the defence.
         data: Clean labelled images: a path, a pair (images, labels), or a `Sample`.
-        trigger: The trigger, or the path of a trigger file.
+        trigger: The trigger, or the path of a trigger file. `None` when nobody knows it: one is
+            looked for in the original first, and everything says that it is recovered, not known.
         references: Innocent models of the same task; three or more make the verdict firm. Where
             there are fewer, stand-ins are made (docs/stand-ins.md).
         surrogates: Other defended versions of `original`, of any architecture, for the transfer
@@ -163,11 +166,43 @@ def audit_steps(
 
     `only` says which attacks are wanted, by kind, model, condition and eps; all of them without it.
     """
-    started = time.perf_counter()
     settings = settings or AuditSettings()
     assert sources.defended is not None
     if settings.modes is None:
         settings = replace(settings, modes=default_modes(sources.defended))
+
+    def audit_one(
+        sources: Sources, inversion: Inversion | None, attack: bool
+    ) -> Steps[AuditRecord]:
+        return _audit_known(
+            sources,
+            settings=settings,
+            inversion=inversion,
+            attack=attack,
+            store=store,
+            cache_dir=cache_dir,
+            command=command,
+            only=only,
+        )
+
+    if sources.trigger is not None:
+        return (yield from audit_one(sources, None, True))
+    return (yield from audit_recovered(sources, settings, audit_one))
+
+
+def _audit_known(
+    sources: Sources,
+    *,
+    settings: AuditSettings,
+    inversion: Inversion | None,
+    attack: bool,
+    store: RunStore | None,
+    cache_dir: Path | None,
+    command: Sequence[str] | None,
+    only: Wanted | None,
+) -> Steps[AuditRecord]:
+    """Audit with one trigger, given or recovered; without `attack` nothing is perturbed."""
+    started = time.perf_counter()
     limits, policy_source = _limits(sources.policy)
     device = resolve_device(settings.compute.device)
     yield Progress("opening models and data", 0, 1)
@@ -177,7 +212,7 @@ def audit_steps(
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": repr(settings)})
     keep_answers(inputs.subjects, store)
-    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only)
+    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack)
     yield from audit_.measure()
     record = AuditRecord(
         **document_fields(
@@ -193,6 +228,7 @@ def audit_steps(
         bec=audit_.bec,
         bec_missing=audit_.bec_missing,
         runs=tuple(audit_.runs),
+        inversion=inversion,
     )
     verdict = judge(record, limits, policy_source=policy_source)
     record = record.model_copy(update={"verdict": verdict})
@@ -229,6 +265,7 @@ class _Audit:
     store: RunStore
     cache_dir: Path | None = None
     only: Wanted | None = None
+    attack: bool = True
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
@@ -244,11 +281,14 @@ class _Audit:
     def measure(self) -> Steps[None]:
         """Run every step; one that fails is noted, and the others go on."""
         self.diagnostics += check_inputs(self.inputs)
-        if self._n_stand_ins:
+        if self.attack and self._n_stand_ins:
             yield from self._step("stand-ins", self._stand_ins(), self._stand_in_cost())
-        if self._wants_surrogates():
+        if self.attack and self._wants_surrogates():
             yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
         yield from self._step("baselines", self._baselines(), self._baseline_cost())
+        if not self.attack:
+            self.bec_missing = "not measured: there is no backdoor to measure"
+            return
         if self.settings.measure_bec:
             yield from self._step("existence", self._existence(), self._existence_cost())
         else:

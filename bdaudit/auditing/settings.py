@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from bdaudit.errors import ConfigError
+from bdaudit.inversion import InversionConfig
 from bdaudit.reactivation.transfer import Strategy
 from bdaudit.results import Condition, Mode
 from bdaudit.standins import StandInConfig
@@ -89,6 +90,7 @@ class AuditSettings:
         pictures: Whether the record keeps a few small held-out images for its report.
         stand_ins: Innocent models to make; `None` makes what the references lack to three.
         stand_in: How they are made.
+        inversion: How a trigger is looked for, where none is given.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -108,6 +110,7 @@ class AuditSettings:
     pictures: bool = True
     stand_ins: int | None = None
     stand_in: StandInConfig = field(default_factory=StandInConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
 

@@ -32,7 +32,7 @@ def audit(
     ctx: typer.Context,
     original: options.Original,
     data: options.Data,
-    trigger: options.TriggerFile,
+    trigger: options.TriggerIfKnown = None,
     defended: options.Defended = None,
     endpoint: options.Endpoint = None,
     reference: options.References = None,

@@ -240,6 +240,15 @@ Data = Annotated[
 TriggerFile = Annotated[
     str, typer.Option("--trigger", help="Trigger file (TOML).", rich_help_panel=_INPUTS)
 ]
+TriggerIfKnown = Annotated[
+    str | None,
+    typer.Option(
+        "--trigger",
+        help="Trigger file (TOML). Without it one is looked for in the original first.",
+        show_default=False,
+        rich_help_panel=_INPUTS,
+    ),
+]
 References = Annotated[
     list[str] | None,
     typer.Option(

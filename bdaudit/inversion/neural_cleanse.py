@@ -12,14 +12,14 @@ from bdaudit.errors import ConfigError
 from bdaudit.inversion.arms import Arm, draw_batches
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.recovered import Recovered
-from bdaudit.perturbation import cross_entropy
+from bdaudit.perturbation import cross_entropy, margin
 from bdaudit.progress import Progress, Steps
 from bdaudit.triggers import Patch
 
 __all__ = ["NeuralCleanseConfig", "NeuralCleanseSearch"]
 
 _N_JUDGED = 96  # images over which a mask made in full has to win
-_INVISIBLE = 0.5 / 255
+_TOUCHED = 0.1  # opacity from which a pixel belongs to the recovered patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +167,11 @@ class NeuralCleanseSearch:
     ) -> Steps[Recovered]:
         """Go on with one arm on the original alone, success counted over more images at a time.
 
+        The smallest mask only just wakes the original. A defended model in which the backdoor
+        sleeps may need more, and a trigger that is too weak would make it look removed. So the
+        pixels that the smallest mask touches are made opaque, and the pattern on them is driven
+        on, toward the largest margin of the target on the original.
+
         Innocent models are not asked for masks of their own: every model has one that wins enough,
         and it is its size that differs.
 
@@ -185,15 +190,33 @@ class NeuralCleanseSearch:
         batches = draw_batches([self.arms[arm]], n_images, n_steps, generator)
         (judged,) = draw_batches([self.arms[arm]], _N_JUDGED, 1, generator)
         self._descend(torch.tensor([arm]), batches, judged)
-        mask, pattern = self.best[0][arm].sigmoid().cpu(), self.best[1][arm].sigmoid().cpu()
-        # What is all but invisible in the mask is left out, so that the patch stays local.
-        mask = torch.where(mask < _INVISIBLE, 0.0, mask)
+        mask = self.best[0][arm].sigmoid()
+        pattern = self._strengthened(arm, mask, batches[: n_steps // 2])
+        opaque = (mask >= _TOUCHED).float()
         return Recovered(
             arm=arm,
-            transform=Patch(image=pattern, mask=mask, corner="top-left"),
+            transform=Patch(image=pattern.cpu(), mask=opaque.cpu(), corner="top-left"),
             own=None,
             size=float(mask.sum()),
         )
+
+    def _strengthened(
+        self, arm: int, mask: Tensor, batches: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Return the pattern (C, H, W) that drives the target's margin up through opaque pixels."""
+        opaque = (mask >= _TOUCHED).float()
+
+        def stamp_opaque(parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+            return images * (1 - opaque) + parameters[0].sigmoid()[:, None] * opaque
+
+        logits = self.best[1][arm : arm + 1].clone()
+        optimizer = torch.optim.Adam([logits], lr=self.config.learning_rate)
+        for indices, targets in batches:
+            (logits.grad,), _ = self.asker.gradients(
+                (logits,), stamp_opaque, indices, targets, margin
+            )
+            optimizer.step()
+        return logits[0].sigmoid()
 
 
 def stamp(parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:

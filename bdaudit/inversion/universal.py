@@ -13,7 +13,7 @@ from bdaudit.errors import ConfigError
 from bdaudit.inversion.arms import Arm, draw_batches
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.recovered import Recovered
-from bdaudit.perturbation import smoothed_failure
+from bdaudit.perturbation import margin, smoothed_failure
 from bdaudit.progress import Progress, Steps
 from bdaudit.triggers import Additive
 
@@ -149,12 +149,17 @@ class UniversalSearch:
     def descend(
         self, arm: int, delta: Tensor, eps: float, n_passes: int, generator: torch.Generator
     ) -> Tensor:
-        """Lower the share of images not yet won within one radius; return delta (C, H, W)."""
+        """Drive images to the target within one radius; return delta (C, H, W).
+
+        First the share not yet won is lowered, then the mean margin raised: a delta that only just
+        wakes the original may be too weak to wake what sleeps in a defended model.
+        """
         n_images = min(self.config.n_images, len(self.arms[arm]))
         n_steps = n_passes * -(-len(self.arms[arm]) // n_images)
         batches = draw_batches([self.arms[arm]], n_images, n_steps, generator)
         for number, (indices, targets) in enumerate(batches):
-            (gradient,), _ = self.asker.gradients((delta,), add, indices, targets, smoothed_failure)
+            loss = smoothed_failure if 2 * number < n_steps else margin
+            (gradient,), _ = self.asker.gradients((delta,), add, indices, targets, loss)
             length = eps * (1 - number / n_steps)
             delta = (delta - length * gradient.sign()).clamp(-eps, eps)
         return delta[0].cpu()

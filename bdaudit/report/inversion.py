@@ -25,10 +25,27 @@ _UNUSUAL = 0.10
 
 
 def inversion_parts(
-    inversion: Inversion, class_names: Sequence[str] | None, console: Console
+    inversion: Inversion,
+    class_names: Sequence[str] | None,
+    console: Console,
+    *,
+    brief: bool = False,
 ) -> list[RenderableType]:
-    """Return what there is to show, fitted to the console's width."""
+    """Return what there is to show, fitted to the console's width.
+
+    Args:
+        inversion: What was found.
+        class_names: In order of index, where they are known.
+        console: Where it will be shown.
+        brief: The outcome and the recovered triggers only, as a part of an audit's report.
+    """
     names = class_names or ()
+    if brief:
+        _, word, _ = _HEADLINES[inversion.outcome]
+        head = Text.assemble(
+            ("Search for the trigger: ", "bold"), (word, "bold"), f"\n{inversion.why}"
+        )
+        return [head, _candidate_table(inversion, names, console)]
     parts: list[RenderableType] = [_panel(inversion, console)]
     parts.append(_candidate_table(inversion, names, console))
     parts += [_ranking(run, names, console) for run in inversion.runs]

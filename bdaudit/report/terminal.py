@@ -88,6 +88,8 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
     parts: list[RenderableType] = []
     if record.verdict is not None:
         parts.append(_verdict_panel(record, console))
+    if record.inversion is not None:
+        parts += inversion_parts(record.inversion, record.data.class_names, console, brief=True)
     parts.append(_baseline_table(record.baselines, record.bec, console))
     if record.runs:
         parts.append(_reactivation_table(record.runs, console, record))

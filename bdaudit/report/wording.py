@@ -62,16 +62,24 @@ _NOT_PROVED = (
     "stronger attackers: larger budgets, other searches, perturbations that are not universal",
     "backdoors put in after, or by, the defence",
 )
+_RECOVERED = (
+    "the attacker's own trigger: the one tried was recovered from the original, not known, and "
+    "may be another way into the same class"
+)
 _BIDIRECTIONAL = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 
 
 def not_proved(record: AuditRecord) -> list[str]:
     """Say what even a pass leaves open."""
     modes = {run.mode for run in record.runs if run.condition == "trigger"}
+    lines = list(_NOT_PROVED)
+    if record.trigger.recovered:
+        lines[0] = lines[0].replace("given", "recovered")
+        lines.insert(0, _RECOVERED)
     if "white" in modes:
-        return list(_NOT_PROVED)
+        return lines
     how = "only asked" if "query" in modes else "neither looked into nor asked"
-    return [f"an attacker who holds the weights: the model was {how}", *_NOT_PROVED]
+    return [f"an attacker who holds the weights: the model was {how}", *lines]
 
 
 def attack_name(run: AttackRun) -> str:

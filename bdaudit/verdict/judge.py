@@ -2,6 +2,7 @@
 
 Pure functions of a record and a policy; nothing is measured here. The rules, in order:
 
+* **inconclusive** where a trigger was looked for in the original and no backdoor was surely found.
 * **active**: the trigger alone still works on the defended model, better than on innocent models
   and better than no trigger at all.
 * **dormant**: not active, and at some eps the re-activated ASR exceeds *every* null by more than
@@ -60,11 +61,17 @@ def judge(record: AuditRecord, policy: Policy, *, policy_source: str = "defaults
         RecordError: A rate that must be compared image by image was stored without its outcomes.
     """
     case = _Case(record, policy)
-    outcome = case.active() or case.dormant() or case.removed() or case.inconclusive()
+    outcome = (
+        case.nothing_to_audit()
+        or case.active()
+        or case.dormant()
+        or case.removed()
+        or case.inconclusive()
+    )
     decision = decide_release(record, outcome.name, policy)
     return Verdict(
         outcome=outcome.name,
-        why=outcome.why,
+        why=outcome.why + _how_known(record),
         reasons=outcome.reasons,
         deciding=outcome.deciding,
         lifts=tuple(lift for attack in case.attacks for lift in attack.lifts),
@@ -295,6 +302,24 @@ class _Case:
 
     # -- the rules -----------------------------------------------------------------------------
 
+    def nothing_to_audit(self) -> _Finding | None:
+        """A trigger was looked for, and what there is of one is not surely a backdoor's."""
+        inversion = self.record.inversion
+        if inversion is None or inversion.outcome == "found":
+            return None
+        if inversion.outcome == "none":
+            reason = f"no backdoor found to audit ({inversion.why.rstrip('.')})"
+        else:
+            reason = (
+                f"it is not sure that there is a backdoor to audit ({inversion.why.rstrip('.')})"
+            )
+        return _Finding(
+            "inconclusive",
+            f"No verdict: {reason}.",
+            tuple(attack.strongest for attack in self.attacks),
+            (reason,),
+        )
+
     def active(self) -> _Finding | None:
         if self.defended is None:
             return None
@@ -510,6 +535,13 @@ class _Case:
                     f"{_percent(twin.asr.value)} of images to the target on the original, where "
                     "it must succeed"
                 )
+
+
+def _how_known(record: AuditRecord) -> str:
+    """Say of a trigger that nobody knew where it is from."""
+    if not record.trigger.recovered:
+        return ""
+    return " The trigger is recovered from the original, not known."
 
 
 def _found_how(run: AttackRun) -> str:

@@ -1,0 +1,106 @@
+"""An audit whose trigger nobody knows: one is recovered from the original, then audited with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from bdaudit.auditing.inputs import Sources
+from bdaudit.auditing.invert import invert_steps
+from bdaudit.auditing.settings import AuditSettings
+from bdaudit.errors import ConfigError
+from bdaudit.progress import Progress, Steps, reworded
+from bdaudit.results import AuditRecord, Diagnostic, Inversion, StepStatus
+from bdaudit.triggers import Trigger
+
+__all__ = ["audit_recovered"]
+
+AuditOne: TypeAlias = Callable[[Sources, Inversion, bool], Steps[AuditRecord]]
+"""Audits with the trigger of its sources, and puts the inversion into the record; the last argument
+says whether the defended model is attacked, or only scored without any perturbation."""
+
+_SEARCH_SHARE = 0.4  # of the time, for the progress bar
+_GRAVEST_FIRST = ("active", "dormant", "inconclusive", "removed")
+
+
+def audit_recovered(
+    sources: Sources, settings: AuditSettings, audit_one: AuditOne
+) -> Steps[AuditRecord]:
+    """Look for a trigger in the original, and audit with what was found.
+
+    Where a backdoor was found toward several targets, each is audited and the gravest verdict is
+    the audit's; a diagnostic names the others. Where none was found nothing is attacked.
+
+    Raises:
+        ConfigError: There is no original to look into.
+    """
+    if sources.original is None:
+        raise ConfigError("no trigger was given, and no original to look for one in")
+    found = yield from reworded(
+        invert_steps(
+            replace(sources, defended=None, surrogates=()),
+            config=settings.inversion,
+            compute=settings.compute,
+            split=settings.split,
+        ),
+        _within(0.0, _SEARCH_SHARE),
+    )
+    inversion = found.record.inversion
+    chosen = _to_audit(inversion, found.triggers)
+    # Whatever a trigger that does not work gives on the defended model says nothing.
+    attack = inversion.outcome != "none" and inversion.candidates[0].wakes_original
+    records = []
+    for number, trigger in enumerate(chosen):
+        share = (1 - _SEARCH_SHARE) / len(chosen)
+        steps = audit_one(replace(sources, trigger=trigger, target_label=None), inversion, attack)
+        record = yield from reworded(steps, _within(_SEARCH_SHARE + number * share, share))
+        records.append(record)
+    return _with_search(_gravest(records), inversion)
+
+
+def _to_audit(inversion: Inversion, triggers: Sequence[Trigger]) -> list[Trigger]:
+    """Pick the best trigger toward each target that counts as found; otherwise the first."""
+    limit = inversion.settings["found_p"]
+    picked: dict[tuple[str, int | None], Trigger] = {}
+    for candidate, trigger in zip(inversion.candidates, triggers, strict=True):
+        sure = candidate.p_value is not None and candidate.p_value <= limit
+        if inversion.outcome == "found" and sure and candidate.wakes_original:
+            picked.setdefault((candidate.target_rule, candidate.target_label), trigger)
+    return list(picked.values()) or [triggers[0]]
+
+
+def _gravest(records: Sequence[AuditRecord]) -> AuditRecord:
+    ranked = sorted(records, key=lambda r: _GRAVEST_FIRST.index(r.verdict.outcome))  # type: ignore[union-attr]
+    first, rest = ranked[0], ranked[1:]
+    others = [
+        Diagnostic(
+            code="other_target_audited",
+            severity="info",
+            subject="defended",
+            message=f"the trigger recovered toward class {r.trigger.target_label} was audited as "
+            f"well: {r.verdict.outcome}. {r.verdict.why}",
+        )
+        for r in rest
+        if r.verdict is not None
+    ]
+    return first.model_copy(update={"diagnostics": (*first.diagnostics, *others)})
+
+
+def _with_search(record: AuditRecord, inversion: Inversion) -> AuditRecord:
+    """Put the search first among the steps, and its time into the whole."""
+    step = StepStatus(name="inversion", status="done", elapsed_s=inversion.elapsed_s)
+    return record.model_copy(
+        update={
+            "steps": (step, *record.steps),
+            "elapsed_s": record.elapsed_s + inversion.elapsed_s,
+        }
+    )
+
+
+def _within(first: float, share: float) -> Callable[[Progress], Progress]:
+    def change(event: Progress) -> Progress:
+        done = event.done / event.total if event.total else 1.0
+        return replace(event, done=first + share * done, total=1.0)
+
+    return change
