@@ -8,6 +8,7 @@
       · RecordError
       · PolicyError
       · ProjectError
+      · FetchError
   - ConfigError       a setting is out of range or contradicts another
   - BudgetError       a query budget would be exceeded
   - NumericsError     a computation gave a non-finite or meaningless number
@@ -26,6 +27,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "FetchError",
     "InputError",
     "ModelError",
     "NumericsError",
@@ -68,6 +70,10 @@ class PolicyError(InputError):
 
 class ProjectError(InputError):
     """A project file cannot be read, or asks for what it may not ask for."""
+
+
+class FetchError(InputError):
+    """A file at a URL cannot be had, or is not what its digest says."""
 
 
 class ConfigError(BdauditError, ValueError):

@@ -33,6 +33,7 @@ from bdaudit.auditing.inputs import (
 )
 from bdaudit.auditing.pictures import take_pictures
 from bdaudit.auditing.recovered import audit_recovered
+from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import (
     Compute,
     derive_generator,
@@ -170,6 +171,7 @@ def audit_steps(
     assert sources.defended is not None
     if settings.modes is None:
         settings = replace(settings, modes=default_modes(sources.defended))
+    sources = yield from fetch_sources(sources)
 
     def audit_one(
         sources: Sources, inversion: Inversion | None, attack: bool

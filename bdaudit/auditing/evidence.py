@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bdaudit.auditing.remote import in_public
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.file_digests import digest_file
 from bdaudit.models.settings import ModelSettings, read_model_toml
@@ -69,12 +70,22 @@ def _files(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str,
             yield "trigger", path
 
 
-def describe_sources(sources: Sources) -> dict[str, Any]:
-    """Write down how everything was named, as plain values."""
+def describe_sources(sources: Sources, files: Sequence[FileDigest]) -> dict[str, Any]:
+    """Write down how everything was named, as plain values.
+
+    A file that was fetched stands under its address, pinned to what was fetched. `files` are all
+    that were read.
+    """
+    digests = {file.path: file.sha256 for file in files}
+    pinned = {
+        path: f"{origin}#sha256={digests[path]}" if path in digests else origin
+        for path, origin in sources.origins.items()
+    }
     return {
-        entry.name: _plain(getattr(sources, entry.name))
+        entry.name: in_public(_plain(getattr(sources, entry.name)), pinned)
         for entry in fields(sources)
-        if entry.name != "policy"  # the verdict holds the limits themselves
+        # The verdict holds the limits themselves.
+        if entry.name not in ("policy", "origins")
     }
 
 

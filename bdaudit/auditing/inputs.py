@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bdaudit.auditing.evidence import describe_sources, digest_inputs
+from bdaudit.auditing.remote import fetch_sources, in_public, is_endpoint, is_remote_file
 from bdaudit.auditing.settings import SplitSettings
 from bdaudit.blackbox import (
     BlackBox,
@@ -22,7 +23,8 @@ from bdaudit.blackbox import (
     open_black_box,
 )
 from bdaudit.data import Sample, from_arrays, load_sample, split_sample
-from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
+from bdaudit.errors import ConfigError, DataError, InputError, ModelError, TriggerError
+from bdaudit.fetching import public_url
 from bdaudit.models import (
     Classifier,
     LoadedModel,
@@ -31,6 +33,7 @@ from bdaudit.models import (
     load_model,
     wrap_module,
 )
+from bdaudit.progress import finish
 from bdaudit.results import DataInfo, FileDigest, ModelInfo, Role, TriggerInfo
 from bdaudit.triggers import Poisoned, Trigger, footprint, poison, read_trigger
 from bdaudit.usercode import split_reference
@@ -94,6 +97,7 @@ class Sources:
         target_label: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Whether a trigger file may name Python code to run.
         project: The project file that said all this, `None` when none did.
+        origins: Where files came from that were fetched, by path; see `fetch_sources`.
     """
 
     defended: DefendedSource | None
@@ -110,6 +114,7 @@ class Sources:
     target_label: int | str | None = None
     allow_trigger_code: bool = False
     project: str | Path | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> Sequence[str] | Path | None:
@@ -228,6 +233,7 @@ class Inputs:
         craft_poisoned, held_out_poisoned: Their images that the trigger's rule applies to.
         files: Every file that was read, by digest.
         sources: How all of it was named, for the record.
+        origins: Where files came from that were fetched, by path.
         left_out: Names of stand-ins that are described and play no part.
     """
 
@@ -240,6 +246,7 @@ class Inputs:
     num_classes: int
     files: tuple[FileDigest, ...]
     sources: Mapping[str, Any]
+    origins: Mapping[str, str]
     left_out: frozenset[str] = frozenset()
 
     def with_role(self, role: Role) -> tuple[Subject, ...]:
@@ -353,12 +360,25 @@ def open_inputs(
     Raises:
         InputError: Something cannot be read, or does not fit; nothing has been computed yet.
     """
+    sources = finish(fetch_sources(sources))  # nothing is left to fetch where that was a step
+    try:
+        return _open_local(sources, split=split, seed=seed, device=device)
+    except InputError as error:
+        if not sources.origins:
+            raise
+        raise type(error)(in_public(str(error), sources.origins)) from error
+
+
+def _open_local(
+    sources: Sources, *, split: SplitSettings, seed: int, device: torch.device
+) -> Inputs:
     subjects, sample = open_models(sources, device=device)
     first = subjects[0].black_box
     trigger = _open_trigger(sources, sample.class_names)
     halves = split_sample(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.n_held_out, seed=seed
     )
+    files = digest_inputs(subjects, sources)
     return Inputs(
         subjects=subjects,
         craft=halves.craft,
@@ -367,8 +387,9 @@ def open_inputs(
         held_out_poisoned=poison(halves.held_out, trigger, first.num_classes),
         trigger=trigger,
         num_classes=first.num_classes,
-        files=digest_inputs(subjects, sources),
-        sources=describe_sources(sources),
+        files=files,
+        sources=describe_sources(sources, files),
+        origins=sources.origins,
     )
 
 
@@ -498,10 +519,10 @@ def can_only_be_asked(source: DefendedSource) -> bool:
         return False
     if isinstance(source, str | Path):
         text = str(source)
+        if is_remote_file(text):
+            text = public_url(text).partition("#")[0]
         return (
-            text.startswith(("http://", "https://"))
-            or text.lower().endswith(".onnx")
-            or split_reference(text) is not None
+            is_endpoint(text) or text.lower().endswith(".onnx") or split_reference(text) is not None
         )
     return True
 

@@ -25,6 +25,7 @@ from bdaudit.auditing.inputs import (
     describe_trigger,
     open_models,
 )
+from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute, ask
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
 from bdaudit.data import Sample, Split, split_sample
@@ -152,6 +153,7 @@ def invert_steps(
     """Run `invert` step by step, for whoever drives the generator."""
     started = time.perf_counter()
     device = resolve_device(compute.device)
+    sources = yield from fetch_sources(sources)
     yield Progress("opening models and data", 0, 1)
     subjects, sample = open_models(sources, device=device)
     halves = split_sample(
@@ -170,6 +172,7 @@ def invert_steps(
         subjects, halves, target_label=target_label, config=config, compute=run, bf16=compute.bf16
     )
     num_classes = subjects[0].black_box.num_classes
+    files = digest_inputs(subjects, sources)
     inputs = Inputs(
         subjects=subjects,
         craft=halves.craft,
@@ -178,8 +181,9 @@ def invert_steps(
         held_out_poisoned=poison(halves.held_out, triggers[0], num_classes),
         trigger=triggers[0],
         num_classes=num_classes,
-        files=digest_inputs(subjects, sources),
-        sources=describe_sources(sources),
+        files=files,
+        sources=describe_sources(sources, files),
+        origins=sources.origins,
     )
     record = InversionRecord(
         **document_fields(

@@ -7,7 +7,10 @@ from io import BytesIO
 from pathlib import Path
 
 from bdaudit.atomic import write_atomically
+from bdaudit.auditing.remote import fetch_trigger, is_remote_file
 from bdaudit.data import load_sample
+from bdaudit.fetching import fetch
+from bdaudit.progress import finish
 from bdaudit.triggers import preview_strip, read_trigger
 
 __all__ = ["preview_trigger"]
@@ -39,6 +42,10 @@ def preview_trigger(
     Raises:
         InputError: Trigger or data cannot be read, or do not fit each other.
     """
+    if is_remote_file(trigger):
+        trigger = finish(fetch_trigger(str(trigger)))
+    if is_remote_file(data):
+        data = fetch(str(data))
     stamp = read_trigger(trigger, allow_code=allow_trigger_code)
     sample = load_sample(data, image_shape=image_shape, classes=classes, limit=_N_READ)
     picture = preview_strip(sample, stamp, n=n)

@@ -25,6 +25,7 @@ from bdaudit.auditing.inputs import (
     TriggerSource,
     open_inputs,
 )
+from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import (
     Compute,
     derive_generator,
@@ -163,6 +164,7 @@ def reactivate_steps(
     """Run `reactivate` step by step, for whoever drives the generator."""
     started = time.perf_counter()
     device = resolve_device(compute.device)
+    sources = yield from fetch_sources(sources)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute(device, compute.seed, compute.batch_size)

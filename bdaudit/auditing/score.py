@@ -18,6 +18,7 @@ from bdaudit.auditing.inputs import (
     TriggerSource,
     open_inputs,
 )
+from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
 from bdaudit.auditing.standins import assess_stand_ins, stand_in_steps
@@ -118,6 +119,7 @@ def score_steps(
     """Run `score` step by step, for whoever drives the generator; as `score` otherwise."""
     started = time.perf_counter()
     device = resolve_device(compute.device)
+    sources = yield from fetch_sources(sources)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute(device, compute.seed, compute.batch_size)

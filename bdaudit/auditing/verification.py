@@ -15,9 +15,19 @@ from bdaudit.auditing.evidence import IN_MEMORY
 from bdaudit.auditing.inputs import Sources
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.errors import InputError, RecordError
+from bdaudit.fetching import fetch, is_url
 from bdaudit.file_digests import digest_file
 from bdaudit.progress import Listener, Progress, Steps, finish
-from bdaudit.results import AttackRun, AuditRecord, Condition, Mode, Rate, Record, read_record
+from bdaudit.results import (
+    AttackRun,
+    AuditRecord,
+    Condition,
+    FileDigest,
+    Mode,
+    Rate,
+    Record,
+    read_record,
+)
 from bdaudit.usercode import split_reference
 from bdaudit.verdict import judge, parse_policy
 
@@ -240,7 +250,7 @@ def _compare_files(document: AuditRecord, folder: Path) -> tuple[list[str], list
     """
     changed, notes = [], []
     for file in document.inputs:
-        path = folder / file.path
+        path = _local_path(file, folder)
         try:
             found = digest_file(path)
         except OSError as error:
@@ -256,6 +266,14 @@ def _compare_files(document: AuditRecord, folder: Path) -> tuple[list[str], list
         else:
             changed.append(text)
     return changed, notes
+
+
+def _local_path(file: FileDigest, folder: Path) -> Path:
+    """Find a file of the record again, by fetching it where it came from a URL."""
+    if not is_url(file.path):
+        return folder / file.path
+    address = file.path if "#" in file.path else f"{file.path}#sha256={file.sha256}"
+    return fetch(address)
 
 
 def _compare_verdict(document: AuditRecord, path: Path) -> Iterator[str]:
@@ -276,8 +294,12 @@ def _compare_verdict(document: AuditRecord, path: Path) -> Iterator[str]:
 
 
 def _compare_inputs(document: AuditRecord, again: AuditRecord) -> Iterator[str]:
-    """Compare what was opened now with what was opened then, whatever files it came from."""
-    then = {model.name: model.weights_sha256 for model in document.models}
+    """Compare what was opened now with what was opened then, whatever files it came from.
+
+    Models that are made during an audit are left out: elsewhere they come out a little different.
+    """
+    given = {file.role for file in document.inputs}
+    then = {m.name: m.weights_sha256 for m in document.models if m.name in given}
     for model in again.models:
         if model.name in then and then[model.name] != model.weights_sha256:
             yield f"{model.name}: its tensors are not those of the record"
@@ -387,7 +409,7 @@ _PATHS = ("defended", "original", "references", "surrogates", "data", "trigger",
 
 def _located(value: Any, folder: Path) -> Any:
     if isinstance(value, str):
-        return value if "://" in value else str(folder / value)
+        return value if is_url(value) else str(folder / value)
     if isinstance(value, Sequence):
         return [_located(inner, folder) for inner in value]
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,8 +25,10 @@ def register(app: typer.Typer) -> None:
 @reporting_errors
 def inspect(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(help="A checkpoint or a BackdoorBench folder.", show_default=False),
+        str,
+        typer.Argument(
+            help="A checkpoint, or its URL, or a BackdoorBench folder.", show_default=False
+        ),
     ],
     json: options.Json = None,
     quiet: options.Quiet = False,
@@ -37,10 +38,11 @@ def inspect(
 
     Nothing in the file is executed. Exit code 0: it can be opened; 4: it cannot.
     """
+    from bdaudit.fetching import fetch, is_url
     from bdaudit.models import inspect_checkpoint
 
     sink = JsonSink(json)
-    found = inspect_checkpoint(checkpoint)
+    found = inspect_checkpoint(fetch(checkpoint) if is_url(checkpoint) else checkpoint)
     sink.write(json_module.dumps(found.to_dict(), indent=2) + "\n")
     if not sink.to_stdout:
         if quiet:

@@ -558,6 +558,10 @@ def defended_source(defended: str | None, endpoint: str | None) -> str:
     """
     if (defended is None) == (endpoint is None):
         raise ConfigError("give either a DEFENDED file or --endpoint, and only one of them")
+    if endpoint is not None:
+        from bdaudit.blackbox.protocol import parse_endpoint
+
+        parse_endpoint(endpoint)
     return str(defended if endpoint is None else endpoint)
 
 

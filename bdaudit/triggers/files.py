@@ -34,7 +34,7 @@ from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transf
 from bdaudit.triggers.trigger import Trigger
 from bdaudit.usercode import split_reference
 
-__all__ = ["companion_files", "read_trigger", "write_trigger"]
+__all__ = ["companion_files", "companion_names", "read_trigger", "write_trigger"]
 
 _VERSION = 1
 _REQUIRED = object()
@@ -281,10 +281,21 @@ def _read_tensor(path: Path, key: str) -> Tensor:
 def companion_files(path: Path) -> tuple[Path, ...]:
     """List the files that a trigger file which was read names beside itself."""
     document = tomllib.loads(path.read_text(encoding="utf-8"))
-    section = document.get(str(document.get("kind")), {})
-    names = [value for value in section.values() if isinstance(value, str)]
-    beside = [path.parent / (split_reference(name) or (name,))[0] for name in names]
+    beside = [path.parent / name for name in companion_names(document)]
     return tuple(found for found in beside if found.is_file())
+
+
+def companion_names(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """List what a trigger's document names as files, relative to its own folder."""
+    section = document.get(str(document.get("kind")), {})
+    if not isinstance(section, Mapping):
+        return ()
+    named = [section[key] for key in _FILE_KEYS if isinstance(section.get(key), str)]
+    return tuple((split_reference(name) or (Path(name),))[0].as_posix() for name in named)
+
+
+_FILE_KEYS = ("image", "mask", "delta", "grid", "function")
+"""Keys, of whatever kind of trigger, that name a file."""
 
 
 # --- writing -----------------------------------------------------------------------------------
