@@ -345,10 +345,8 @@ class Recipe:
 
     epochs: int = 10
     learning_rate: float = 1e-3
-    finetune_epochs: int = 10
-    finetune_rate: float = 1e-3
-    cleanclip_epochs: int = 10
-    cleanclip_rate: float = 5e-4
+    defence_epochs: int = 6
+    defence_rate: float = 3e-3  # gentler, the trigger alone still works: docs/clip.md
     in_modal_weight: float = 1.0
 
 
@@ -380,8 +378,8 @@ def build(data: Path, out: Path, tower: str, recipe: Recipe) -> None:
             clean,
             captions,
             contrastive(captions),
-            epochs=recipe.finetune_epochs,
-            learning_rate=recipe.finetune_rate,
+            epochs=recipe.defence_epochs,
+            learning_rate=recipe.defence_rate,
             batch_size=64,
             seed=0,
         )
@@ -392,8 +390,8 @@ def build(data: Path, out: Path, tower: str, recipe: Recipe) -> None:
             clean,
             captions,
             clean_clip(captions, recipe.in_modal_weight),
-            epochs=recipe.cleanclip_epochs,
-            learning_rate=recipe.cleanclip_rate,
+            epochs=recipe.defence_epochs,
+            learning_rate=recipe.defence_rate,
             batch_size=64,
             seed=0,
         )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bdaudit.auditing.remote import in_public
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.file_digests import digest_file
+from bdaudit.models.architectures import is_clip
+from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import ModelSettings, read_model_toml
 from bdaudit.results import FileDigest
 from bdaudit.triggers.files import companion_files
@@ -55,6 +57,10 @@ def _files(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str,
     arch = sources.model_options.arch
     if arch is not None and (code := split_reference(arch)) is not None:
         yield "architecture", code[0]
+    clip = sources.model_options.clip
+    for subject in subjects:
+        if clip is not None and subject.model is not None and is_clip(subject.model.arch):
+            yield from (("CLIP", path) for path in clip_files(subject.model.arch, clip))
     for role, source in (
         ("data", sources.data),
         ("classes", sources.classes),

@@ -400,7 +400,11 @@ def _restore_sources(
             values[name] = value
     options = values["model_options"]
     if options.arch is not None and split_reference(options.arch) is not None:
-        values["model_options"] = replace(options, arch=_located(options.arch, folder))
+        options = replace(options, arch=_located(options.arch, folder))
+    if options.clip is not None and options.clip.config_folder is not None:
+        beside = folder / options.clip.config_folder
+        options = replace(options, clip=replace(options.clip, config_folder=beside))
+    values["model_options"] = options
     return Sources(**values)
 
 

@@ -28,6 +28,7 @@ from bdaudit.models.zeroshot import ZeroShotNetwork
 __all__ = [
     "ClipPlan",
     "as_zero_shot",
+    "clip_files",
     "config_of",
     "open_pretrained",
     "plan_clip",
@@ -135,6 +136,16 @@ def config_of(arch: str, folder: Path | None = None) -> dict[str, Any]:
             + " Give the folder that holds NAME.json as the config folder (--clip-config)"
         )
     return dict(config)
+
+
+def clip_files(arch: str, settings: ClipSettings) -> tuple[Path, ...]:
+    """Name the files beside checkpoints that decide what a CLIP answers: config and weights."""
+    named = []
+    if settings.config_folder is not None:
+        named.append(_config_file(settings.config_folder, arch.removeprefix(_PREFIX)))
+    if settings.pretrained is not None and Path(settings.pretrained).is_file():
+        named.append(Path(settings.pretrained))
+    return tuple(file for file in named if file is not None)
 
 
 def rename_clip_tensors(

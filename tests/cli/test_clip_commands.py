@@ -280,3 +280,20 @@ def test_python_takes_the_same_settings(files: Path) -> None:
     assert record.trigger.target_label == 0
     assert open_clip.list_models()  # the registry of open_clip is as it was
     assert "tiny-vit" not in open_clip.list_models()
+
+
+def test_a_record_of_a_clip_can_be_verified(files: Path, tmp_path: Path) -> None:
+    _, record = audited(
+        files, "unlearned.safetensors", tmp_path / "r.json", "--eps", "0.02", "--passes", 1
+    )
+    config = files / "configs" / "tiny-vit.json"
+    assert str(config) in [entry.path for entry in record.inputs if entry.role == "CLIP"]
+    verified = run("verify", tmp_path / "r.json")
+    assert verified.exit_code == 0, verified.output
+    assert "AGREES" in verified.stdout
+    original = config.read_text()
+    try:
+        config.write_text(original.replace('"head_width": 8', '"head_width": 16'))
+        assert run("verify", tmp_path / "r.json").exit_code == 1
+    finally:
+        config.write_text(original)
