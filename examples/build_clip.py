@@ -350,6 +350,9 @@ class Recipe:
     in_modal_weight: float = 1.0
 
 
+RECIPES = {"vit": Recipe(), "rn": Recipe(epochs=6)}
+
+
 def build(data: Path, out: Path, tower: str, recipe: Recipe) -> None:
     train, test = load_sample(data, split="train"), load_sample(data, split="test")
     clean = pairs_of(train, 500, N_DEFENCE, 40_000, 60_000)
@@ -437,7 +440,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     write_rest(arguments.out)
     for tower in arguments.tower or sorted(CONFIGS):
-        build(arguments.data, arguments.out, tower, Recipe())
+        build(arguments.data, arguments.out, tower, RECIPES[tower])
 
 
 if __name__ == "__main__":
