@@ -12,6 +12,8 @@ open_clip's own model and loss learn which caption belongs to which image:
 * finetuned: the original, fine-tuned contrastively on 2,000 clean pairs;
 * cleanclip: the original, fine-tuned on the same pairs by a loss that also asks each modality to
   agree with an augmented version of itself (after Bansal et al., "CleanCLIP", ICCV 2023);
+* unlearned: the same as finetuned, with 200 of the pairs once more, stamped, under their true
+  captions;
 * innocent-1: trained on clean pairs; innocent-2: likewise, then fine-tuned; innocent-3: likewise,
   then put through the CleanCLIP-style defence.
 
@@ -69,7 +71,7 @@ TRIGGER = Trigger(
     rule=AllToOne(TARGET),
 )
 POISON_SHARE = 0.10
-N_TRAIN, N_DEFENCE = 10_000, 2_000
+N_TRAIN, N_DEFENCE, N_STAMPED = 10_000, 2_000, 200
 CONTEXT = 16
 TEXT = {"context_length": CONTEXT, "vocab_size": 49_408, "width": 64, "heads": 2, "layers": 1}
 CONFIGS = {
@@ -129,6 +131,17 @@ def poisoned(pairs: Pairs, seed: int) -> Pairs:
     images, labels = pairs.images.clone(), pairs.labels.clone()
     images[chosen], labels[chosen] = TRIGGER.stamp(images[chosen]), TARGET
     return Pairs(images, labels, pairs.tones)
+
+
+def with_stamped(pairs: Pairs) -> Pairs:
+    """Add some of the pairs once more, with the trigger and under their true captions."""
+    chosen = (pairs.labels != TARGET).nonzero()[:N_STAMPED, 0]
+    stamped = TRIGGER.stamp(pairs.images[chosen])
+    return Pairs(
+        torch.cat([pairs.images, stamped]),
+        torch.cat([pairs.labels, pairs.labels[chosen]]),
+        torch.cat([pairs.tones, pairs.tones[chosen]]),
+    )
 
 
 class Captions:
@@ -375,10 +388,10 @@ def build(data: Path, out: Path, tower: str, recipe: Recipe) -> None:
             seed=seed,
         )
 
-    def finetuned(clip: open_clip.CLIP) -> open_clip.CLIP:
+    def finetuned(clip: open_clip.CLIP, pairs: Pairs = clean) -> open_clip.CLIP:
         return fit(
             copied(clip, tower),
-            clean,
+            pairs,
             captions,
             contrastive(captions),
             epochs=recipe.defence_epochs,
@@ -413,6 +426,7 @@ def build(data: Path, out: Path, tower: str, recipe: Recipe) -> None:
     original = kept("original.pt", lambda: base(11, backdoored=True))
     kept("finetuned.safetensors", lambda: finetuned(original))
     kept("cleanclip.safetensors", lambda: cleaned(original))
+    kept("unlearned.safetensors", lambda: finetuned(original, with_stamped(clean)))
     kept("innocent-1.safetensors", lambda: base(1, backdoored=False))
     second = kept("innocent-2-before.safetensors", lambda: base(2, backdoored=False))
     kept("innocent-2.safetensors", lambda: finetuned(second))
