@@ -166,6 +166,22 @@ def test_score_and_reactivate(files: Path, tmp_path: Path) -> None:
     assert (tmp_path / "delta.safetensors").exists()
 
 
+def test_a_delta_made_on_another_clip_is_shown_to_one(files: Path, tmp_path: Path) -> None:
+    result = run(
+        "reactivate",
+        files / "unlearned.safetensors",
+        *clip_options(files),
+        *("--mode", "transfer", "--surrogate", files / "original.pt"),
+        *("--eps", "0.02", "--passes", 2, "--json", tmp_path / "r.json"),
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "r.json").read_text())
+    made = [r for r in content["runs"] if r["mode"] == "transfer" and r["condition"] == "trigger"]
+    assert made
+    surrogate = next(m for m in content["models"] if m["role"] == "surrogate")
+    assert surrogate["arch"] == "open_clip/tiny-vit"
+
+
 def test_the_target_may_be_named(files: Path, tmp_path: Path) -> None:
     records = []
     for target in ("South Block", "2"):
@@ -297,3 +313,19 @@ def test_a_record_of_a_clip_can_be_verified(files: Path, tmp_path: Path) -> None
         assert run("verify", tmp_path / "r.json").exit_code == 1
     finally:
         config.write_text(original)
+
+
+def test_a_clip_may_be_searched_for_its_trigger(files: Path, tmp_path: Path) -> None:
+    """Whatever is found in so small a model: the search runs through a CLIP to its end."""
+    options = clip_options(files, **{"--trigger": None, "--craft": 100})
+    result = run(
+        "invert",
+        files / "original.pt",
+        *("--reference", files / "innocent.safetensors"),
+        *options,
+        *("--target", "north block", "--method", "universal", "--passes", 2),
+        *("--json", tmp_path / "i.json"),
+    )
+    assert result.exit_code in (0, 1, 3), result.output
+    record = json.loads((tmp_path / "i.json").read_text())
+    assert record["models"][0]["arch"] == "open_clip/tiny-vit"
