@@ -21,6 +21,7 @@ from bdaudit.cli import (
     reactivate,
     report,
     score,
+    sign,
     trigger,
     verify,
 )
@@ -63,6 +64,7 @@ for module in (
     audit,
     gate,
     verify,
+    sign,
     compare,
     score,
     reactivate,

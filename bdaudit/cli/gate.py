@@ -12,6 +12,8 @@ from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
 from bdaudit.cli.output import JsonSink
 from bdaudit.cli.project import Config
+from bdaudit.cli.sign import Key, Signature
+from bdaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from bdaudit.verdict import GateRecord
@@ -43,6 +45,8 @@ def gate(
             show_default=False,
         ),
     ] = None,
+    key: Key = None,
+    signature: Signature = None,
     decision: Annotated[
         str | None,
         typer.Option(
@@ -60,23 +64,30 @@ def gate(
     Exit code 0: pass; 1: fail; 3: inconclusive; 4: record, policy or a file cannot be used.
     """
     from bdaudit.results import to_json
+    from bdaudit.signing import check_signature
     from bdaudit.verdict import gate as judge_release
 
     sink = JsonSink(decision)
+    if key is not None:
+        check_signature(record, public_key=key, signature=signature)
+    elif signature is not None:
+        raise ConfigError("--signature: name the public key that it is checked by with --key")
     made = judge_release(record, policy=policy, files=files or ())
     sink.write(to_json(made))
     if not sink.to_stdout:
-        sys.stdout.write(_in_words(made, brief=quiet))
+        sys.stdout.write(_in_words(made, brief=quiet, signed_by=key))
     for warning in made.warnings:
         typer.echo(f"bdaudit: WARNING: {warning}", err=True)
     raise typer.Exit(EXIT_OF_RELEASE[made.release])
 
 
-def _in_words(made: GateRecord, *, brief: bool) -> str:
+def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> str:
     word = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}[made.release]
     lines = [f"{word}: {made.verdict.outcome}. {made.verdict.why}"]
     lines += [f"  not released: {reason}" for reason in made.reasons]
     if not brief:
+        if signed_by is not None:
+            lines.append(f"signed by: {signed_by}")
         lines.append(f"limits: {made.verdict.policy_source}{_changed(made)}")
         lines += [f"released: {f.path} sha256 {f.sha256}" for f in made.files]
         lines.append(f"record: {made.record} sha256 {made.record_sha256}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -117,13 +117,20 @@ class JsonSink:
             check_writable(self.path)
 
     def write(self, text: str) -> None:
-        """Write `text` whole, or not at all."""
+        """Write `text` whole, or not at all.
+
+        Raises:
+            InputError: It cannot be written any more.
+        """
         if self.to_stdout:
             # Not through rich, which would fold long lines.
             sys.stdout.write(text)
             sys.stdout.flush()
         elif self.path is not None:
-            write_atomically(self.path, text.encode())
+            try:
+                write_atomically(self.path, text.encode())
+            except OSError as error:
+                raise InputError(f"{self.path}: {error.strerror or error}") from error
 
 
 class ReportSinks:
@@ -201,8 +208,13 @@ def check_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         # It would be replaced by a file.
         raise InputError(f"{path}: is a device or a pipe, expected a file to write; - is stdout")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: the folder {folder} cannot be written to")
+    try:
+        # Tried, not asked: a full or read-only file system may deny what the permissions allow.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: the folder {folder} cannot be written to: {reason}") from error
 
 
 def show_record(

@@ -11,6 +11,8 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_FAILED, EXIT_PASSED, reporting_errors
 from bdaudit.cli.output import JsonSink, showing_progress
+from bdaudit.cli.sign import Key, Signature
+from bdaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from bdaudit.auditing.verification import VerificationRecord
@@ -48,6 +50,8 @@ def verify(
     device: Annotated[
         str | None, typer.Option(help="Where to compute [default: as recorded].")
     ] = None,
+    key: Key = None,
+    signature: Signature = None,
     json: options.Json = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -58,8 +62,13 @@ def verify(
     """
     from bdaudit.auditing.verification import verify as run_verify
     from bdaudit.results import to_json
+    from bdaudit.signing import check_signature
 
     sink = JsonSink(json)
+    if key is not None:
+        check_signature(record, public_key=key, signature=signature)
+    elif signature is not None:
+        raise ConfigError("--signature: name the public key that it is checked by with --key")
     with showing_progress(quiet) as listener:
         made = run_verify(
             record,

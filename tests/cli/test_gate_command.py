@@ -148,6 +148,7 @@ def test_a_record_that_cannot_be_trusted_never_passes(
         (("removed.json", "candidate.pt", "--policy", "nowhere.toml"), "nowhere.toml"),
         (("removed.json", "candidate.pt", "--policy", "contradictory.toml"), "contradict|above 1"),
         (("removed.json", "candidate.pt", "--json", "no/decision.json"), "does not exist"),
+        (("removed.json", "candidate.pt", "--json", "/proc/decision.json"), "cannot be written"),
     ],
 )
 def test_what_cannot_be_used_ends_with_4(
