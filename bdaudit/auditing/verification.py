@@ -186,10 +186,17 @@ class _Sample:
             RecordError: The record has no attack to run again, or none with a control.
         """
         draws = random.Random(seed)  # noqa: S311 - a choice, no secret
+        made = {model.name for model in document.models if model.stand_in}
         candidates = [
             (run, controls)
             for run in document.runs_of(role="defended", condition="trigger")
-            if (controls := [other for other in document.runs if _is_control(other, run)])
+            if (
+                controls := [
+                    other
+                    for other in document.runs
+                    if _is_control(other, run) and other.model not in made
+                ]
+            )
         ]
         if not candidates:
             raise RecordError("the record has no attack with a control to run again")
@@ -207,13 +214,18 @@ class _Sample:
         )
 
     def settings(self, recorded: AuditSettings, device: str | None) -> AuditSettings:
-        """Narrow the recorded settings to the part."""
+        """Narrow the recorded settings to the part.
+
+        Stand-ins are not made again: that takes long, and bit for bit they follow from the seed
+        on one kind of processor only.
+        """
         compute = recorded.compute
         return replace(
             recorded,
             modes=(self.mode,),
             eps=(self.eps,),
             measure_bec=False,
+            stand_ins=0,
             compute=compute if device is None else replace(compute, device=device),
         )
 

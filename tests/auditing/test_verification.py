@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,29 @@ def test_models_in_memory_cannot_be_opened_again(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(to_json(record))
     with pytest.raises(InputError, match="defended, original, data was handed over in memory"):
         verify(tmp_path / "result.json")
+
+
+def test_stand_ins_are_not_made_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    (copy / "policy.toml").write_text("max_stand_in_acc_loss = 1.0\nmax_stand_in_asr = 1.0\n")
+    record = bdaudit.audit(
+        "dormant.safetensors",
+        original="original.safetensors",
+        data="clean.npz",
+        trigger="trigger.toml",
+        policy="policy.toml",
+        model_options=ModelSettings(arch=FACTORY),
+        settings=replace(
+            SETTINGS, stand_ins=2, stand_in=bdaudit.StandInConfig(n_images=64), eps=(0.05,)
+        ),
+    )
+    assert len(record.runs_of(role="reference", condition="trigger")) == 2
+    (copy / "result.json").write_text(to_json(record))
+    for seed in range(3):
+        made = verified(copy, seed=seed)
+        assert made.agrees, made.objections
+        assert "stand-in" not in str(made.part)
+        assert not [check for check in made.numbers if "stand-in" in check.name]
 
 
 def test_a_record_without_attacks_cannot_be_verified(tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ def test_bfloat16_trains_too(teacher, craft):
     assert _digests(_make(teacher, craft, config=config)) != _digests(_make(teacher, craft))
 
 
+@pytest.mark.cuda
+def test_on_a_gpu_it_learns_as_well(craft):
+    taught = wrap_module(small_net(), name="defended", image_shape=(1, 8, 8), device="cuda")
+    (made,) = _make(taught, craft, config=FAST)
+    assert next(made.classifier.parameters()).device.type == "cuda"
+    images, labels = pictures(300, seed=12)
+    answers = predict(made.classifier, images, batch_size=100, device="cuda")
+    assert (answers == labels).double().mean() > 0.85
+
+
 def test_an_architecture_without_fresh_weights_is_refused(craft):
     class Bare(nn.Module):
         def __init__(self):
