@@ -18,6 +18,7 @@ from tests.twins import dormant_twin, original_twin, removed_twin, twin_sample
 
 INNOCENT = [another_innocent(k) for k in (1, 2, 3)]
 SETTINGS = AuditSettings(
+    stand_ins=0,
     eps=(0.02, 0.05),
     n_passes=8,
     measure_bec=False,

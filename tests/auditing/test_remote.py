@@ -22,6 +22,7 @@ from tests.fetching.server import FileServer, serving
 
 FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 SETTINGS = AuditSettings(
+    stand_ins=0,
     eps=(0.05,),
     n_passes=4,
     measure_bec=False,

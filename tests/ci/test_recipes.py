@@ -25,6 +25,7 @@ PROJECT = """\
 defended = "{defended}"
 original = "original.safetensors"
 reference = ["innocent-1.safetensors"]
+stand_ins = 0
 data = "clean.npz"
 trigger = "trigger.toml"
 [attack]
