@@ -98,7 +98,7 @@ class DistilSearch:
 
     @property
     def delta(self) -> Tensor:
-        """The perturbation made on the latest student."""
+        """The perturbation made on the latest student; in the end that of the best round."""
         return self._delta
 
     @property
@@ -110,6 +110,7 @@ class DistilSearch:
         """Refit the student on all answers, make delta on it, and show craft images with it."""
         n_images = min(self._n_images, limit)
         if n_images == 0 or len(self._rounds) == self._config.distil_rounds or self._stalled():
+            self._delta = self._best_delta()
             return self._craft.images[:0]
         if self._rounds:
             self._refit(generator)
@@ -167,6 +168,13 @@ class DistilSearch:
             self._student = self._copy_of_chosen()
             names = self._student.state_dict()
             self._student.load_state_dict({name: memory[f"student {name}"] for name in names})
+
+    def _best_delta(self) -> Tensor:
+        """Return what took most images to their targets in its round, the latest of equals."""
+        if not self._rounds:
+            return self._delta
+        best = max(range(len(self._rounds)), key=lambda k: (self._successes[k], k))
+        return self._rounds[best].delta
 
     def _stalled(self) -> bool:
         """Whether the latest rounds did no better than as many before them."""

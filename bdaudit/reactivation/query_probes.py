@@ -29,6 +29,7 @@ __all__ = ["ProbeSearch", "probe_directions"]
 _LEAST_STEPS = 40
 _COARSE_SHARE = 0.5
 _START_Z = 2.0
+_START_QUERIES = 20_000
 _COARSE = 2  # pixels, the side of the squares of a coarse direction
 
 
@@ -38,8 +39,12 @@ class ProbeSearch:
     Every estimate ever made is kept in one weighted sum, later ones weighing more, and delta goes
     against it: fully where a pixel's sum stands clear of its noise, in proportion where it does
     not. Single estimates are nearly all noise; their sum is not, and unlike a series of steps it
-    forgets nothing (Nesterov, "Primal-dual subgradient methods", 2009). A start that is not zero
-    counts as evidence too, of `_START_Z` standard errors a pixel.
+    forgets nothing (Nesterov, "Primal-dual subgradient methods", 2009).
+
+    A start that is not zero is a belief about the gradient, held before the first estimate: worth
+    `_START_Z` standard errors a pixel after `_START_QUERIES` images, and the more before that the
+    larger a standard error still is. It may not fade further: signs that a student found turned
+    out to be better than those of estimates from several times as many images.
 
     Args:
         craft: Images and targets, on the CPU.
@@ -67,11 +72,13 @@ class ProbeSearch:
         # What a direction of +-1 is multiplied by to be `scale` times as long as the ball is wide.
         self._length = scale * ball.eps / float(ball.norm(torch.ones_like(start)))
         self._n_pairs = max(1, min(batch_size // 2, len(craft), budget // (2 * _LEAST_STEPS)))
-        self._start = start
+        size = float(start.double().square().mean().sqrt())
+        self._belief = start / size if size > 0 else start  # 1 a pixel in root mean square
         self._delta = start
         self._sum = torch.zeros_like(start, dtype=torch.float64)
         self._noise = 0.0  # variance of a pixel of the sum
         self._n_steps = 0
+        self._n_images = 0
         self._asked: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -106,11 +113,13 @@ class ProbeSearch:
         up, down = failures(answers, targets).chunk(2)
         differences = (up - down).view(-1, 1, 1, 1)
         self._n_steps += 1
+        self._n_images += len(answers)
         self._sum += self._n_steps * (differences * probes).mean(0, keepdim=True)
         self._noise += self._n_steps**2 * float(differences.square().mean()) / len(differences)
         if self._noise > 0:
-            evidence = self._ball.eps * self._sum / self._noise**0.5
-            towards = _START_Z * self._start - evidence
+            evidence = self._sum / self._noise**0.5
+            weight = _START_Z * max(1.0, _START_QUERIES / self._n_images) ** 0.5
+            towards = self._ball.eps * (weight * self._belief - evidence)
             self._delta = self._ball.project(towards.float())
         return float(success_flags(answers, targets).double().mean())
 
@@ -121,6 +130,7 @@ class ProbeSearch:
             "sum": self._sum.clone(),
             "noise": torch.tensor(self._noise, dtype=torch.float64),
             "n_steps": torch.tensor(self._n_steps),
+            "n_images": torch.tensor(self._n_images),
         }
 
     def recall(self, memory: Mapping[str, Tensor]) -> None:
@@ -129,6 +139,7 @@ class ProbeSearch:
         self._sum = memory["sum"].clone()
         self._noise = float(memory["noise"])
         self._n_steps = int(memory["n_steps"])
+        self._n_images = int(memory["n_images"])
 
 
 def probe_directions(

@@ -6,10 +6,13 @@ from scipy.stats import binomtest
 
 from bdaudit.perturbation import make_ball
 from bdaudit.reactivation.objective import CraftSet
+from bdaudit.reactivation.query_config import QueryConfig
+from bdaudit.reactivation.query_distil import DistilSearch
 from bdaudit.reactivation.query_probes import ProbeSearch, probe_directions
 from bdaudit.reactivation.query_race import RaceSearch, sign_test
 from bdaudit.reactivation.query_search import failures
 from bdaudit.reactivation.query_square import square_side
+from tests.twins import original_twin
 
 
 def _draw(seed=0):
@@ -53,6 +56,43 @@ def test_probes_estimate_the_gradient_of_the_mean_loss():
         search.absorb(torch.stack((torch.full_like(score, 9.0), score), 1))
     clear = weight.abs() > 0.3
     assert torch.equal(search.delta.sign()[clear], weight.sign()[clear])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_start_yields_to_many_estimates_and_not_to_few(norm):
+    ball = make_ball(norm, 0.1)
+    start = ball.random_surface_point(torch.Size((1, 1, 6, 6)), _draw(1))
+    craft = CraftSet(torch.full((60, 1, 6, 6), 0.5), torch.ones(60, dtype=torch.int64))
+    search = ProbeSearch(craft, ball, start, budget=100_000, batch_size=120, scale=1.0)
+    draw = _draw()
+
+    def alike():
+        return float(torch.cosine_similarity(search.delta.flatten(), start.flatten(), dim=0))
+
+    for step in range(400):
+        shown = search.propose(120, draw)
+        score = -(shown * start).flatten(1).sum(1)  # the start is as wrong as can be
+        search.absorb(torch.stack((torch.zeros_like(score), score), 1))
+        if step == 0:
+            assert alike() > 0.99
+    assert alike() < -0.5  # coarse probes blur a delta as rough as this one
+
+
+def test_a_student_ends_with_the_delta_of_its_best_round():
+    images = torch.rand(40, 1, 8, 8, generator=_draw())
+    craft = CraftSet(images, torch.zeros(40, dtype=torch.int64))
+    config = QueryConfig(eps=0.05, feedback="labels", batch_size=20, distil_rounds=4)
+    search = DistilSearch(craft, [original_twin()], config, start=None, budget=1000)
+    draw, deltas = _draw(), []
+    for n_won in (2, 9, 5, 9):
+        shown = search.propose(1000, draw)
+        deltas.append(search.delta)
+        answers = torch.ones(len(shown), dtype=torch.int64)
+        answers[:n_won] = 0
+        search.absorb(answers)
+    assert len(search.propose(1000, draw)) == 0
+    assert torch.equal(search.delta, deltas[3])
+    assert not torch.equal(search.delta, deltas[2])
 
 
 def test_the_race_is_won_by_the_better_perturbation():
