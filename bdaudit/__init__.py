@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from bdaudit.data import Sample, load_sample
     from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
     from bdaudit.project import Project, read_project
+    from bdaudit.report.comparison import compare
     from bdaudit.results import (
         AuditRecord,
         InversionRecord,
@@ -98,6 +99,7 @@ _HOMES = {
     "read_trigger": "triggers",
     "write_trigger": "triggers",
     "Policy": "verdict",
+    "compare": "report.comparison",
     "gate": "verdict",
     "judge": "verdict",
     "verify": "auditing.verification",
@@ -132,6 +134,7 @@ __all__ = [
     "WhiteboxConfig",
     "__version__",
     "audit",
+    "compare",
     "from_callable",
     "gate",
     "inspect_checkpoint",

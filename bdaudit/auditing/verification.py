@@ -395,7 +395,7 @@ def _restore_sources(
         InputError: Something was handed over in memory, or is code and that is not allowed.
     """
     said = document.sources
-    _refuse_what_is_gone(said, path)
+    _refuse_what_is_gone(document, path)
     if not allow_code:
         _refuse_code(said, path)
     hints = get_type_hints(Sources)
@@ -431,10 +431,16 @@ def _located(value: Any, folder: Path) -> Any:
     return value
 
 
-def _refuse_what_is_gone(said: Mapping[str, Any], path: Path) -> None:
+def _refuse_what_is_gone(document: AuditRecord, path: Path) -> None:
+    said = document.sources
     if not said:
         raise RecordError(f"{path}: does not say what it was made from")
     gone = [name for name, value in said.items() if value == IN_MEMORY]
+    if gone == ["trigger"] and document.trigger.recovered:
+        raise InputError(
+            f"{path}: its trigger was recovered during the audit and is in no file; write one with "
+            "`bdaudit invert`, and audit with that to be able to verify"
+        )
     if gone:
         raise InputError(
             f"{path}: {', '.join(gone)} was handed over in memory and cannot be opened again; "

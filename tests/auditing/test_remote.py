@@ -26,6 +26,7 @@ SETTINGS = AuditSettings(
     eps=(0.05,),
     n_passes=4,
     measure_bec=False,
+    stand_ins=0,
     compute=ComputeSettings(device="cpu"),
     split=SplitSettings(n_craft=100),
 )
@@ -157,7 +158,7 @@ def test_every_command_takes_addresses(server: FileServer, tmp_path: Path) -> No
     code, output = run(
         "audit", f"{at}/removed.safetensors", "--original", f"{at}/original.safetensors", *shared,
         "--reference", f"{at}/innocent.safetensors", "--arch", FACTORY, "--craft", 100,
-        "--passes", 8, "--eps", 0.05, "--json", tmp_path / "r.json", "--quiet",
+        "--passes", 8, "--eps", 0.05, "--stand-ins", 0, "--json", tmp_path / "r.json", "--quiet",
     )  # fmt: skip
     assert code == 0, output
     read_record(tmp_path / "r.json")

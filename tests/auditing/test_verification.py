@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,17 @@ from typer.testing import CliRunner
 
 import bdaudit
 from bdaudit.auditing import AuditSettings, ComputeSettings, ModelSettings, SplitSettings
-from bdaudit.auditing.verification import verify
+from bdaudit.auditing.evidence import describe_sources
+from bdaudit.auditing.inputs import Sources
+from bdaudit.auditing.verification import _restore_settings, _restore_sources, verify
+from bdaudit.blackbox import BlackBoxOptions, ScoreScale, TransportSettings
 from bdaudit.cli import app
 from bdaudit.errors import InputError, RecordError
+from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.results import AuditRecord, Rate, read_record, to_json
 from bdaudit.statistics import wilson_interval
 from bdaudit.verdict import Policy, judge
+from tests.blackbox.onnx_graphs import twin_onnx
 from tests.cli.twin_files import write_twin_files
 from tests.records import audit_record
 from tests.twins import dormant_twin, original_twin, twin_sample
@@ -239,3 +244,63 @@ def test_the_command_ends_with_0_1_and_4(copy: Path) -> None:
     code, output = run("--trust-record")
     assert code == 1, output
     assert "trigger.toml" in output
+
+
+def test_everything_that_was_said_comes_back(tmp_path: Path) -> None:
+    """Every setting and every source survives the record, whatever is added to them later."""
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    sources = Sources(
+        defended="d.onnx",
+        original=Path("o.pt"),
+        references=["r1.pt", Path("r2.pt")],
+        surrogates=["s.pt"],
+        data="clean",
+        trigger=Path("t.toml"),
+        classes=Path("names.txt"),
+        model_options=ModelSettings(
+            arch="open_clip/x",
+            mean=(0.5,),
+            std=(0.25,),
+            clip=ClipSettings(class_names=("a", "b"), config_folder=Path("configs")),
+        ),
+        black_box=BlackBoxOptions(
+            grid=255, scale=ScoreScale(kind="logits"), transport=TransportSettings(qps=3.0)
+        ),
+        feedback="labels",
+        target_label="a",
+        project="bdaudit.toml",
+    )
+    settings = AuditSettings(modes=("white", "query"), norm="l2", eps=(0.5,), controls=("noise",))
+    made = audit_record(defended={}, innocents=[]).model_copy(
+        update={
+            "sources": json.loads(json.dumps(describe_sources(sources, ()))),
+            "settings": json.loads(json.dumps(settings.as_dict())),
+        }
+    )
+    back = _restore_sources(made, Path(), tmp_path, allow_code=False)
+    for entry in fields(Sources):
+        said, restored = getattr(sources, entry.name), getattr(back, entry.name)
+        if isinstance(said, Path):
+            said = str(said)
+        if isinstance(said, list):
+            said, restored = [str(s) for s in said], [str(r) for r in restored]
+        assert restored == said, entry.name
+    assert _restore_settings(made, tmp_path) == settings
+
+
+def test_a_query_audit_of_an_onnx_file_is_verified_by_queries(tmp_path: Path) -> None:
+    write_twin_files(tmp_path)
+    twin_onnx(tmp_path / "dormant.onnx", dormant_twin())
+    record = bdaudit.audit(
+        tmp_path / "dormant.onnx",
+        original=tmp_path / "original.safetensors",
+        data=tmp_path / "clean.npz",
+        trigger=tmp_path / "trigger.toml",
+        model_options=ModelSettings(arch=FACTORY),
+        settings=replace(SETTINGS, modes=("query",), max_queries=300, warm=False),
+    )
+    (tmp_path / "result.json").write_text(to_json(record))
+    made = verify(tmp_path / "result.json", allow_code=True)
+    assert made.agrees, made.objections
+    assert made.part is not None
+    assert made.part.startswith("re-activation (query)")
