@@ -26,7 +26,6 @@ SETTINGS = AuditSettings(
     eps=(0.05,),
     n_passes=4,
     measure_bec=False,
-    stand_ins=0,
     compute=ComputeSettings(device="cpu"),
     split=SplitSettings(n_craft=100),
 )
