@@ -46,7 +46,8 @@ ORIGINALS = {  # name: file, defended versions
 INNOCENT = ("innocent-31", "innocent-32", str(DEMO / "innocent-1"), "innocent-33")
 REFERENCES = INNOCENT[:3]
 N_CRAFT, SEED, NUM_CLASSES = 300, 0, 10
-CONFIG = InversionConfig()
+METHODS = ("universal", "warp", "neural-cleanse")
+CONFIG = InversionConfig(methods=METHODS)
 RULES = [*(AllToOne(k) for k in range(NUM_CLASSES)), AllToAll()]
 
 
@@ -110,11 +111,11 @@ def measure_table(folder: Path) -> None:
 def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) -> dict:
     figures: dict[str, object] = {"others": [Path(o).name for o in others]}
     models = [open_model(folder, name) for name in (file, *others)]
-    for method in ("universal", "neural-cleanse"):
+    for method in METHODS:
         searches = [raced(folder, name, method, halves) for name in (file, *others)]
         last = searches[0].n_stages - 1
         sizes = torch.stack([s.sizes(last) for s in searches])
-        scored = score_arms(sizes, n_tests=2 * len(RULES))
+        scored = score_arms(sizes, n_tests=len(METHODS) * len(RULES))
         order = scored.gains.argsort(descending=True).tolist()
         arm = order[0]
         found: Recovered = finish(
@@ -161,6 +162,18 @@ def _rank(searches: list, stage: int, arm: int) -> int:
     return int((gains > gains[arm]).sum())
 
 
+def best_recovered(folder: Path, label: str) -> Path:
+    """Return the trigger file an audit would go on with: awake, unlikely, and far from innocent."""
+    row = json.loads((folder / "table" / f"{label}.json").read_text())
+
+    def order(method: str) -> tuple[bool, float, float]:
+        found = row[method]
+        gap = found["asr"] - max([*found["innocent"], *found["own"]])
+        return (found["asr"] < 0.55 or gap < 0.25, max(found["ranking"][0][3], 1e-4), -gap)
+
+    return folder / "recovered" / f"{label}-{min(METHODS, key=order)}.toml"
+
+
 def measure_verdicts(folder: Path) -> None:
     """Audit every defended version with the true trigger and with the recovered ones."""
     store = bdaudit.MemoryStore()
@@ -179,10 +192,7 @@ def measure_verdicts(folder: Path) -> None:
         if not existing(folder, (file,)):
             continue
         true = DEMO / "trigger.toml" if label == "patch" else folder / "triggers" / f"{label}.toml"
-        triggers = {"true": true} | {
-            method: folder / "recovered" / f"{label}-{method}.toml"
-            for method in ("universal", "neural-cleanse")
-        }
+        triggers = {"true": true, "recovered": best_recovered(folder, label)}
         for version in defended:
             for kind, path in triggers.items():
                 kept = folder / "verdicts" / f"{version}-{kind}.json"
@@ -227,7 +237,7 @@ def main() -> None:
     else:
         names = (*REFERENCES, *(file for file, _ in ORIGINALS.values()), *INNOCENT)
         for name in dict.fromkeys(existing(arguments.folder, names)):
-            for method in ("universal", "neural-cleanse"):
+            for method in METHODS:
                 raced(arguments.folder, name, method, sample())
 
 

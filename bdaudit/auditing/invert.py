@@ -31,6 +31,7 @@ from bdaudit.auditing.settings import ComputeSettings, SplitSettings
 from bdaudit.data import Sample, Split, split_sample
 from bdaudit.errors import ConfigError, InputError
 from bdaudit.inversion import (
+    RACED,
     Arm,
     InversionConfig,
     Inverted,
@@ -241,7 +242,7 @@ def recover_steps(
     wanted = [k for k, arm in enumerate(arms) if arm.rule in wanted_rules]
     if not wanted:
         raise InputError(f"too few images of other classes: {', '.join(skipped)}")
-    n_tests = len(wanted) * len(config.methods)
+    n_tests = len(wanted) * max(1, len(set(config.methods) & set(RACED)))
     images = halves.craft.images.to(compute.device)
     found = []
     for number, method in enumerate(config.methods):
@@ -250,6 +251,7 @@ def recover_steps(
             method,
             [s.white.classifier for s in (original, *references)],
             images,
+            halves.craft.labels.to(compute.device),
             arms,
             config=config,
             wanted=wanted,
@@ -406,7 +408,7 @@ def _decide(
     best = candidates[0]
     what = f"{_name(best)} ({best.method})"
     reasons = [i.anomalies.reason for i, _ in found if i.anomalies.reason is not None]
-    if reasons:
+    if len(reasons) == len(found):
         return "unsure", f"No telling: {reasons[0]}. The first candidate is {what}."
     unusual = [c for c in candidates if c.p_value is not None and c.p_value <= config.unsure_p]
     if not references:

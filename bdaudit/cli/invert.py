@@ -21,7 +21,10 @@ class Method(StrEnum):
 
     AUTO = "auto"
     UNIVERSAL = "universal"
+    WARP = "warp"
     NEURAL_CLEANSE = "neural-cleanse"
+    FEATURE_DECOUPLING = "feature-decoupling"
+    NEURON_NOISE = "neuron-noise"
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +51,7 @@ def invert(
     method: Annotated[
         list[Method] | None,
         typer.Option(
-            help="May be given again. auto: all of them.",
+            help="May be given again. auto: universal, warp and neural-cleanse.",
             rich_help_panel="Search",
             show_default="auto",
         ),

@@ -1,19 +1,24 @@
 """Trigger inversion: find the trigger and the target when nobody knows them."""
 
 from bdaudit.inversion.arms import Arm, describe, make_arms
-from bdaudit.inversion.config import METHODS, InversionConfig, Method
+from bdaudit.inversion.config import NOMINATORS, RACED, InversionConfig, Method
+from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
 from bdaudit.inversion.invert import Inverted, invert_with
 from bdaudit.inversion.neural_cleanse import NeuralCleanseConfig
+from bdaudit.inversion.neuron_noise import NeuronNoiseConfig
 from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalConfig
 
 __all__ = [
-    "METHODS",
+    "NOMINATORS",
+    "RACED",
     "Arm",
+    "FeatureDecouplingConfig",
     "InversionConfig",
     "Inverted",
     "Method",
     "NeuralCleanseConfig",
+    "NeuronNoiseConfig",
     "Recovered",
     "UniversalConfig",
     "describe",

@@ -6,13 +6,19 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from bdaudit.errors import ConfigError
+from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
 from bdaudit.inversion.neural_cleanse import NeuralCleanseConfig
+from bdaudit.inversion.neuron_noise import NeuronNoiseConfig
 from bdaudit.inversion.universal import UniversalConfig
+from bdaudit.inversion.warp import WARP_LADDER
 
-__all__ = ["METHODS", "InversionConfig", "Method"]
+__all__ = ["NOMINATORS", "RACED", "InversionConfig", "Method"]
 
-Method = Literal["universal", "neural-cleanse"]
-METHODS: tuple[Method, ...] = get_args(Method)
+Method = Literal["universal", "warp", "neural-cleanse", "feature-decoupling", "neuron-noise"]
+RACED: tuple[Method, ...] = ("universal", "warp", "neural-cleanse")
+"""Methods that try every target in a race, and whose sizes carry p-values; the default."""
+NOMINATORS: tuple[Method, ...] = ("feature-decoupling", "neuron-noise")
+"""Methods that need no hypothesis about the target and point at one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +37,16 @@ class InversionConfig:
             is at least this.
         min_gap: And when it exceeds what innocent models give by this at least, surely.
         universal: Settings of the universal perturbation.
+        warp: Settings of the smallest warp; its radii are in pixels.
         neural_cleanse: Settings of the masks.
+        feature_decoupling: Settings of what moves all but the benign features.
+        neuron_noise: Settings of the noise on neurons.
 
     Raises:
         ConfigError: A setting is out of range.
     """
 
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[Method, ...] = RACED
     min_arms: int = 12
     n_candidates: int = 2
     n_passes: int = 12
@@ -46,12 +55,16 @@ class InversionConfig:
     min_asr: float = 0.50
     min_gap: float = 0.20
     universal: UniversalConfig = field(default_factory=UniversalConfig)
+    warp: UniversalConfig = field(default_factory=lambda: UniversalConfig(ladder=WARP_LADDER))
     neural_cleanse: NeuralCleanseConfig = field(default_factory=NeuralCleanseConfig)
+    feature_decoupling: FeatureDecouplingConfig = field(default_factory=FeatureDecouplingConfig)
+    neuron_noise: NeuronNoiseConfig = field(default_factory=NeuronNoiseConfig)
 
     def __post_init__(self) -> None:
-        if not self.methods or any(method not in METHODS for method in self.methods):
+        if not self.methods or any(method not in get_args(Method) for method in self.methods):
             raise ConfigError(
-                f"method: expected some of {', '.join(METHODS)}, got {self.methods or 'none'}"
+                f"method: expected some of {', '.join(get_args(Method))}, got "
+                f"{self.methods or 'none'}"
             )
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"method: the same one twice in {self.methods}")

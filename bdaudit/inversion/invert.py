@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
-from bdaudit.inversion.anomaly import Anomalies, score_arms
+from bdaudit.inversion.anomaly import Anomalies, residuals, score_arms
 from bdaudit.inversion.arms import Arm
 from bdaudit.inversion.batching import Asker
-from bdaudit.inversion.config import InversionConfig, Method
+from bdaudit.inversion.config import NOMINATORS, InversionConfig, Method
+from bdaudit.inversion.feature_decoupling import decouple
 from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
+from bdaudit.inversion.neuron_noise import shake
 from bdaudit.inversion.race import Race, run_race
 from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalSearch
+from bdaudit.inversion.warp import WarpSearch
 from bdaudit.progress import Progress, Steps, reworded
 
 __all__ = ["Inverted", "invert_with", "make_search"]
 
-Search = UniversalSearch | NeuralCleanseSearch
+Search = UniversalSearch | WarpSearch | NeuralCleanseSearch
 
+_NO_P_VALUES = (
+    "{} sends nearly all images to one class on innocent models too, so its figures carry no "
+    "p-value; run the methods of --method auto beside it"
+)
 _RACE_SHARE = 0.7  # of a method's time, for the progress bar
 
 
@@ -51,6 +59,7 @@ def invert_with(
     method: Method,
     classifiers: Sequence[nn.Module],
     images: Tensor,
+    labels: Tensor,
     arms: Sequence[Arm],
     *,
     config: InversionConfig,
@@ -67,6 +76,7 @@ def invert_with(
         classifiers: The original, then the innocent models; each maps (n, C, H, W) in [0, 1] to
             logits (n, K), in eval mode, no parameter requiring a gradient.
         images: (N, C, H, W) craft images, where the models are.
+        labels: (N,) their true labels, there too.
         arms: Hypotheses about the target.
         config: Settings.
         wanted: Arms whose trigger may be asked for; the others only show what chance does.
@@ -79,6 +89,8 @@ def invert_with(
         NumericsError: A gradient is not finite.
     """
     askers = [Asker(c, images, batch_size=batch_size, bf16=bf16) for c in classifiers]
+    if method in NOMINATORS:
+        return (yield from _nominate(method, askers, labels, arms, config, wanted, seed))
     searches = [make_search(method, asker, arms, config) for asker in askers]
     title = searches[0].title
     race = yield from reworded(
@@ -118,12 +130,84 @@ def invert_with(
     )
 
 
+def _nominate(
+    method: Method,
+    askers: Sequence[Asker],
+    labels: Tensor,
+    arms: Sequence[Arm],
+    config: InversionConfig,
+    wanted: Sequence[int],
+    seed: int,
+) -> Steps[Inverted]:
+    """Ask a method that needs no hypothesis where it sends images, and make a trigger toward that.
+
+    Sizes are log2 of the odds against an image of another class being sent to a class. On innocent
+    models nearly all images may go to one class as well, so these are no gains that a normal
+    distribution describes, and there are no p-values.
+    """
+    answers, differentiated = [], 0
+    for asker in askers:
+        generator = torch.Generator().manual_seed(seed)
+        if method == "feature-decoupling":
+            _, sent, cost = yield from decouple(
+                asker.classifier,
+                asker.images,
+                labels,
+                config=config.feature_decoupling,
+                generator=generator,
+            )
+        else:
+            sent, cost = yield from shake(
+                asker.classifier,
+                asker.images,
+                labels,
+                config=config.neuron_noise,
+                generator=generator,
+            )
+        answers.append(sent.cpu())
+        differentiated += cost
+    sizes = torch.stack([_log_odds_against(sent, arms) for sent in answers])
+    gains = residuals(sizes)
+    arm = max(wanted, key=lambda k: float(gains[k]))
+    searches = [UniversalSearch(asker, arms, config.universal) for asker in askers]
+    for stage in range(searches[0].n_stages):
+        for search in searches:
+            yield Progress(search.title, stage, searches[0].n_stages)
+            search.advance(stage, [arm], torch.Generator().manual_seed(seed + stage))
+    recovered = yield from searches[0].recover(
+        arm, searches[1:], n_passes=config.n_passes, seed=seed
+    )
+    total = differentiated + sum(asker.differentiated for asker in askers)
+    return Inverted(
+        method=method,
+        unit="odds against",
+        race=Race(sizes, (None,) * len(arms)),
+        anomalies=Anomalies(gains, None, None, None, None, _NO_P_VALUES.format(method)),
+        recovered=(recovered,),
+        differentiated=total,
+        naive=float(total),
+    )
+
+
+def _log_odds_against(answers: Tensor, arms: Sequence[Arm]) -> Tensor:
+    """Return log2 of the odds (n,) against an arm's image being sent to its target."""
+    odds = []
+    for arm in arms:
+        sent = (answers[arm.indices] == arm.targets).double().mean()
+        least = 0.5 / len(arm)  # nothing counted is not nothing at all
+        sent = sent.clamp(least, 1 - least)
+        odds.append(((1 - sent) / sent).log2().float())
+    return torch.stack(odds)
+
+
 def make_search(
     method: Method, asker: Asker, arms: Sequence[Arm], config: InversionConfig
 ) -> Search:
     """Return the search of a method on one model, at its start."""
     if method == "universal":
         return UniversalSearch(asker, arms, config.universal)
+    if method == "warp":
+        return WarpSearch(asker, arms, config.warp)
     return NeuralCleanseSearch(asker, arms, config.neural_cleanse)
 
 

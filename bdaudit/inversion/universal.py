@@ -15,7 +15,7 @@ from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.recovered import Recovered
 from bdaudit.perturbation import margin, smoothed_failure
 from bdaudit.progress import Progress, Steps
-from bdaudit.triggers import Additive
+from bdaudit.triggers import Additive, Transform
 
 __all__ = ["UniversalConfig", "UniversalSearch"]
 
@@ -27,7 +27,8 @@ class UniversalConfig:
     """Settings of the climb.
 
     Attributes:
-        ladder: Radii (L-inf, pixel units) in rising order, each the same factor above the last.
+        ladder: Radii (L-inf; pixel values, or pixels where the change is a warp) in rising order,
+            each the same factor above the last.
         n_steps: Steps an arm takes at each radius.
         n_images: Images in the mini-batch of one step.
         n_scored: Craft images on which the success at a radius is counted.
@@ -45,15 +46,16 @@ class UniversalConfig:
         if min(self.n_steps, self.n_images, self.n_scored) < 1:
             raise ConfigError("universal inversion: counts must be 1 or more")
         if len(self.ladder) < 2 or any(
-            not 0 < low < high <= 1 for low, high in zip(self.ladder, self.ladder[1:], strict=False)
+            not 0 < low < high for low, high in zip(self.ladder, self.ladder[1:], strict=False)
         ):
-            raise ConfigError(f"universal inversion: radii must rise within (0, 1]: {self.ladder}")
+            raise ConfigError(f"universal inversion: radii must rise from above 0: {self.ladder}")
 
 
 class UniversalSearch:
-    """Climbs a ladder of radii with one delta an arm; a stage of the race is one radius.
+    """Climbs a ladder of radii with one change of all images an arm, a stage of the race each.
 
-    At every radius each delta takes a few sign steps that shrink, from where the smaller radius
+    The change is a delta added to every image. `WarpSearch` climbs the same way with another.
+    At every radius it takes a few sign steps that shrink, from where the smaller radius
     left it. The size of an arm is the mean over images of log2 of the radius at which the image
     was taken to its target (those never taken count as one rung above the last): the area over the
     curve of success against log radius, which uses every rung and not just one threshold.
@@ -73,10 +75,21 @@ class UniversalSearch:
         self.arms = arms
         self.config = config
         self.n_stages = len(config.ladder)
-        shape = asker.images.shape[1:]
-        self.deltas = torch.zeros((len(arms), *shape), device=asker.images.device)
+        self.deltas = torch.zeros((len(arms), *self._shape()), device=asker.images.device)
         self.success = torch.full((self.n_stages, len(arms)), float("nan"))
         self.near = torch.zeros(len(arms))
+
+    def _shape(self) -> tuple[int, ...]:
+        """Return the shape of one arm's change."""
+        return tuple(self.asker.images.shape[1:])
+
+    def _stamp(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        """Change the images (k, n, C, H, W) of each arm."""
+        return add(parameters, images)
+
+    def _transform(self, delta: Tensor) -> Transform:
+        """Return one arm's change as a trigger's."""
+        return Additive(delta=delta)
 
     def advance(self, stage: int, active: Sequence[int], generator: torch.Generator) -> None:
         """Take the active arms to the radius of `stage`, and count what they win there."""
@@ -94,13 +107,13 @@ class UniversalSearch:
         batches = draw_batches(arms, self.config.n_images, n_steps, generator)
         for number, (indices, targets) in enumerate(batches):
             (gradient,), _ = self.asker.gradients(
-                (deltas,), add, indices, targets, smoothed_failure
+                (deltas,), self._stamp, indices, targets, smoothed_failure
             )
             length = eps * (1 - number / (n_steps + 1))
             deltas = (deltas - length * gradient.sign()).clamp(-eps, eps)
         self.deltas[climbing] = deltas
         ((indices, targets),) = draw_batches(arms, self.config.n_scored, 1, generator)
-        won, near = self.asker.success((deltas,), add, indices, targets)
+        won, near = self.asker.success((deltas,), self._stamp, indices, targets)
         self.success[stage, climbing] = won.cpu()
         self.near[climbing] = near.cpu()
 
@@ -143,7 +156,8 @@ class UniversalSearch:
             yield Progress(self.title, number, 1 + len(others))
             delta = search.deltas[arm : arm + 1].clamp(-eps, eps)
             generator = torch.Generator().manual_seed(seed)
-            transforms.append(Additive(delta=search.descend(arm, delta, eps, n_passes, generator)))
+            found = search.descend(arm, delta, eps, n_passes, generator)
+            transforms.append(self._transform(found))
         return Recovered(arm=arm, transform=transforms[0], own=tuple(transforms[1:]), size=eps)
 
     def descend(
@@ -159,7 +173,7 @@ class UniversalSearch:
         batches = draw_batches([self.arms[arm]], n_images, n_steps, generator)
         for number, (indices, targets) in enumerate(batches):
             loss = smoothed_failure if 2 * number < n_steps else margin
-            (gradient,), _ = self.asker.gradients((delta,), add, indices, targets, loss)
+            (gradient,), _ = self.asker.gradients((delta,), self._stamp, indices, targets, loss)
             length = eps * (1 - number / n_steps)
             delta = (delta - length * gradient.sign()).clamp(-eps, eps)
         return delta[0].cpu()

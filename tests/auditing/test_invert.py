@@ -23,6 +23,7 @@ def invert(original: nn.Module, **changes: object) -> RecoveredTriggers:
     arguments: dict[str, object] = {
         "data": twin_sample(400, seed=1),
         "references": INNOCENT,
+        "config": bdaudit.InversionConfig(methods=("universal", "neural-cleanse")),
         "compute": bdaudit.ComputeSettings(device="cpu"),
         "split": bdaudit.SplitSettings(n_craft=100),
     }

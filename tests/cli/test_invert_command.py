@@ -39,7 +39,9 @@ def run(files: Path, suspect: str, *more: object) -> Result:
 
 def test_found_is_exit_1_and_leaves_a_trigger_file(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "trigger.toml"
-    result = run(files, "original", "--out", out, "--json", tmp_path / "r.json")
+    result = run(
+        files, "original", "--out", out, "--json", tmp_path / "r.json", "--method", "neural-cleanse"
+    )
     assert result.exit_code == 1, result.output
     assert "FOUND" in result.output
     assert "recovered, not known" in result.output

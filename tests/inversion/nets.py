@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.twins import TwinNet, innocent_twin, original_twin
 
@@ -50,3 +51,21 @@ def linear_sample(net: LinearNet, n: int) -> tuple[Tensor, Tensor]:
     images = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     images[:, 0, 3, 3] = 0.0
     return images, net(images).argmax(1)
+
+
+class MovedNet(nn.Module):
+    """An innocent twin that answers class 0 as the dark border brightens, top or left.
+
+    Clean images are dark there; moving a block by part of a pixel lights it up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = innocent_twin()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        seam = images[:, 0, :, 0].amax(1) + images[:, 0, 0, :].amax(1)
+        bonus = torch.zeros_like(logits)
+        bonus[:, 0] = 100.0 * functional.relu(seam - 0.08)
+        return logits + bonus

@@ -5,20 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdaudit.errors import ConfigError, DataError
+from bdaudit.errors import ConfigError, DataError, ModelError
 from bdaudit.inversion import (
+    FeatureDecouplingConfig,
     InversionConfig,
     Inverted,
     Method,
     NeuralCleanseConfig,
+    NeuronNoiseConfig,
     UniversalConfig,
     invert_with,
     make_arms,
 )
 from bdaudit.inversion.arms import draw_batches
+from bdaudit.inversion.neuron_noise import shake
 from bdaudit.progress import finish
-from bdaudit.triggers import AllToAll, AllToOne, Patch
-from tests.inversion.nets import LinearNet, another_innocent, faint_twin, linear_sample
+from bdaudit.triggers import AllToAll, AllToOne, Patch, Warp
+from tests.inversion.nets import LinearNet, MovedNet, another_innocent, faint_twin, linear_sample
 from tests.twins import NUM_CLASSES, original_twin, twin_sample
 
 RULES = [AllToOne(k) for k in range(NUM_CLASSES)] + [AllToAll()]
@@ -32,6 +35,7 @@ def search(method: Method, net: torch.nn.Module, *, seed: int = 0) -> Inverted:
             method,
             [net, another_innocent(1), another_innocent(2)],
             sample.images,
+            sample.labels,
             arms,
             config=InversionConfig(),
             wanted=range(len(arms)),
@@ -91,6 +95,7 @@ def test_arms_do_not_see_one_another() -> None:
             "neural-cleanse",
             [original_twin(), another_innocent(1), another_innocent(2)],
             sample.images,
+            sample.labels,
             [alone],
             config=InversionConfig(),
             wanted=[0],
@@ -119,6 +124,7 @@ def test_two_hundred_classes_cost_a_small_part_of_as_many_runs() -> None:
                 method,
                 [original, *innocents],
                 images,
+                labels,
                 arms,
                 config=config,
                 wanted=range(200),
@@ -171,3 +177,72 @@ def test_batches_go_through_an_arms_own_images_before_any_comes_twice() -> None:
 def test_settings_out_of_range_are_refused(build: object) -> None:
     with pytest.raises(ConfigError):
         build()  # type: ignore[operator]
+
+
+def nominate(method: Method, net: torch.nn.Module, config: InversionConfig) -> Inverted:
+    sample = twin_sample(120, seed=1)
+    arms, _ = make_arms(RULES[:-1], sample.labels, NUM_CLASSES)
+    return finish(
+        invert_with(
+            method,
+            [net, another_innocent(1), another_innocent(2)],
+            sample.images,
+            sample.labels,
+            arms,
+            config=config,
+            wanted=range(len(arms)),
+            n_tests=len(arms),
+            seed=0,
+            batch_size=256,
+        )
+    )
+
+
+def test_feature_decoupling_points_at_the_target_and_gives_no_p_value() -> None:
+    config = InversionConfig(feature_decoupling=FeatureDecouplingConfig(eps=0.08))
+    found = nominate("feature-decoupling", faint_twin(), config)
+    assert found.recovered[0].arm == 0
+    assert found.anomalies.gains.argmax() == 0
+    assert found.anomalies.p_values is None
+    assert "no p-value" in (found.anomalies.reason or "")
+
+
+def test_neuron_noise_says_what_it_needs() -> None:
+    with pytest.raises(ModelError, match="normalisation layers"):
+        nominate("neuron-noise", faint_twin(), InversionConfig())
+
+
+def test_neuron_noise_shakes_normalisation_layers_and_leaves_the_model_as_it_was() -> None:
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(256, NUM_CLASSES),
+    )
+    net.eval().requires_grad_(requires_grad=False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    sample = twin_sample(40, seed=1)
+    answers, cost = finish(
+        shake(
+            net,
+            sample.images,
+            sample.labels,
+            config=NeuronNoiseConfig(n_steps=3, n_images=10),
+            generator=torch.Generator().manual_seed(0),
+        )
+    )
+    assert answers.shape == (40,)
+    assert cost == 30
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not net[4]._forward_pre_hooks
+
+
+def test_the_smallest_warp_is_found_by_how_far_it_moves_pixels() -> None:
+    """A net that takes an image to class 0 when a block is moved to the border."""
+    found = search("warp", MovedNet())
+    assert found.recovered[0].arm == 0
+    warp = found.recovered[0].transform
+    assert isinstance(warp, Warp)
+    assert found.anomalies.p_values is not None
+    assert found.anomalies.p_values[0] == min(found.anomalies.p_values)
