@@ -173,7 +173,7 @@ def _innocents(record: AuditRecord, verdict: Verdict) -> Check:
     name = "control: enough innocent models"
     key = "min_references_wide" if record.trigger.wide else "min_references"
     needed = int(verdict.policy.get(key, 0))
-    count = sum(b.role == "reference" for b in record.baselines)
+    count = sum(b.role == "reference" and b.left_out is None for b in record.baselines)
     if count < needed:
         return Check(name, "error", f"{count}, {needed} needed for this trigger")
     if count == 0:

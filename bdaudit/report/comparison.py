@@ -213,7 +213,10 @@ def _differences(records: Sequence[tuple[str, AuditRecord]], names: Sequence[str
 
 
 def _reference_digests(record: AuditRecord) -> list[str]:
-    return sorted(str(m.weights_sha256) for m in record.models if m.role == "reference")
+    # Stand-ins are made for each defended model from its own answers.
+    return sorted(
+        str(m.weights_sha256) for m in record.models if m.role == "reference" and not m.stand_in
+    )
 
 
 def _digest_of_defended(record: AuditRecord) -> str | None:
@@ -300,7 +303,12 @@ def _original(records: Sequence[tuple[str, AuditRecord]], run: AttackRun) -> Nei
 
 
 def _innocent(records: Sequence[tuple[str, AuditRecord]], run: AttackRun) -> Neighbour | None:
-    plain = [b.asr.value for _, r in records for b in r.baselines if b.role == "reference"]
+    plain = [
+        b.asr.value
+        for _, r in records
+        for b in r.baselines
+        if b.role == "reference" and b.left_out is None
+    ]
     if not plain:
         return None
     return _neighbour("innocent models", 0.0, plain, _others(records, run, "reference"))

@@ -225,3 +225,26 @@ def test_the_command_writes_all_three(tmp_path: Path) -> None:
     assert run(tmp_path / "edited.json")[0] == 4
     assert run(tmp_path / "unlearned.json", "--report", "pdf=x")[0] == 2
     assert run(tmp_path / "unlearned.json", "--report", "html=/no/where.html")[0] == 4
+
+
+def test_stand_ins_of_different_models_are_no_difference_and_unfit_ones_no_innocents() -> None:
+    def with_stand_ins(weights: str, *, left_out: str | None = None) -> AuditRecord:
+        taught = record(QUIET, weights, untriggered=[QUIET] * 3)
+        models = tuple(
+            m.model_copy(update={"weights_sha256": f"{m.name}-{weights}"}) if m.stand_in else m
+            for m in taught.models
+        )
+        baselines = tuple(
+            b.model_copy(update={"left_out": left_out, "asr": taught.baselines[1].asr})
+            if b.stand_in and left_out
+            else b
+            for b in taught.baselines
+        )
+        return taught.model_copy(update={"models": models, "baselines": baselines})
+
+    fit = made(with_stand_ins("a"), with_stand_ins("b"))
+    assert not [line for line in fit.warnings if "innocent" in line]
+    assert fit.innocent is not None
+    assert fit.innocent.asr_high == pytest.approx(0.01)
+    unfit = made(with_stand_ins("a", left_out="weak"), with_stand_ins("b", left_out="weak"))
+    assert unfit.innocent is None

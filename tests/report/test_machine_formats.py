@@ -36,6 +36,18 @@ def removed() -> AuditRecord:
     return judged(defended=QUIET, innocents=[QUIET, QUIET])
 
 
+def without_stand_ins() -> AuditRecord:
+    """Three were made for a trigger that covers the image, and all were left out."""
+    record = audit_record(defended=QUIET, innocents=[QUIET] * 3, untriggered=[QUIET] * 3, wide=True)
+    baselines = tuple(
+        b.model_copy(update={"left_out": "too weak" if b.stand_in else None})
+        for b in record.baselines
+    )
+    runs = tuple(r for r in record.runs if r.role != "reference")
+    record = record.model_copy(update={"baselines": baselines, "runs": runs})
+    return record.model_copy(update={"verdict": judge(record, Policy())})
+
+
 def active() -> AuditRecord:
     return judged(alone=0.9, defended=QUIET, innocents=[QUIET])
 
@@ -233,6 +245,7 @@ def test_a_removed_backdoor_passes_every_case() -> None:
             "Error",
         ),
         (judged(defended=QUIET, innocents=[]), "control: enough innocent models", "Skipped"),
+        (without_stand_ins(), "control: enough innocent models", "Error"),
         (judged(defended={}, innocents=[]), "the backdoor is not dormant", "Error"),
         (
             judged(Policy(allowed_sha256=("0" * 64,)), defended=QUIET, innocents=[QUIET]),
