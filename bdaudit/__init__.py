@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
     from bdaudit.project import Project, read_project
     from bdaudit.report.comparison import compare
+    from bdaudit.report.formats import render_report
     from bdaudit.results import (
         AuditRecord,
         InversionRecord,
@@ -88,6 +89,7 @@ _HOMES = {
     "save_model": "models",
     "Project": "project",
     "read_project": "project",
+    "render_report": "report.formats",
     "AuditRecord": "results",
     "InversionRecord": "results",
     "ReactivationRecord": "results",
@@ -147,6 +149,7 @@ __all__ = [
     "read_project",
     "read_record",
     "read_trigger",
+    "render_report",
     "save_delta",
     "save_model",
     "save_recovered",

@@ -176,14 +176,14 @@ class ReportSinks:
             record: What is reported.
             variant: Put before the file's suffix, where several records are written.
         """
-        from bdaudit.report.formats import render
+        from bdaudit.report.formats import render_report
 
         for name, file in self._sinks:
             path = Path(file)
             if variant:
                 path = path.with_name(f"{path.stem}-{variant}{path.suffix}")
             try:
-                text = render(name, record)
+                text = render_report(name, record)
                 if file == "-":
                     sys.stdout.write(text)
                     sys.stdout.flush()

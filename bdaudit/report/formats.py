@@ -8,7 +8,7 @@ import importlib
 from bdaudit.errors import ConfigError, RecordError
 from bdaudit.results import AnyDocument, InversionRecord
 
-__all__ = ["FORMATS", "find_format", "render"]
+__all__ = ["FORMATS", "find_format", "render_report"]
 
 FORMATS = {
     "html": "bdaudit.report.html_report",
@@ -35,7 +35,7 @@ def find_format(name: str) -> str:
     raise ConfigError(f"unknown report format {name!r}; {hint}")
 
 
-def render(name: str, record: AnyDocument) -> str:
+def render_report(name: str, record: AnyDocument) -> str:
     """Write `record` in the format called `name`, from the record alone.
 
     Raises:

@@ -61,6 +61,7 @@ def render(record: AnyRecord) -> str:
         tiles=_tiles(record, decisive),
         attacks=[_attack_section(k, a, audit, decisive) for k, a in enumerate(attacks)],
         pictures=None if audit is None else audit.pictures,
+        inversion=None if audit is None else audit.inversion,
         png=Markup(_PNG),  # noqa: S704 - what follows it is base64, which the record checks
         answer=_answer_in_words,
         class_name=_class_namer(record),

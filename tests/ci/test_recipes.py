@@ -28,6 +28,7 @@ reference = ["innocent-1.safetensors"]
 stand_ins = 0
 data = "clean.npz"
 trigger = "trigger.toml"
+stand_ins = 0
 [attack]
 eps = [0.02]
 passes = 3

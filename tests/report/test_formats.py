@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from bdaudit.cli import app
 from bdaudit.cli.output import JsonSink, ReportSinks
 from bdaudit.errors import ConfigError, InputError
-from bdaudit.report.formats import FORMATS, render
+from bdaudit.report.formats import FORMATS, render_report
 from bdaudit.results import AuditRecord, read_record, to_json
 
 
@@ -36,7 +36,7 @@ def test_all_formats_are_written_from_the_json_alone(
     assert ran.exit_code == 1  # of the verdict
     assert ran.stderr == ""
     for name in FORMATS:
-        assert (tmp_path / name).read_text(encoding="utf-8") == render(name, audited)
+        assert (tmp_path / name).read_text(encoding="utf-8") == render_report(name, audited)
     assert read_record(tmp_path / "json") == read_record(result)
     assert {p.name for p in tmp_path.iterdir()} == set(FORMATS)
 

@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from bdaudit.report.formats import render
+from bdaudit.report.formats import render_report
 from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record
@@ -33,7 +33,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(audited: AuditRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render("html", audited), encoding="utf-8")
+    path.write_text(render_report("html", audited), encoding="utf-8")
     return path
 
 
@@ -144,7 +144,7 @@ def test_hostile_strings_stay_text(
     hostile: AuditRecord, look: OpenPage, tmp_path: Path, screenshots: Path
 ) -> None:
     path = tmp_path / "report.html"
-    path.write_text(render("html", hostile), encoding="utf-8")
+    path.write_text(render_report("html", hostile), encoding="utf-8")
     seen = look(path)
     seen.page.screenshot(path=screenshots / "hostile.png", full_page=True)
     assert seen.console == []
@@ -189,7 +189,7 @@ def test_any_audit_can_be_shown(name: str, look: OpenPage, tmp_path: Path) -> No
     verdict = judge(SMALL[name], Policy())
     path = tmp_path / "report.html"
     path.write_text(
-        render("html", SMALL[name].model_copy(update={"verdict": verdict})), encoding="utf-8"
+        render_report("html", SMALL[name].model_copy(update={"verdict": verdict})), encoding="utf-8"
     )
     seen = look(path)
     assert seen.console == []
@@ -201,20 +201,20 @@ def test_any_audit_can_be_shown(name: str, look: OpenPage, tmp_path: Path) -> No
 
 
 def test_a_record_that_was_not_judged_can_be_shown() -> None:
-    assert "no verdict" in render("html", SMALL["removed"])
+    assert "no verdict" in render_report("html", SMALL["removed"])
 
 
 def test_the_other_verbs_have_pages_too(
     scored: ScoreRecord, reactivated: ReactivationRecord
 ) -> None:
-    assert "BEC 0." in render("html", scored) or "BEC 1." in render("html", scored)
-    text = render("html", reactivated)
+    assert "BEC 0." in render_report("html", scored) or "BEC 1." in render_report("html", scored)
+    text = render_report("html", reactivated)
     assert "Re-activation, white box" in text
     assert "What this does not prove" not in text
 
 
 def test_the_same_record_gives_the_same_page(audited: AuditRecord, page: Path) -> None:
-    assert render("html", audited) == page.read_text(encoding="utf-8")
+    assert render_report("html", audited) == page.read_text(encoding="utf-8")
 
 
 def test_pictures_are_drawn_as_they_are(page: Path, audited: AuditRecord, look: OpenPage) -> None:

@@ -14,7 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from bdaudit.errors import RecordError
-from bdaudit.report.formats import render
+from bdaudit.report.formats import render_report
 from bdaudit.results import AuditRecord, Diagnostic, ReactivationRecord, ScoreRecord, StepStatus
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record
@@ -69,7 +69,7 @@ def schema() -> jsonschema.Draft4Validator:
 
 
 def sarif(record: AuditRecord) -> dict[str, Any]:
-    log: dict[str, Any] = json.loads(render("sarif", record))
+    log: dict[str, Any] = json.loads(render_report("sarif", record))
     return log
 
 
@@ -173,7 +173,7 @@ def test_doubts_are_notifications_and_not_alerts(schema: jsonschema.Draft4Valida
 
 def cases(record: AuditRecord) -> dict[str, str]:
     """Read a suite with another reader: what became of each case."""
-    xml = junitparser.JUnitXml.fromstring(render("junit", record).encode())
+    xml = junitparser.JUnitXml.fromstring(render_report("junit", record).encode())
     (suite,) = list(xml)
     found = {}
     for case in suite:
@@ -280,9 +280,9 @@ def test_doubts_and_failed_steps_are_errors(hostile: AuditRecord) -> None:
 
 
 def test_markdown_says_the_answer_first() -> None:
-    lines = render("md", dormant()).splitlines()
+    lines = render_report("md", dormant()).splitlines()
     assert lines[0] == "### :x: bdaudit: dormant - <code>defended</code>"
-    html = MarkdownIt("gfm-like", {"linkify": False}).render(render("md", dormant()))
+    html = MarkdownIt("gfm-like", {"linkify": False}).render_report(render_report("md", dormant()))
     assert html.count("<table>") == 4
     assert "<td>+18.0 points" in html
     assert html.index("<details>") < html.index("Re-activation, white box")
@@ -290,7 +290,7 @@ def test_markdown_says_the_answer_first() -> None:
 
 
 def test_nothing_in_a_name_becomes_markup(hostile: AuditRecord) -> None:
-    text = render("md", hostile)
+    text = render_report("md", hostile)
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(text)
     inline = [child for token in tokens for child in token.children or ()]
     assert {t.type for t in inline} <= {
@@ -306,15 +306,15 @@ def test_nothing_in_a_name_becomes_markup(hostile: AuditRecord) -> None:
 
 
 def test_markdown_of_the_other_verbs(scored: ScoreRecord, reactivated: ReactivationRecord) -> None:
-    assert render("md", scored).startswith("### bdaudit score")
-    assert "**Re-activation, white box**" in render("md", reactivated)
+    assert render_report("md", scored).startswith("### bdaudit score")
+    assert "**Re-activation, white box**" in render_report("md", reactivated)
 
 
 # -- CSV -------------------------------------------------------------------------------------------
 
 
 def test_csv_holds_every_rate(audited: AuditRecord) -> None:
-    rows = list(csv.DictReader(io.StringIO(render("csv", audited))))
+    rows = list(csv.DictReader(io.StringIO(render_report("csv", audited))))
     for run in audited.runs:
         kind = run.role if run.condition == "trigger" else run.condition
         (row,) = (
@@ -337,7 +337,7 @@ def test_a_spreadsheet_takes_no_name_for_a_formula() -> None:
     baselines = tuple(
         b.model_copy(update={"model": "=cmd|' /C calc'!A0"}) for b in record.baselines
     )
-    text = render("csv", record.model_copy(update={"baselines": baselines}))
+    text = render_report("csv", record.model_copy(update={"baselines": baselines}))
     rows = list(csv.DictReader(io.StringIO(text)))
     assert rows[0]["model"] == "'=cmd|' /C calc'!A0"
 
@@ -353,7 +353,7 @@ def test_outputs_are_figures_and_known_words_alone(hostile: AuditRecord) -> None
         inconclusive(),
         judged(defended={}, innocents=[]),
     ):
-        lines = dict(line.split("=") for line in render("env", record).splitlines())
+        lines = dict(line.split("=") for line in render_report("env", record).splitlines())
         assert list(lines) == [
             "verdict", "release", "asr", "eps", "reactivated_asr", "lift", "score",
         ]  # fmt: skip
@@ -361,7 +361,7 @@ def test_outputs_are_figures_and_known_words_alone(hostile: AuditRecord) -> None
         assert lines["verdict"] == record.verdict.outcome
         for key in list(lines)[2:]:
             assert lines[key] == "" or float(lines[key]) <= 1.0
-    lines = dict(line.split("=") for line in render("env", dormant()).splitlines())
+    lines = dict(line.split("=") for line in render_report("env", dormant()).splitlines())
     assert lines["eps"] == "0.01"
     assert lines["reactivated_asr"] == "0.2000"
     assert lines["lift"] == "0.1800"
@@ -371,4 +371,4 @@ def test_outputs_are_figures_and_known_words_alone(hostile: AuditRecord) -> None
 @pytest.mark.parametrize("name", ["sarif", "junit", "env"])
 def test_formats_of_verdicts_say_what_they_cannot_show(name: str, scored: ScoreRecord) -> None:
     with pytest.raises(RecordError, match="score"):
-        render(name, scored)
+        render_report(name, scored)
