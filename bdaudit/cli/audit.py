@@ -146,6 +146,9 @@ def audit(
     from bdaudit.auditing import audit as run_audit
 
     demand_trust(ctx, trust_config)
+    project = project_of(ctx)
+    if project is not None and not quiet:
+        typer.echo(f"bdaudit: defaults are those of {project.path}", err=True)
     if defended is not None and endpoint is not None:
         # One of the two named on the command line replaces the other of the project file.
         if comes_from_project(ctx, "defended"):
@@ -217,7 +220,7 @@ def audit(
                 request_size=request_size,
             ),
             store=store,
-            project=None if (project := project_of(ctx)) is None else project.path,
+            project=None if project is None else project.path,
             cache_dir=options.model_cache(cache, no_cache),
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,

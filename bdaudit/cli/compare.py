@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bdaudit.atomic import write_atomically
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, check_writable, stdout_console
+from bdaudit.cli.output import JsonSink, check_writable, stdout_console, write_file
 from bdaudit.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def compare(
     if page is not None:
         from bdaudit.report.comparison_html import render
 
-        write_atomically(page, render(made).encode())
+        write_file(page, render(made))
     if not sink.to_stdout:
         print_comparison(made, stdout_console())
 

@@ -83,8 +83,12 @@ def gate(
 
 def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> str:
     word = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}[made.release]
-    lines = [f"{word}: {made.verdict.outcome}. {made.verdict.why}"]
-    lines += [f"  not released: {reason}" for reason in made.reasons]
+    verdict = f"{made.verdict.outcome}. {made.verdict.why}"
+    if made.reasons:
+        lines = [f"{word}: {made.reasons[0]}", *(f"  and: {r}" for r in made.reasons[1:])]
+        lines.append(f"verdict: {verdict}")
+    else:
+        lines = [f"{word}: {verdict}"]
     if not brief:
         if signed_by is not None:
             lines.append(f"signed by: {signed_by}")

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from bdaudit.atomic import write_atomically
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import check_writable
+from bdaudit.cli.output import check_writable, write_file
 from bdaudit.errors import InputError
 
 __all__ = ["register"]
@@ -56,7 +55,7 @@ def init(
     from bdaudit.auditing.drafting import draft_project
 
     draft = draft_project(folder)
-    write_atomically(target, draft.text.encode())
+    write_file(target, draft.text)
     typer.echo(f"wrote {target}")
     for finding in draft.findings:
         value = finding.value if isinstance(finding.value, str) else ", ".join(finding.value)

@@ -30,6 +30,7 @@ __all__ = [
     "showing_progress",
     "stdout_console",
     "telling_what_is_kept",
+    "write_file",
 ]
 
 _SHOW_AFTER_S = 1.0
@@ -127,10 +128,7 @@ class JsonSink:
             sys.stdout.write(text)
             sys.stdout.flush()
         elif self.path is not None:
-            try:
-                write_atomically(self.path, text.encode())
-            except OSError as error:
-                raise InputError(f"{self.path}: {error.strerror or error}") from error
+            write_file(self.path, text)
 
 
 class ReportSinks:
@@ -192,6 +190,18 @@ class ReportSinks:
             except Exception as error:  # a report must not cost the verdict
                 gist = str(error).strip().splitlines() or [type(error).__name__]
                 sys.stderr.write(f"bdaudit: no {name} report in {path}: {gist[0]}\n")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
 
 
 def check_writable(path: Path) -> None:

@@ -60,6 +60,7 @@ def test_audit_without_arguments_runs_the_project(project: Path) -> None:
     result = run("audit", "--trust-config")
     assert result.exit_code == 0, result.output
     assert "REMOVED" in result.stdout
+    assert "defaults are those of bdaudit.toml" in result.stderr
     record = record_of(project.parent)
     assert record.settings["eps"] == [0.02, 0.05]
     assert record.settings["n_passes"] == 8
