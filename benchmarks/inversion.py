@@ -93,13 +93,15 @@ def existing(folder: Path, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if (folder / f"{name}.safetensors").exists()]
 
 
-def measure_table(folder: Path) -> None:
+def measure_table(folder: Path, only: list[str]) -> None:
     """Score every original against three innocent models, and every innocent one against others."""
     halves = sample()
     innocent = existing(folder, INNOCENT)
     suspects = {k: f for k, (f, _) in ORIGINALS.items() if existing(folder, (f,))}
     suspects |= {Path(name).name: name for name in innocent}
     for label, file in suspects.items():
+        if only and label not in only:
+            continue
         row = folder / "table" / f"{label}.json"
         if not row.exists():
             others = [name for name in innocent if name != file][:3]
@@ -118,6 +120,20 @@ def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) 
         scored = score_arms(sizes, n_tests=len(METHODS) * len(RULES))
         order = scored.gains.argsort(descending=True).tolist()
         arm = order[0]
+        figures[method] = {
+            "ranking": [
+                (
+                    k if k < NUM_CLASSES else "all-to-all",
+                    round(float(scored.gains[k]), 2),
+                    round(scored.scores[k], 2),
+                    float(f"{scored.p_values[k]:.2g}"),
+                )
+                for k in order[:4]
+            ],
+            "place_of_class_0_by_stage": [_rank(searches, stage, 0) for stage in range(last + 1)],
+        }
+        if scored.p_values[arm] > CONFIG.unsure_p:
+            continue
         found: Recovered = finish(
             searches[0].recover(arm, searches[1:], n_passes=CONFIG.n_passes, seed=SEED)
         )
@@ -133,16 +149,7 @@ def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) 
             answers = predict(model.classifier, images, batch_size=250)
             return round(float((answers == targets).double().mean()), 4)
 
-        figures[method] = {
-            "ranking": [
-                (
-                    k if k < NUM_CLASSES else "all-to-all",
-                    round(float(scored.gains[k]), 2),
-                    round(scored.scores[k], 2),
-                    float(f"{scored.p_values[k]:.2g}"),
-                )
-                for k in order[:4]
-            ],
+        figures[method] |= {
             "size": found.size,
             "asr": share(models[0], held_out.triggered),
             "innocent": [share(m, held_out.triggered) for m in models[1:]],
@@ -150,7 +157,6 @@ def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) 
                 share(m, Trigger(transform=t, rule=rule).stamp(held_out.clean))
                 for m, t in zip(models[1:], found.own or (), strict=False)
             ],
-            "ranks_by_stage": [_rank(searches, stage, 0) for stage in range(last + 1)],
         }
     return figures
 
@@ -168,28 +174,31 @@ def best_recovered(folder: Path, label: str) -> Path:
 
     def order(method: str) -> tuple[bool, float, float]:
         found = row[method]
+        if "asr" not in found:
+            return True, 1.0, 0.0
         gap = found["asr"] - max([*found["innocent"], *found["own"]])
         return (found["asr"] < 0.55 or gap < 0.25, max(found["ranking"][0][3], 1e-4), -gap)
 
     return folder / "recovered" / f"{label}-{min(METHODS, key=order)}.toml"
 
 
-def measure_verdicts(folder: Path) -> None:
+def measure_verdicts(folder: Path, only: list[str]) -> None:
     """Audit every defended version with the true trigger and with the recovered ones."""
     store = bdaudit.MemoryStore()
     references = existing(folder, tuple(f"{n}-finetuned" for n in ("innocent-31", "innocent-32")))
     references.append(str(DEMO / "innocent-2"))
     settings = bdaudit.AuditSettings(
-        eps=(0.01, 0.02),
-        n_passes=12,
+        eps=(0.02,),
+        n_passes=8,
         controls=("no_trigger",),
         measure_bec=False,
+        stand_ins=0,
         pictures=False,
         compute=bdaudit.ComputeSettings(device="cpu", seed=SEED, bf16=True),
-        split=bdaudit.SplitSettings(n_craft=200),
+        split=bdaudit.SplitSettings(n_craft=150),
     )
     for label, (file, defended) in ORIGINALS.items():
-        if not existing(folder, (file,)):
+        if not existing(folder, (file,)) or (only and label not in only):
             continue
         true = DEMO / "trigger.toml" if label == "patch" else folder / "triggers" / f"{label}.toml"
         triggers = {"true": true, "recovered": best_recovered(folder, label)}
@@ -215,10 +224,7 @@ def measure_verdicts(folder: Path) -> None:
                     for r in record.runs
                     if r.condition == "trigger" and r.role != "reference"
                 }
-                innocent = [
-                    max(r.asr.value for r in record.runs if r.role == "reference" and r.eps == eps)
-                    for eps in (0.01, 0.02)
-                ]
+                innocent = max(r.asr.value for r in record.runs if r.role == "reference")
                 alone = {b.role: round(b.asr.value, 3) for b in record.baselines[:2]}
                 print(version, kind, record.verdict.outcome, alone, runs, innocent, flush=True)
                 print("   ", record.verdict.why, flush=True)
@@ -228,12 +234,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("races", "table", "verdicts"))
+    parser.add_argument("--only", nargs="*", default=[], help="names of originals")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "table":
-        measure_table(arguments.folder)
+        measure_table(arguments.folder, arguments.only)
     elif arguments.what == "verdicts":
-        measure_verdicts(arguments.folder)
+        measure_verdicts(arguments.folder, arguments.only)
     else:
         names = (*REFERENCES, *(file for file, _ in ORIGINALS.values()), *INNOCENT)
         for name in dict.fromkeys(existing(arguments.folder, names)):

@@ -73,6 +73,7 @@ class NeuralCleanseSearch:
     method = "neural-cleanse"
     title = "smallest masks (Neural Cleanse)"
     unit = "pixels"
+    first_drop = 1
 
     def __init__(self, asker: Asker, arms: Sequence[Arm], config: NeuralCleanseConfig) -> None:
         self.asker = asker

@@ -26,6 +26,10 @@ class Search(Protocol):
     def n_stages(self) -> int:
         """Stages until the end."""
 
+    @property
+    def first_drop(self) -> int:
+        """Stage after which arms may be dropped; earlier, they have not come apart yet."""
+
     def advance(self, stage: int, active: Sequence[int], generator: torch.Generator) -> None:
         """Go through one stage with the arms in `active`."""
 
@@ -67,9 +71,10 @@ def run_race(
 ) -> Steps[Race]:
     """Run the same search on all models, stage by stage.
 
-    After each stage but the last, half of the arms that are still in are dropped while more than
-    `min_arms` are: those whose size on the original falls least short of the innocent models' own
-    for that arm. An arm takes part on all models or on none, so that sizes can be compared.
+    After each stage from `first_drop` on but the last, half of the arms that are still in are
+    dropped while more than `min_arms` are: those whose size on the original falls least short of
+    the innocent models' own for that arm. An arm takes part on all models or on none, so that
+    sizes can be compared.
 
     Args:
         searches: One a model, the original's first.
@@ -94,7 +99,8 @@ def run_race(
             search.advance(stage, active, torch.Generator().manual_seed(seed + stage))
             sizes[number, active] = search.sizes(stage)[active]
             standings[number, active] = search.standings(stage)[active]
-        if len(active) > min_arms and stage + 1 < n_stages:
+        telling = stage >= searches[0].first_drop
+        if telling and len(active) > min_arms and stage + 1 < n_stages:
             gains = residuals(standings[:, active])
             gains[[arm in always for arm in active]] = float("inf")
             order = gains.argsort(descending=True, stable=True)

@@ -69,6 +69,7 @@ class UniversalSearch:
     method = "universal"
     title = "smallest universal perturbations"
     unit = "L-inf radius"
+    first_drop = 2
 
     def __init__(self, asker: Asker, arms: Sequence[Arm], config: UniversalConfig) -> None:
         self.asker = asker

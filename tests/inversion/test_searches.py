@@ -133,9 +133,9 @@ def test_two_hundred_classes_cost_a_small_part_of_as_many_runs() -> None:
                 batch_size=4096,
             )
         )
-        assert config.min_arms <= len(found.race.finished) <= 13
+        assert config.min_arms <= len(found.race.finished) <= 26
         assert found.recovered[0].arm == 123
-        assert found.differentiated < 0.35 * found.naive
+        assert found.differentiated < 0.6 * found.naive
 
 
 def test_a_target_without_images_of_other_classes_is_left_out_and_named() -> None:
