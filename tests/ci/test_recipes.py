@@ -25,7 +25,6 @@ PROJECT = """\
 defended = "{defended}"
 original = "original.safetensors"
 reference = ["innocent-1.safetensors"]
-stand_ins = 0
 data = "clean.npz"
 trigger = "trigger.toml"
 stand_ins = 0

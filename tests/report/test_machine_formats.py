@@ -282,7 +282,7 @@ def test_doubts_and_failed_steps_are_errors(hostile: AuditRecord) -> None:
 def test_markdown_says_the_answer_first() -> None:
     lines = render_report("md", dormant()).splitlines()
     assert lines[0] == "### :x: bdaudit: dormant - <code>defended</code>"
-    html = MarkdownIt("gfm-like", {"linkify": False}).render_report(render_report("md", dormant()))
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(render_report("md", dormant()))
     assert html.count("<table>") == 4
     assert "<td>+18.0 points" in html
     assert html.index("<details>") < html.index("Re-activation, white box")
