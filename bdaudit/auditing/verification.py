@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,9 +14,11 @@ from bdaudit.auditing.audit import audit_steps
 from bdaudit.auditing.evidence import IN_MEMORY
 from bdaudit.auditing.inputs import Sources
 from bdaudit.auditing.settings import AuditSettings
+from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.errors import InputError, RecordError
 from bdaudit.fetching import fetch, is_url
 from bdaudit.file_digests import digest_file
+from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.results import (
     AttackRun,
@@ -263,6 +265,8 @@ def _compare_files(document: AuditRecord, folder: Path) -> tuple[list[str], list
     changed, notes = [], []
     for file in document.inputs:
         path = _local_path(file, folder)
+        if path.exists() and not path.is_file():
+            raise RecordError(f"{path}: the record names it as its {file.role}, and it is no file")
         try:
             found = digest_file(path)
         except OSError as error:
@@ -315,6 +319,10 @@ def _compare_inputs(document: AuditRecord, again: AuditRecord) -> Iterator[str]:
     for model in again.models:
         if model.name in then and then[model.name] != model.weights_sha256:
             yield f"{model.name}: its tensors are not those of the record"
+    recorded = {(file.role, file.sha256) for file in document.inputs}
+    for file in again.inputs:
+        if (file.role, file.sha256) not in recorded:
+            yield f"{file.role}: the record names {file.path} as what it used, without its digest"
     if document.data.sha256 != again.data.sha256:
         yield "data: the images or labels are not those of the record"
     if document.trigger.sha256 != again.trigger.sha256:
@@ -394,32 +402,37 @@ def _restore_sources(
         RecordError: The record does not say, or says what this version does not know.
         InputError: Something was handed over in memory, or is code and that is not allowed.
     """
-    said = document.sources
     _refuse_what_is_gone(document, path)
-    if not allow_code:
-        _refuse_code(said, path)
-    hints = get_type_hints(Sources)
-    known = {entry.name for entry in fields(Sources)}
+    try:
+        if not allow_code:
+            _refuse_code(document.sources, path)
+        return _open_again(document.sources, folder)
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"{path}: what it was made from is not said as this version says it "
+            f"({type(error).__name__}); verify it with bdaudit {document.environment.bdaudit}"
+        ) from error
+
+
+def _open_again(said: Mapping[str, Any], folder: Path) -> Sources:
     values: dict[str, Any] = {}
     for name, value in said.items():
-        if name not in known:
-            raise RecordError(f"{path}: names a source this version does not know: {name!r}")
-        if isinstance(value, Mapping):
-            values[name] = TypeAdapter(hints[name]).validate_python(value)
-        elif name in _PATHS:
-            values[name] = _located(value, folder)
+        if name in _TABLES:
+            values[name] = _TABLES[name].validate_python(value)
+        elif isinstance(value, Mapping):
+            raise TypeError(f"{name}: a table")
         else:
-            values[name] = value
+            values[name] = _located(value, folder) if name in _PATHS else value
     options = values["model_options"]
     if options.arch is not None and split_reference(options.arch) is not None:
-        options = replace(options, arch=_located(options.arch, folder))
-    if options.clip is not None and options.clip.config_folder is not None:
-        beside = folder / options.clip.config_folder
-        options = replace(options, clip=replace(options.clip, config_folder=beside))
-    values["model_options"] = options
+        values["model_options"] = replace(options, arch=_located(options.arch, folder))
     return Sources(**values)
 
 
+_TABLES: dict[str, TypeAdapter[Any]] = {
+    "model_options": TypeAdapter(ModelSettings),
+    "black_box": TypeAdapter(BlackBoxOptions),
+}
 _PATHS = ("defended", "original", "references", "surrogates", "data", "trigger", "classes")
 
 
@@ -450,9 +463,9 @@ def _refuse_what_is_gone(document: AuditRecord, path: Path) -> None:
 
 def _refuse_code(said: Mapping[str, Any], path: Path) -> None:
     """A record may be a stranger's: it may not run code here, nor send a token somewhere."""
-    named = [said.get("defended"), said["model_options"].get("arch")]
+    named = [said.get("defended"), said["model_options"]["arch"]]
     code = [text for text in named if isinstance(text, str) and split_reference(text) is not None]
-    token = said["black_box"]["transport"].get("token_env")
+    token = said["black_box"]["transport"]["token_env"]
     wants = [f"run {text}" for text in code]
     if said.get("allow_trigger_code"):
         wants.append("run the Python file of its trigger")

@@ -181,6 +181,50 @@ def test_a_record_that_would_send_a_token_needs_trust(copy: Path) -> None:
         verify(copy / "result.json", folder=copy)
 
 
+def with_sources(folder: Path, **changes: object) -> None:
+    forge(folder, lambda r: r.model_copy(update={"sources": dict(r.sources) | changes}))
+
+
+def test_a_record_cannot_vouch_for_files_it_states_no_digest_of(copy: Path) -> None:
+    forge(copy, lambda r: r.model_copy(update={"inputs": ()}))
+    made = verified(copy)
+    assert not made.agrees
+    assert any("without its digest" in objection for objection in made.objections)
+
+
+def test_nor_name_one_model_and_measure_another(copy: Path) -> None:
+    with_sources(copy, defended="removed.safetensors")
+    made = verified(copy)
+    assert not made.agrees
+    assert any("tensors are not those" in objection for objection in made.objections)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_options": 3},
+        {"model_options": {"arch": None, "mean": "much"}},
+        {"black_box": None},
+        {"unheard_of": "x"},
+        {"data": {"a": 1}},
+    ],
+)
+def test_a_record_that_says_nonsense_is_refused(copy: Path, changes: dict[str, object]) -> None:
+    with_sources(copy, **changes)
+    with pytest.raises(RecordError, match="not said as this version says it"):
+        verified(copy)
+
+
+def test_a_record_does_not_make_us_read_devices(copy: Path) -> None:
+    def with_device(record: AuditRecord) -> AuditRecord:
+        first = record.inputs[0].model_copy(update={"path": "/dev/zero"})
+        return record.model_copy(update={"inputs": (first, *record.inputs[1:])})
+
+    forge(copy, with_device)
+    with pytest.raises(RecordError, match="is no file"):
+        verified(copy)
+
+
 def test_models_in_memory_cannot_be_opened_again(tmp_path: Path) -> None:
     sample = twin_sample(400, seed=1)
     record = bdaudit.audit(
