@@ -21,6 +21,7 @@ from bdaudit.defenses.layers import last_feature_layer
 from bdaudit.errors import ModelError
 from bdaudit.models import Classifier, LoadedModel, ZeroShotNetwork, wrap_module
 from bdaudit.progress import Progress, finish
+from bdaudit.standins import StandInConfig, make_stand_ins
 from bdaudit.surrogates import SurrogateConfig, make_surrogates
 from tests.clips import new_clip
 from tests.twins import twin_sample
@@ -97,6 +98,23 @@ def test_no_defence_that_applies_is_an_error() -> None:
     )
     with pytest.raises(ModelError, match="no surrogate can be made: left out FST"):
         finish(steps)
+
+
+@pytest.mark.parametrize("tower", ["vit", "rn"])
+def test_a_stand_in_is_a_fresh_image_tower_against_the_same_texts(tower: str) -> None:
+    teacher, sample = clip_model(tower), twin_sample(20, seed=2)
+    steps = make_stand_ins(
+        teacher,
+        from_arrays(sample.images, sample.labels),
+        count=1,
+        config=StandInConfig(n_images=40, batch_size=20, learning_rate=0.01),
+        generator=torch.Generator().manual_seed(0),
+    )
+    (made,) = finish(steps)
+    for name, tensor in made.network.state_dict().items():
+        same = torch.equal(tensor, teacher.network.state_dict()[name])
+        assert same == (not name.startswith("visual.")), name
+    assert made.classifier(sample.images).shape == (20, 4)
 
 
 def test_what_is_pruned_in_a_clip_runs_as_a_layer() -> None:
