@@ -19,6 +19,7 @@ from bdaudit.triggers import Patch
 __all__ = ["NeuralCleanseConfig", "NeuralCleanseSearch"]
 
 _N_JUDGED = 96  # images over which a mask made in full has to win
+_MAY_LOSE = 0.05  # of its success, for being opaque
 _TOUCHED = 0.1  # opacity from which a pixel belongs to the recovered patch
 
 
@@ -192,20 +193,29 @@ class NeuralCleanseSearch:
         (judged,) = draw_batches([self.arms[arm]], _N_JUDGED, 1, generator)
         self._descend(torch.tensor([arm]), batches, judged)
         mask = self.best[0][arm].sigmoid()
-        pattern = self._strengthened(arm, mask, batches[: n_steps // 2])
+        soft = (mask, self.best[1][arm].sigmoid())
         opaque = (mask >= _TOUCHED).float()
+        strong = (opaque, self._strengthened(arm, opaque, batches[: n_steps // 2]))
+        # A mask that is faint everywhere, as of a trigger over the image, has no opaque pixels.
+        chosen = strong
+        if self._wins(strong, judged) < self._wins(soft, judged) - _MAY_LOSE:
+            chosen = soft
         return Recovered(
             arm=arm,
-            transform=Patch(image=pattern.cpu(), mask=opaque.cpu(), corner="top-left"),
+            transform=Patch(image=chosen[1].cpu(), mask=chosen[0].cpu(), corner="top-left"),
             own=None,
             size=float(mask.sum()),
         )
 
+    def _wins(self, patch: tuple[Tensor, Tensor], judged: tuple[Tensor, Tensor]) -> float:
+        """Return the share of the judged images that a mask and its pattern take to the target."""
+        parameters = tuple(part[None] for part in patch)
+        return float(self.asker.success(parameters, stamp_as_is, *judged)[0])
+
     def _strengthened(
-        self, arm: int, mask: Tensor, batches: Sequence[tuple[Tensor, Tensor]]
+        self, arm: int, opaque: Tensor, batches: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Return the pattern (C, H, W) that drives the target's margin up through opaque pixels."""
-        opaque = (mask >= _TOUCHED).float()
 
         def stamp_opaque(parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
             return images * (1 - opaque) + parameters[0].sigmoid()[:, None] * opaque
@@ -218,6 +228,12 @@ class NeuralCleanseSearch:
             )
             optimizer.step()
         return logits[0].sigmoid()
+
+
+def stamp_as_is(parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+    """Do the same with masks and patterns that are values, not logits."""
+    mask, pattern = (p[:, None] for p in parameters)
+    return images * (1 - mask) + pattern * mask
 
 
 def stamp(parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
