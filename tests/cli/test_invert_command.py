@@ -68,3 +68,16 @@ def test_json_on_stdout_is_nothing_but_json(files: Path) -> None:
 def test_a_target_that_is_no_class_is_a_usage_error(files: Path) -> None:
     assert run(files, "original", "--target", "4").exit_code == 2
     assert run(files, "original", "--target", "first").exit_code == 4
+
+
+def test_an_audit_without_a_trigger_of_a_clean_original_ends_with_3(files: Path) -> None:
+    arguments: list[object] = ["audit", files / "innocent-1.safetensors", "--arch", FACTORY]
+    arguments += ["--original", files / "innocent-0.safetensors", "--data", files / "clean.npz"]
+    arguments += ["--craft", 60, "--no-bec"]
+    for k in (2, 3):
+        arguments += ["--reference", files / f"innocent-{k}.safetensors"]
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "100"})
+    assert result.exit_code == 3, result.output
+    text = " ".join(result.output.replace("│", " ").split())
+    assert "no backdoor found to audit" in text
+    assert "recovered from the original, not known" in text
