@@ -22,6 +22,7 @@ from bdaudit.report.wording import (
     norm_name,
     not_proved,
     one_line,
+    points,
     share,
     telling_eps,
     weakest_lifts,
@@ -94,7 +95,7 @@ def _tiles(record: AnyRecord, decisive: tuple[AttackRun, Comparison] | None) -> 
         tiles.append(_rate_tile("Trigger alone", defended.asr))
     if decisive is not None:
         run, lift = decisive
-        tiles.append(_rate_tile(f"With perturbation, eps {run.eps:g}", run.asr))
+        tiles.append(_rate_tile(f"Perturbed, eps {run.eps:g}", run.asr))
         tiles.append(
             _Tile(
                 "Strongest control",
@@ -103,12 +104,12 @@ def _tiles(record: AnyRecord, decisive: tuple[AttackRun, Comparison] | None) -> 
             )
         )
         low, high = lift.low, lift.high
-        bounds = "" if low is None or high is None else f"{100 * low:+.0f} to {100 * high:+.0f}; "
+        bounds = "" if low is None or high is None else f"{points(low)} to {points(high)}; "
         tiles.append(
             _Tile(
                 "Lift over it",
                 f"{100 * lift.value:+.1f} points",
-                f"{bounds}dormant above {100 * lift.limit:.0f}",
+                f"{bounds}limit {100 * lift.limit:g}",
             )
         )
     return tiles

@@ -57,6 +57,15 @@ def test_one_that_fails_leaves_the_others(
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
+def test_several_records_get_files_of_their_own(audited: AuditRecord, tmp_path: Path) -> None:
+    sinks = ReportSinks([f"md={tmp_path}/demo.md", f"json={tmp_path}/record"])
+    for variant in ("dormant", "removed"):
+        sinks.write(audited, variant=variant)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "demo-dormant.md", "demo-removed.md", "record-dormant", "record-removed"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("destinations", "error", "said"),
     [
