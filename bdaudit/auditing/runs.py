@@ -95,6 +95,8 @@ def whitebox_run(
         NumericsError: The model returned NaN or infinite scores.
     """
     title = f"white box on {subject.name}, {images.condition.replace('_', ' ')}, eps {config.eps:g}"
+    if config.objective != "specific":
+        innocent = None  # the standard one does not look at it, and runs must be found again
     others = () if innocent is None else (innocent.white.weights_sha256,)
     key = _key(subject, images, config, compute, others)
     known = store.find(key)

@@ -251,6 +251,19 @@ def test_a_stored_run_is_not_made_again_and_gives_the_same_figures() -> None:
         ]
 
 
+@pytest.mark.parametrize(("objective", "n_new"), [("standard", 1), ("specific", 5)])
+def test_other_references_change_the_runs_of_the_specific_objective_alone(
+    objective: str, n_new: int
+) -> None:
+    store = bdaudit.MemoryStore()
+    settings = replace(SETTINGS, eps=(0.02,), measure_bec=False, objective=objective)
+    audit(dormant_twin(), store=store, settings=settings)
+    size = len(store)
+    audit(dormant_twin(), store=store, settings=settings, references=[another_innocent(9)])
+    # One for the new reference; defended (three) and original look at it where they are specific.
+    assert len(store) == size + n_new
+
+
 def test_all_to_all_triggers_are_audited_with_a_target_for_each_image() -> None:
     record = audit(dormant_twin(), trigger=bdaudit.from_callable(twin_trigger, AllToAll()))
     assert record.trigger.target_label is None
