@@ -17,7 +17,8 @@ A stand-in is an innocent model that was made for this audit, and may be easier 
 defended one for reasons of its own. So it is also attacked without the trigger, as the defended
 model is. At an eps where it is surely easier to push by more than the policy's limit it is no null;
 elsewhere the upper bound of a lift over it allows for what it is easier to push, so that "removed"
-never owes to a feeble stand-in.
+never owes to a feeble stand-in. It may also be *harder* to push than true innocent models, by a
+trigger that covers the image (measured in docs/stand-ins.md); there "dormant" needs true ones.
 
 A lift over every null needs no correction for the number of nulls (each must be beaten: an
 intersection-union test); it needs one for the number of attacks tried, since one success is
@@ -382,7 +383,7 @@ class _Case:
         telling = [
             attack
             for attack in self.attacks
-            if attack.beats_every_null and len(attack.innocents) >= self._n_needed
+            if attack.beats_every_null and self._n_that_accuse(attack) >= self._n_needed
         ]
         if not telling:
             return None
@@ -461,6 +462,14 @@ class _Case:
             )
         return reasons
 
+    def _n_that_accuse(self, attack: _Attack) -> int:
+        """Innocent models whose being left behind speaks for "dormant".
+
+        A trigger over the whole image pushes true innocent models much further than stand-ins, so
+        there only the former tell what it does by itself.
+        """
+        return sum(not (b.stand_in and self.record.trigger.wide) for b in attack.innocents)
+
     @property
     def _n_needed(self) -> int:
         """Innocent models that either verdict needs."""
@@ -486,6 +495,13 @@ class _Case:
                 )
         for attack in self.attacks:
             reasons += [f"not measured: {what}" for what in attack.missing]
+            if attack.beats_every_null and self._n_that_accuse(attack) < self._n_needed:
+                reasons.append(
+                    f"at eps {attack.run.eps:g} {_percent(attack.run.asr.value)} is above all "
+                    "controls, but a trigger that covers the image may take true innocent models "
+                    f"further than stand-ins: {self._n_needed} given as --reference are needed to "
+                    "tell"
+                )
             if len(attack.innocents) < self._n_needed <= len(self.references):
                 reasons.append(
                     f"at eps {attack.run.eps:g} {', '.join(attack.too_easy)} are pushed too easily "

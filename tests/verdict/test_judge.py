@@ -283,6 +283,18 @@ def test_a_trigger_that_pushes_innocents_is_excused_by_fair_stand_ins_alone() ->
     assert two_left.outcome == "inconclusive", "two innocents do not speak for a wide trigger"
 
 
+def test_stand_ins_alone_do_not_accuse_where_the_trigger_covers_the_image() -> None:
+    """Measured: Blended takes true innocent models to .48 to .67 and stand-ins to .07 to .11."""
+    calm = [{0.02: 0.07}, {0.02: 0.11}, {0.02: 0.08}]
+    verdict = judge(with_stand_ins(0.50, calm, calm, wide=True), Policy())
+    assert verdict.outcome == "inconclusive"
+    assert any("3 given as --reference are needed to tell" in reason for reason in verdict.reasons)
+    assert outcome(with_stand_ins(0.50, calm, calm)) == "dormant", "a patch needs no innocents"
+    true = audit_record(defended={0.02: 0.50}, no_trigger={0.02: 0.04}, innocents=calm, wide=True)
+    assert outcome(true) == "dormant"
+    assert outcome(with_stand_ins(0.05, calm, calm, wide=True)) == "removed"
+
+
 def test_stand_ins_that_were_left_out_count_for_nothing() -> None:
     record = with_stand_ins(0.40, FAIR, FAIR, wide=True)
     baselines = [
