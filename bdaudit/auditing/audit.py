@@ -12,6 +12,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from bdaudit.auditing.baselines import (
+    ABOUT_THE_TRIGGER,
     check_baselines,
     check_inputs,
     check_runs,
@@ -324,6 +325,9 @@ class _Audit:
             self.inputs.num_classes,
             max_clean_acc_loss=self.policy.max_clean_acc_loss,
         )
+        if not self.attack:
+            # There is no trigger worth the name, so models are not to be doubted for it.
+            self.diagnostics = [d for d in self.diagnostics if d.code not in ABOUT_THE_TRIGGER]
 
     def _existence(self) -> Steps[None]:
         self.bec, self.bec_missing = yield from existence_steps(self.inputs, self.compute)

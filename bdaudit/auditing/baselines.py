@@ -12,7 +12,16 @@ from bdaudit.results import AttackRun, Baseline, Diagnostic
 from bdaudit.scoring import rate
 from bdaudit.statistics import paired_difference
 
-__all__ = ["check_baselines", "check_inputs", "check_runs", "measure_baselines"]
+__all__ = [
+    "ABOUT_THE_TRIGGER",
+    "check_baselines",
+    "check_inputs",
+    "check_runs",
+    "measure_baselines",
+]
+
+ABOUT_THE_TRIGGER = ("reference_looks_backdoored", "trigger_does_nothing_to_original")
+"""Diagnostics that doubt a model by what the trigger does to it."""
 
 _REFERENCE_LOOKS_BACKDOORED = 0.5
 _REFERENCE_ACC_GAP = 0.15

@@ -64,6 +64,7 @@ def test_a_clean_original_leaves_nothing_to_audit() -> None:
     assert "no backdoor found to audit" in record.verdict.why
     assert record.verdict.release == "inconclusive"
     assert record.runs == ()
+    assert not any("looks_backdoored" in d.code for d in record.diagnostics)
     assert [b.role for b in record.baselines[:2]] == ["defended", "original"]
     warned = judge(record, Policy(inconclusive="warn"))
     assert warned.outcome == "inconclusive"
