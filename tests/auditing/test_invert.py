@@ -121,3 +121,20 @@ def test_the_record_survives_json(tmp_path: Path) -> None:
     path.write_text(to_json(record))
     assert isinstance(record, InversionRecord)
     assert to_json(read_record(path)) == path.read_text()
+
+
+@pytest.mark.slow
+def test_the_patch_of_the_demonstration_is_found(demo_files: Path) -> None:
+    found = bdaudit.invert(
+        demo_files / "original.safetensors",
+        data=demo_files / "clean.npz",
+        references=[demo_files / f"innocent-{k}.safetensors" for k in (1, 2, 3)],
+        config=bdaudit.InversionConfig(methods=("neural-cleanse",)),
+        compute=bdaudit.ComputeSettings(device="cpu", bf16=True),
+        split=bdaudit.SplitSettings(n_craft=300),
+    )
+    best = found.record.inversion.candidates[0]
+    assert found.record.inversion.outcome == "found"
+    assert best.target_label == 0
+    assert best.asr.low > 0.8
+    assert max(rate.value for rate in best.innocent_asr) < 0.1
