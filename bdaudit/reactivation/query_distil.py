@@ -186,17 +186,16 @@ class DistilSearch:
     def _show(self, delta: Tensor, seed: int, n_images: int) -> tuple[Tensor, Tensor]:
         """Return craft indices (n,) and images (n, C, H, W): first with delta, then variants.
 
-        A variant lies a random part of the way from delta to a random corner of the ball, so that
-        the student learns what a change of delta would do.
+        A variant leaves out delta in random squares, half of them, or turns it round there: the
+        student learns what each part of delta does, where noise all over it would cancel out.
         """
         draw = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(self._craft), generator=draw)[:n_images]
         shifts = delta.repeat(n_images, 1, 1, 1)
-        ball = self._config.ball
         for k in range(_n_plain(n_images), n_images):
-            away = 0.5 * torch.rand((), generator=draw)
-            corner = ball.random_surface_point(delta.shape, draw)
-            shifts[k] = ball.project((1 - away) * delta + away * corner)[0]
+            kept = _random_squares(delta.shape[-2:], draw)
+            turned = bool(torch.rand((), generator=draw) < 0.5)
+            shifts[k] *= 2 * kept - 1 if turned else kept
         return indices, apply_delta(self._craft.images[indices], shifts)
 
     def _transferred(self, generator: torch.Generator) -> Tensor:
@@ -314,6 +313,14 @@ def _divergence(outputs: Tensor, answers: Tensor) -> Tensor:
         log_target=True,
         reduction="batchmean",
     )
+
+
+def _random_squares(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return (H, W) of ones and zeros, constant on squares of 2 to 8 pixels, each a toss."""
+    height, width = shape
+    side = int(torch.randint(2, 9, (), generator=generator))
+    tosses = torch.randint(2, (-(-height // side), -(-width // side)), generator=generator)
+    return tosses.float().repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]
 
 
 def _n_plain(n_images: int) -> int:
