@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +21,16 @@ from bdaudit.digests import digest_tensors
 from bdaudit.models import LoadedModel
 from bdaudit.perturbation import Norm, make_ball, random_delta
 from bdaudit.progress import Progress, Steps, reworded
-from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_whitebox
-from bdaudit.reactivation.query import reactivate_query
+from bdaudit.reactivation import (
+    SpecificTerms,
+    WhiteboxConfig,
+    WhiteboxResult,
+    reactivate_whitebox,
+)
+from bdaudit.reactivation.query import QueryResult, reactivate_query
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_state import Milestone
-from bdaudit.reactivation.transfer import TransferConfig, reactivate_transfer
+from bdaudit.reactivation.transfer import TransferConfig, TransferResult, reactivate_transfer
 from bdaudit.results import AttackRun, CurvePoint, Diagnostic, Mode, Rate
 from bdaudit.scoring import predict, rate
 from bdaudit.version import __version__
@@ -115,25 +120,13 @@ def whitebox_run(
         ),
         title,
     )
-    scores = _score(subject, images, result.delta, compute)
     record = AttackRun(
+        **_run_fields(subject, images, config, result, compute),
         mode="white",
-        model=subject.name,
-        role=subject.role,
-        condition=images.condition,
         objective=config.objective,
-        norm=config.norm,
-        eps=config.eps,
-        target_label=images.target_label,
-        seed=compute.seed,
-        asr=scores.asr,
-        delta_only=scores.delta_only,
-        true_label_acc=scores.true_label_acc,
         craft_asr=result.craft_success,
         loss_trace=result.loss_trace,
         gradient_passes=result.gradient_passes,
-        delta_norm=result.delta_norm,
-        delta_sha256=digest_tensors({"delta": result.delta}),
         diagnostics=_about(subject, title, result.diagnostics),
         elapsed_s=time.perf_counter() - started,
     )
@@ -202,27 +195,16 @@ def query_run(
         title,
     )
     before = black_box.n_queries
-    scores = _score(subject, images, result.delta, compute)
+    scored = _run_fields(subject, images, config, result, compute)
     curve = _query_curve(subject, images, result.milestones, compute)
     record = AttackRun(
+        **scored,
         mode="query",
-        model=subject.name,
-        role=subject.role,
-        condition=images.condition,
-        norm=config.norm,
-        eps=config.eps,
-        target_label=images.target_label,
-        seed=compute.seed,
-        asr=scores.asr,
-        delta_only=scores.delta_only,
-        true_label_acc=scores.true_label_acc,
         craft_asr=result.craft_success,
         image_queries=result.n_queries,
         scoring_queries=black_box.n_queries - before,
         feedback=config.feedback,
         query_curve=curve,
-        delta_norm=result.delta_norm,
-        delta_sha256=digest_tensors({"delta": result.delta}),
         diagnostics=_about(
             subject, title, [*result.diagnostics, *diagnose_grid(black_box, result.delta)]
         ),
@@ -284,25 +266,14 @@ def transfer_runs(
     runs: list[ScoredRun] = []
     for key, subject in zip(keys, subjects, strict=True):
         before = subject.black_box.n_queries
-        scores = _score(subject, images, result.delta, compute)
+        scored = _run_fields(subject, images, config, result, compute)
         record = AttackRun(
+            **scored,
             mode="transfer",
-            model=subject.name,
-            role=subject.role,
-            condition=images.condition,
-            norm=config.norm,
-            eps=config.eps,
-            target_label=images.target_label,
-            seed=compute.seed,
-            asr=scores.asr,
-            delta_only=scores.delta_only,
-            true_label_acc=scores.true_label_acc,
             loss_trace=result.loss_trace,
             gradient_passes=result.gradient_passes,
             made_on=tuple(s.name for s in surrogates),
             scoring_queries=subject.black_box.n_queries - before,
-            delta_norm=result.delta_norm,
-            delta_sha256=digest_tensors({"delta": result.delta}),
             # The search is doubtful once, not once a model that its delta is shown to.
             diagnostics=_about(subject, title, result.diagnostics) if not runs else (),
             elapsed_s=time.perf_counter() - started,
@@ -398,6 +369,31 @@ class _Scores:
     asr: Rate
     delta_only: Rate | None
     true_label_acc: Rate
+
+
+def _run_fields(
+    subject: Subject,
+    images: AttackImages,
+    config: WhiteboxConfig | QueryConfig | TransferConfig,
+    result: WhiteboxResult | QueryResult | TransferResult,
+    compute: Compute,
+) -> dict[str, Any]:
+    """Score a search's delta on held-out images; return what all kinds of attack record."""
+    scores = _score(subject, images, result.delta, compute)
+    return {
+        "model": subject.name,
+        "role": subject.role,
+        "condition": images.condition,
+        "norm": config.norm,
+        "eps": config.eps,
+        "target_label": images.target_label,
+        "seed": compute.seed,
+        "asr": scores.asr,
+        "delta_only": scores.delta_only,
+        "true_label_acc": scores.true_label_acc,
+        "delta_norm": result.delta_norm,
+        "delta_sha256": digest_tensors({"delta": result.delta}),
+    }
 
 
 def _score(subject: Subject, condition: AttackImages, delta: Tensor, compute: Compute) -> _Scores:
