@@ -8,7 +8,6 @@ give a query search a start.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -22,11 +21,8 @@ from bdaudit.defenses import (
     FinetuneConfig,
     FstConfig,
     FtSamConfig,
-    feature_shift_tune,
-    fine_prune,
-    finetune,
-    ft_sam,
 )
+from bdaudit.defenses.catalogue import defense_of
 from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
@@ -36,20 +32,6 @@ __all__ = ["DefenseConfig", "SurrogateConfig", "make_surrogates"]
 
 DefenseConfig: TypeAlias = FinetuneConfig | FtSamConfig | FinePruningConfig | FstConfig
 """Settings of a defence; their type says which defence it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Defense:
-    name: str
-    run: Callable[..., Steps[nn.Module]]
-
-
-_DEFENSES: dict[type[DefenseConfig], _Defense] = {
-    FinetuneConfig: _Defense("fine-tuning", finetune),
-    FtSamConfig: _Defense("FT-SAM", ft_sam),
-    FinePruningConfig: _Defense("fine-pruning", fine_prune),
-    FstConfig: _Defense("FST", feature_shift_tune),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +99,7 @@ def make_surrogates(
     surrogates, left_out = [], list[str]()
     for number, defense in enumerate(defenses):
         seed = int(torch.randint(2**62, (), generator=generator))
-        title = f"surrogate {number + 1} of {total}, {_DEFENSES[type(defense)].name}"
+        title = f"surrogate {number + 1} of {total}, {defense_of(defense).title}"
         key = kept.key(
             {
                 **describe_classifier(original),
@@ -128,7 +110,7 @@ def make_surrogates(
         )
         classifier = kept.read(key, original.classifier)
         if classifier is None:
-            steps = _DEFENSES[type(defense)].run(
+            steps = defense_of(defense).run(
                 original.classifier,
                 craft.images,
                 craft.labels,
@@ -139,7 +121,7 @@ def make_surrogates(
                 classifier = yield from _as_part(steps, title, number, total)
             except ModelError as error:
                 # The defence does not suit the architecture; the others may.
-                left_out.append(f"left out {_DEFENSES[type(defense)].name}: {error}")
+                left_out.append(f"left out {defense_of(defense).title}: {error}")
                 yield Progress(title, number + 1, total, left_out[-1])
                 continue
             kept.write(key, classifier)
@@ -153,7 +135,7 @@ def make_surrogates(
 def _loaded(
     original: LoadedModel, classifier: nn.Module, number: int, defense: DefenseConfig
 ) -> LoadedModel:
-    name = _DEFENSES[type(defense)].name
+    name = defense_of(defense).title
     model = replace(
         original,
         name=f"surrogate {number} ({name})",
