@@ -19,6 +19,7 @@ from bdaudit.data.idx import find_idx_folder, idx_catalogue
 from bdaudit.data.images import ImageShape
 from bdaudit.data.sample import Sample
 from bdaudit.data.split import stratified_indices
+from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_catalogue
 from bdaudit.errors import ConfigError, DataError
 
 __all__ = ["load_poisoned_tree", "load_sample"]
@@ -38,7 +39,8 @@ def load_sample(
     Args:
         path: A folder of class folders of images; a `.npz` or `.safetensors` file of images and
             labels; or a folder that holds CIFAR-10, CIFAR-100, GTSRB or a data set of MNIST's form
-            as torchvision keeps them (nothing is downloaded). docs/data.md has each layout.
+            as torchvision keeps them, or Tiny ImageNet as its archive unpacks (nothing is
+            downloaded). docs/data.md has each layout.
         image_shape: (C, H, W) the model takes. Images are brought to it: grey to RGB or back,
             resized bilinearly with antialiasing. `None` asks that all agree already.
         classes: Class names in order of index, or a file of them, one a line.
@@ -127,6 +129,8 @@ def _open_folder(folder: Path, class_names: Sequence[str] | None, split: str) ->
         return idx_catalogue(idx, split=split)
     if (gtsrb := find_gtsrb_folder(folder)) is not None:
         return gtsrb_catalogue(gtsrb, split=split)
+    if (tiny := find_tiny_imagenet_folder(folder)) is not None:
+        return tiny_imagenet_catalogue(tiny, split=split, class_names=class_names)
     if find_poisoned_tree(folder) is not None:
         raise DataError(
             f"{folder}: holds BackdoorBench's poisoned images, not clean ones; give the clean test "

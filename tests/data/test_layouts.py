@@ -288,3 +288,63 @@ def test_backdoorbench_tree(tmp_path: Path) -> None:
         load_poisoned_tree(tree)
     with pytest.raises(DataError, match="record folder"):
         load_poisoned_tree(tmp_path)
+
+
+# --- Tiny ImageNet -------------------------------------------------------------------------------
+
+
+def write_tiny_imagenet(root: Path, demo_files: Path, *, listed: bool = True) -> Path:
+    """Real photographs of two classes, in the places and under the names of the archive."""
+    base = root / "tiny-imagenet-200"
+    sample = np.load(demo_files / "clean.npz")
+    wnids = {8: "n02769748", 0: "n01443537"}  # bags and shirts stand for a backpack and a goldfish
+    rows = []
+    for label, wnid in wnids.items():
+        chosen = sample["images"][sample["labels"] == label][:3]
+        train = base / "train" / wnid / "images"
+        train.mkdir(parents=True)
+        (base / "val" / "images").mkdir(parents=True, exist_ok=True)
+        pictures = [
+            Image.fromarray(image.squeeze()).convert("RGB").resize((64, 64)) for image in chosen
+        ]
+        for number, picture in enumerate(pictures[:2]):
+            picture.save(train / f"{wnid}_{number}.JPEG", quality=95)
+        name = f"val_{len(rows)}.JPEG"
+        pictures[2].save(base / "val" / "images" / name, quality=95)
+        rows.append(f"{name}\t{wnid}\t0\t0\t63\t63")
+        (base / "train" / wnid / f"{wnid}_boxes.txt").write_text("0\t0\t63\t63\n")
+    (base / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
+    (base / "test" / "images").mkdir(parents=True)
+    pictures[0].save(base / "test" / "images" / "test_0.JPEG")
+    if listed:  # the archive lists its classes in no order
+        (base / "wnids.txt").write_text("n02769748\nn01443537\nn09999999\n")
+    return base
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_tiny_imagenet(tmp_path: Path, demo_files: Path, listed: bool) -> None:
+    base = write_tiny_imagenet(tmp_path, demo_files, listed=listed)
+    for where in (tmp_path, base):
+        test, train = load_sample(where), load_sample(where, split="train")
+        assert test.images.shape == (2, 3, 64, 64)
+        assert test.labels.tolist() == [1, 0]
+        assert test.names == ("val_0", "val_1")
+        assert train.labels.tolist() == [0, 0, 1, 1]
+        assert (train.class_names or ())[:2] == ("n01443537", "n02769748")
+        assert train.class_names == test.class_names
+    # The third bag is nearer to the other two than to the shirts: classes and images agree.
+    bag, of_class_1, of_class_0 = test.images[0], train.images[2:], train.images[:2]
+    assert (of_class_1 - bag).square().mean() < (of_class_0 - bag).square().mean()
+
+
+def test_tiny_imagenet_that_is_damaged(tmp_path: Path, demo_files: Path) -> None:
+    base = write_tiny_imagenet(tmp_path, demo_files)
+    annotations = base / "val" / "val_annotations.txt"
+    for text, complaint in (
+        ("val_0.JPEG\tn00000000\n", "n00000000"),
+        ("../../wnids.txt\tn01443537\n", "outside"),
+        ("val_0.JPEG n01443537\n", "tabs"),
+    ):
+        annotations.write_text(text)
+        with pytest.raises(DataError, match=complaint):
+            load_sample(base)
