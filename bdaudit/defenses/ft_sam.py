@@ -10,7 +10,14 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from bdaudit.defenses.tuning import TuningConfig, backpropagate, trainable_copy, tune
+from bdaudit.defenses.tuning import (
+    TuningConfig,
+    backpropagate,
+    statistics_held,
+    trainable_copy,
+    tune,
+    weights_moved,
+)
 from bdaudit.errors import ConfigError
 from bdaudit.progress import Steps
 
@@ -77,7 +84,7 @@ def ft_sam(
 
     def gradients(model: nn.Module, batch: Tensor, answers: Tensor) -> Tensor:
         loss = backpropagate(model, batch, answers)
-        with _at_worst_neighbour(model, config.rho), _statistics_held(model):
+        with _at_worst_neighbour(model, config.rho), statistics_held(model):
             model.zero_grad(set_to_none=True)
             backpropagate(model, batch, answers)
         return loss
@@ -102,32 +109,14 @@ def _at_worst_neighbour(model: nn.Module, rho: float) -> Iterator[None]:
         scaled = [parameter.abs() * _gradient(parameter) for parameter in moved]  # T g
         length = torch.stack([torch.linalg.vector_norm(value) for value in scaled]).norm()
         step = rho / length.clamp_min(torch.finfo(length.dtype).tiny)
-        before = [parameter.detach().clone() for parameter in moved]
-        for parameter, value in zip(moved, scaled, strict=True):
-            parameter.add_(step * parameter.abs() * value)
-    try:
+        moves = [
+            (parameter, step * parameter.abs() * value)
+            for parameter, value in zip(moved, scaled, strict=True)
+        ]
+    with weights_moved(moves):
         yield
-    finally:
-        with torch.no_grad():
-            # Copied back rather than subtracted, which would leave rounding errors behind.
-            for parameter, value in zip(moved, before, strict=True):
-                parameter.copy_(value)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
-
-
-@contextmanager
-def _statistics_held(model: nn.Module) -> Iterator[None]:
-    """Keep forward passes in train mode from moving batch norm's running statistics."""
-    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum

@@ -7,7 +7,7 @@ mini-batches, augmentation, learning rate and the return to a frozen classifier 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, cos, isfinite, pi
@@ -20,7 +20,17 @@ from bdaudit.defenses.augmentation import shift_and_flip
 from bdaudit.errors import ConfigError, DataError, NumericsError
 from bdaudit.progress import Progress, Steps
 
-__all__ = ["Gradients", "TuningConfig", "backpropagate", "device_of", "trainable_copy", "tune"]
+__all__ = [
+    "Gradients",
+    "TuningConfig",
+    "backpropagate",
+    "device_of",
+    "seeded_globals",
+    "statistics_held",
+    "trainable_copy",
+    "tune",
+    "weights_moved",
+]
 
 Gradients = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Classifier, images (n, C, H, W) and labels (n,) to the loss; adds to the parameters' `.grad`."""
@@ -141,7 +151,7 @@ def tune(
         yield Progress(title, epoch, config.n_epochs)
         order = torch.randperm(len(labels), generator=generator)
         total = torch.zeros((), device=device)
-        with _seeded_globals(device, generator):
+        with seeded_globals(device, generator):
             for number, chosen in enumerate(order.tensor_split(n_batches)):
                 done = (epoch * n_batches + number) / (config.n_epochs * n_batches)
                 optimizer.param_groups[0]["lr"] = config.rate_at(done)
@@ -167,7 +177,37 @@ def tune(
 
 
 @contextmanager
-def _seeded_globals(device: torch.device, generator: torch.Generator) -> Iterator[None]:
+def statistics_held(model: nn.Module) -> Iterator[None]:
+    """Keep forward passes in train mode from moving batch norm's running statistics."""
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def weights_moved(moves: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Add to each parameter its move, and put back exactly what was there."""
+    before = [(parameter, parameter.detach().clone()) for parameter, _ in moves]
+    try:
+        with torch.no_grad():
+            for parameter, move in moves:
+                parameter.add_(move)
+        yield
+    finally:
+        with torch.no_grad():
+            # Copied back rather than subtracted, which would leave rounding errors behind.
+            for parameter, value in before:
+                parameter.copy_(value)
+
+
+@contextmanager
+def seeded_globals(device: torch.device, generator: torch.Generator) -> Iterator[None]:
     """Seed torch's global generators, from which dropout draws, and put them back afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

@@ -6,16 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional
 
-from bdaudit.errors import ConfigError, ModelError
+from bdaudit.errors import ConfigError
 from bdaudit.inversion.features import BenignMaskConfig, FeatureReader, fit_benign_mask
+from bdaudit.perturbation import neurons_of
 from bdaudit.progress import Progress, Steps
 
 __all__ = ["NeuronNoiseConfig", "shake"]
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,23 +71,9 @@ def shake(
     draw new noise for every mini-batch and keep the last; here the steps go on over mini-batches.
     """
     title = "adversarial neuron noise"
-    shaken = {
-        f"{name}.{part}": value
-        for name, module in classifier.named_modules()
-        if isinstance(module, _NORMS)
-        for part, value in module.named_parameters(recurse=False)
-    }
-    if not shaken:
-        raise ModelError(
-            "neuron noise needs normalisation layers with a scale of their own, and this network "
-            "has none; use another --method"
-        )
+    neurons = neurons_of(classifier)
     reader = FeatureReader(classifier, images[:2])
-    noise = {name: torch.zeros_like(value) for name, value in shaken.items()}
-
-    def noisy(changes: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value * (1 + changes[name]) for name, value in shaken.items()}
-
+    noise = neurons.still()
     with reader.hooked():
         yield Progress(title, 0, config.n_steps)
         with torch.no_grad():
@@ -99,19 +82,19 @@ def shake(
         n_images = min(config.n_images, len(images))
         for step in range(config.n_steps):
             chosen = torch.randperm(len(images), generator=generator)[:n_images].to(images.device)
-            leaves = {name: value.detach().requires_grad_() for name, value in noise.items()}
-            logits = functional_call(classifier, noisy(leaves), (images[chosen],))
-            loss = functional.cross_entropy(logits.float(), labels[chosen])
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-            for name, gradient in zip(noise, gradients, strict=True):
-                stepped = noise[name] + config.eps / config.n_steps * gradient.sign()
-                noise[name] = stepped.clamp(-config.eps, config.eps)
+            noise = neurons.raise_loss(
+                noise,
+                images[chosen],
+                labels[chosen],
+                step=config.eps / config.n_steps,
+                eps=config.eps,
+            )
             yield Progress(title, step + 1, config.n_steps)
         reader_mask = 1 - mask
         with torch.no_grad():
             answers = []
             for part in torch.split(images, 256):
                 reader.mask_with(reader_mask)
-                answers.append(functional_call(classifier, noisy(noise), (part,)).argmax(1))
+                answers.append(neurons.answer(noise, part).argmax(1))
             reader.mask_with(None)
     return torch.cat(answers), config.n_steps * n_images

@@ -1,4 +1,4 @@
-"""Universal perturbations: norm balls, targeted losses, drawing and applying a delta."""
+"""Perturbations: norm balls, targeted losses, a delta on images, noise on neurons."""
 
 from bdaudit.perturbation.balls import Ball, L2Ball, LinfBall, Norm, make_ball
 from bdaudit.perturbation.delta import apply_delta, random_delta
@@ -10,18 +10,22 @@ from bdaudit.perturbation.losses import (
     smoothed_failure,
     softplus_margin,
 )
+from bdaudit.perturbation.neurons import NeuronNoise, Neurons, neurons_of
 
 __all__ = [
     "Ball",
     "L2Ball",
     "LinfBall",
     "Loss",
+    "NeuronNoise",
+    "Neurons",
     "Norm",
     "apply_delta",
     "boosted_cross_entropy",
     "cross_entropy",
     "make_ball",
     "margin",
+    "neurons_of",
     "random_delta",
     "smoothed_failure",
     "softplus_margin",

@@ -20,9 +20,9 @@ from bdaudit.defenses import (
     ft_sam,
 )
 from bdaudit.defenses.fine_pruning import _mean_activation
-from bdaudit.defenses.ft_sam import _at_worst_neighbour, _statistics_held
+from bdaudit.defenses.ft_sam import _at_worst_neighbour
 from bdaudit.defenses.layers import classifier_head, last_feature_layer
-from bdaudit.defenses.tuning import trainable_copy
+from bdaudit.defenses.tuning import statistics_held, trainable_copy
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
 from bdaudit.models import build_network
 from bdaudit.progress import finish
@@ -191,7 +191,7 @@ def test_worst_neighbour_is_left_exactly(net):
 def test_statistics_are_held(net):
     model = trainable_copy(net).train()
     before = model[1].running_mean.clone()
-    with _statistics_held(model):
+    with statistics_held(model):
         model(torch.rand(8, 1, 8, 8))
     assert torch.equal(before, model[1].running_mean)
     assert model[1].momentum == 0.1
