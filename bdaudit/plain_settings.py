@@ -1,0 +1,92 @@
+"""Settings of a step as plain data: frozen dataclasses from TOML or JSON, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeAlias, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bdaudit.errors import ConfigError, unknown_key
+
+__all__ = ["Setting", "config_from", "flat_settings"]
+
+Setting: TypeAlias = Any
+"""A number, a truth value, a text, or a list of such: what TOML and JSON can say."""
+
+
+def config_from(config_type: type, settings: Mapping[str, Setting], where: str) -> Any:
+    """Build a dataclass of settings from plain data, as a TOML or JSON file holds it.
+
+    Args:
+        config_type: A dataclass that validates itself; nested ones are settings of their own.
+        settings: Those that differ from the defaults. A nested group is a table, or is written
+            with dots, so that what `flat_settings` gives is read back.
+        where: What errors call it ("defense ft-sam").
+
+    Raises:
+        ConfigError: No such setting, a wrong type, or a value out of range.
+    """
+    known = _types_of(config_type)
+    values = {}
+    for key, value in _nested(where, settings).items():
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown_key(key, known)}")
+        expected = known[key]
+        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: {key}: expected a table, got {value!r}")
+            values[key] = config_from(expected, value, f"{where}: {key}")
+        else:
+            values[key] = _checked(expected, value, f"{where}: {key}")
+    try:
+        return config_type(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def flat_settings(config: object) -> dict[str, Setting]:
+    """List all settings, defaults included, as plain data under dotted names."""
+    flat: dict[str, Setting] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{key}": each for key, each in flat_settings(value).items()}
+        else:
+            flat[field.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _nested(where: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Turn dotted names into tables."""
+    tables: dict[str, Setting] = {}
+    for key, value in settings.items():
+        first, _, rest = key.partition(".")
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping):
+            inside = tables.setdefault(first, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(f"{where}: {first}: both a value and a table")
+            inside |= value
+        else:
+            tables[first] = value
+    return tables
+
+
+@cache
+def _types_of(config_type: type) -> dict[str, Any]:
+    hints = get_type_hints(config_type)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}
+
+
+def _checked(expected: Any, value: Setting, where: str) -> Setting:
+    if isinstance(value, list):  # JSON and TOML know no tuples
+        value = tuple(value)
+    try:
+        return TypeAdapter(expected, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{where}: {first['msg']}, got {value!r}") from error

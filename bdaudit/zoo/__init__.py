@@ -1,0 +1,1 @@
+"""The zoo: families of models whose truth is known."""
