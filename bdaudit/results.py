@@ -422,11 +422,17 @@ class Pictures(Record):
 
 
 class StepStatus(Record):
-    """A step of the audit and how it ended."""
+    """A step of the audit and how it ended.
+
+    Attributes:
+        peak_memory_bytes: The most memory that was in use during it: of the process, or of the
+            device where that is a GPU; `None` where the system does not tell.
+    """
 
     name: str
     status: Literal["done", "failed", "skipped"]
     elapsed_s: float = 0.0
+    peak_memory_bytes: int | None = None
     reason: str | None = None
 
 

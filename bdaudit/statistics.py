@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
@@ -90,6 +91,15 @@ def paired_difference(
     only_first = int(np.sum(one & ~two))
     only_second = int(np.sum(~one & two))
     value = (only_first - only_second) / total
+    low, high = _tango_interval(only_first, only_second, total, confidence)
+    return PairedDifference(value, low, high, only_first, only_second, total)
+
+
+@lru_cache(maxsize=100_000)  # a policy is judged many times over when limits are calibrated
+def _tango_interval(
+    only_first: int, only_second: int, total: int, confidence: float
+) -> tuple[float, float]:
+    value = (only_first - only_second) / total
     z = float(stats.norm.ppf(0.5 + confidence / 2))
 
     def score(difference: float) -> float:
@@ -108,7 +118,7 @@ def paired_difference(
         if score(1 - tiny) >= -z
         else optimize.brentq(lambda d: score(d) + z, max(value, -1 + tiny), 1 - tiny)
     )
-    return PairedDifference(value, float(low), float(high), only_first, only_second, total)
+    return float(low), float(high)
 
 
 def _tango_score(difference: float, only_first: int, only_second: int, total: int) -> float:

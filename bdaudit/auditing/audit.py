@@ -51,6 +51,7 @@ from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.controls import AttackImages, attack_images, default_controls
 from bdaudit.errors import BdauditError, ConfigError, ModelError, RemoteError
+from bdaudit.memory import PeakMemory
 from bdaudit.models import LoadedModel, ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.reactivation import WhiteboxConfig
@@ -531,6 +532,7 @@ class _Audit:
     def _step(self, name: str, steps: Steps[None], cost: float) -> Steps[None]:
         """Run one step inside the progress of the whole audit; note how it ended."""
         started, total, reason = time.perf_counter(), self._total_cost(), None
+        memory = PeakMemory(self.compute.device)
 
         def within_all(event: Progress) -> Progress:
             share = event.done / event.total if event.total else 1.0
@@ -551,6 +553,7 @@ class _Audit:
                 name=name,
                 status="done" if reason is None else "failed",
                 elapsed_s=time.perf_counter() - started,
+                peak_memory_bytes=memory.read(),
                 reason=reason,
             )
         )
@@ -606,7 +609,11 @@ def _merged(statuses: Sequence[StepStatus]) -> list[StepStatus]:
             merged[status.name] = status
             continue
         failed = before if before.status == "failed" else status
+        peaks = [s.peak_memory_bytes for s in (before, status) if s.peak_memory_bytes is not None]
         merged[status.name] = failed.model_copy(
-            update={"elapsed_s": before.elapsed_s + status.elapsed_s}
+            update={
+                "elapsed_s": before.elapsed_s + status.elapsed_s,
+                "peak_memory_bytes": max(peaks, default=None),
+            }
         )
     return list(merged.values())
