@@ -13,6 +13,8 @@
   - BudgetError       a query budget would be exceeded
   - NumericsError     a computation gave a non-finite or meaningless number
   - RemoteError       a served model could not be asked
+  - EngineError       a task was not done by the engine it was given to
+      · ResourceError
 
 A message says what was expected, what came, from which file, and what to try.
 """
@@ -27,6 +29,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "EngineError",
     "FetchError",
     "InputError",
     "ModelError",
@@ -35,6 +38,7 @@ __all__ = [
     "ProjectError",
     "RecordError",
     "RemoteError",
+    "ResourceError",
     "TriggerError",
     "unknown_key",
 ]
@@ -90,6 +94,14 @@ class NumericsError(BdauditError):
 
 class RemoteError(BdauditError):
     """A served model could not be asked."""
+
+
+class EngineError(BdauditError):
+    """A task was not done by the engine it was given to: its worker died, or it cannot start."""
+
+
+class ResourceError(EngineError):
+    """No worker, processor or GPU was free within the time to wait for one."""
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -1,0 +1,30 @@
+"""Engines: many tasks on the processes of this machine, or on many machines."""
+
+from bdaudit.engines.base import (
+    Advanced,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Task,
+    Work,
+    WorkerError,
+)
+from bdaudit.engines.local import LocalEngine
+from bdaudit.engines.opening import ENGINES, open_engine
+
+__all__ = [
+    "ENGINES",
+    "Advanced",
+    "Engine",
+    "Event",
+    "Failed",
+    "Finished",
+    "LocalEngine",
+    "Started",
+    "Task",
+    "Work",
+    "WorkerError",
+    "open_engine",
+]

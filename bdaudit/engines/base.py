@@ -1,0 +1,251 @@
+"""What every engine has in common: tasks, what becomes of them, and which comes next."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from bdaudit.errors import ConfigError, EngineError
+from bdaudit.progress import Progress, Steps
+
+__all__ = [
+    "Advanced",
+    "Engine",
+    "Event",
+    "Failed",
+    "Finished",
+    "Schedule",
+    "Started",
+    "Task",
+    "Trouble",
+    "Work",
+    "WorkerError",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece of work that can be done on its own.
+
+    Attributes:
+        key: Its name, unlike that of any other task.
+        payload: What the work is told about it; it must pickle.
+        after: Keys of tasks that must have finished before this one starts. When one of them
+            fails, this one fails too. Their results are not passed on.
+    """
+
+    key: str
+    payload: Any
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker was given a task; said again when it is given to another worker."""
+
+    key: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """A sign of life from inside a task. Some are left out where there are many."""
+
+    key: str
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task is done.
+
+    Attributes:
+        key: Which.
+        result: What the work returned.
+        elapsed_s: Seconds of the work itself, without waiting for a worker.
+    """
+
+    key: str
+    result: Any
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A task will not be done.
+
+    Attributes:
+        key: Which.
+        error: What the work raised. A `BdauditError` is as it was raised; an exception that cannot
+            travel between processes is a `WorkerError`; `EngineError` when the worker died, or
+            when a task it waits for has failed.
+        retried: Whether it was tried a second time, because its first worker died.
+        traceback: Where it was raised, as text; empty where nothing was raised.
+    """
+
+    key: str
+    error: Exception
+    retried: bool = False
+    traceback: str = ""
+
+
+Event: TypeAlias = Started | Advanced | Finished | Failed
+"""What becomes of tasks, as it happens."""
+
+Work: TypeAlias = Callable[[Any, Any], Steps[Any]]
+"""What is done with every task: `work(payload, shared)`, a step that yields `Progress` and returns
+the result. A function at the top of a module, since workers find it by its name."""
+
+
+class WorkerError(Exception):
+    """An exception of a worker that cannot be had here; its message is "KIND: MESSAGE"."""
+
+
+class Engine(Protocol):
+    """Something that does tasks."""
+
+    def run(self, work: Work, tasks: Iterable[Task], shared: Any = None) -> Iterator[Event]:
+        """Do `work` with every task, and say what becomes of them as it happens.
+
+        Closing the iterator, or an interrupt, stops all workers. Results that are lost by that are
+        those of tasks still running.
+
+        Args:
+            work: A step at the top of a module.
+            tasks: Pulled one by one when there is a worker for the next, so a generator may look
+                at the events so far before it decides what comes next.
+            shared: Read by all tasks, and handed to every worker once, not with every task.
+
+        Yields:
+            Events: for every task at last one `Finished` or one `Failed`, never both.
+
+        Raises:
+            ConfigError: Two tasks have the same key.
+            ResourceError: There is no worker to be had.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """An exception on its way out of a worker.
+
+    Attributes:
+        pickled: The exception, `None` when it cannot be pickled.
+        gist: "KIND: MESSAGE".
+        traceback: Where it was raised.
+    """
+
+    pickled: bytes | None
+    gist: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Trouble:
+        """Pack `error`, as itself where it survives pickling."""
+        gist = "".join(traceback.format_exception_only(error)).strip()
+        pickled: bytes | None = None
+        try:
+            pickled = pickle.dumps(error)
+            again = pickle.loads(pickled)  # noqa: S301 - our own bytes, a moment old
+            if type(again) is not type(error) or str(again) != str(error):
+                pickled = None
+        except Exception:  # what an exception's own code may raise is anything
+            pickled = None
+        if not isinstance(error, Exception):
+            pickled = None  # SystemExit of a user's code must not end us
+        return cls(pickled, gist, "".join(traceback.format_exception(error)))
+
+    def error(self) -> Exception:
+        """Unpack it."""
+        if self.pickled is None:
+            return WorkerError(self.gist)
+        try:
+            error = pickle.loads(self.pickled)  # noqa: S301 - from a worker of ours
+        except Exception:  # its class may exist in the worker only
+            return WorkerError(self.gist)
+        assert isinstance(error, Exception)
+        return error
+
+
+class Schedule:
+    """Says which task comes next: pulls them lazily, holds them until what they wait for is done.
+
+    Args:
+        tasks: All tasks, in the order they are wanted.
+    """
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = iter(tasks)
+        self._ready: deque[Task] = deque()
+        self._waiting: dict[str, Task] = {}
+        self._seen: set[str] = set()
+        self._done: set[str] = set()
+        self._failed: set[str] = set()
+        self._refused: list[Failed] = []
+
+    def next(self) -> Task | None:
+        """Return a task that can start, or `None` when there is none for now.
+
+        Raises:
+            ConfigError: Two tasks have the same key.
+        """
+        while not self._ready:
+            task = next(self._tasks, None)
+            if task is None:
+                return None
+            if task.key in self._seen:
+                raise ConfigError(f"tasks: expected keys that differ, got {task.key!r} twice")
+            self._seen.add(task.key)
+            self._waiting[task.key] = task
+            self._settle()
+        return self._ready.popleft()
+
+    def put_back(self, task: Task) -> None:
+        """Have a task given out again, before all others."""
+        self._ready.appendleft(task)
+
+    def finish(self, key: str) -> None:
+        """Note that a task is done, which may let others start."""
+        self._done.add(key)
+        self._settle()
+
+    def fail(self, key: str) -> None:
+        """Note that a task is not done and will not be."""
+        self._failed.add(key)
+        self._settle()
+
+    def refusals(self) -> list[Failed]:
+        """Return, once, the tasks that cannot start any more."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def close(self) -> list[Failed]:
+        """Refuse what still waits when nothing runs and nothing more will come."""
+        for task in self._waiting.values():
+            missing = [key for key in task.after if key not in self._done]
+            self._refused.append(
+                Failed(task.key, EngineError(f"{task.key}: waits for {missing}, never done"))
+            )
+        self._waiting.clear()
+        return self.refusals()
+
+    def _settle(self) -> None:
+        """Sort the waiting tasks anew; a refused one may take others with it."""
+        settled = False
+        while not settled:
+            settled = True
+            for task in list(self._waiting.values()):
+                failed = [key for key in task.after if key in self._failed]
+                if failed:
+                    del self._waiting[task.key]
+                    self._failed.add(task.key)
+                    error = EngineError(f"{task.key}: not begun, since {failed[0]} failed")
+                    self._refused.append(Failed(task.key, error))
+                    settled = False
+                elif self._done.issuperset(task.after):
+                    self._ready.append(self._waiting.pop(task.key))
