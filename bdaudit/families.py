@@ -75,8 +75,12 @@ class RelearningEvidence(Record):
     Attributes:
         steps: Training steps after which the ASR was measured, ascending.
         asr: ASR of the model after each, on held-out images, in [0, 1].
-        innocent_asr: The same of each innocent model, name by name.
-        gap: Mean over the steps of the model's ASR minus the strongest innocent's, in [-1, 1].
+        clean_target_rate: Share of the same images that went to the target without the trigger,
+            after each; where it rises with the ASR the model answers the target to anything.
+        innocent_asr: The ASR of each innocent model, name by name.
+        innocent_clean_target_rate: Likewise.
+        gap: Mean over the steps of (ASR - clean target rate), less that of the innocent model with
+            the largest, in [-2, 2].
         low: Lower end of its 95 % interval.
         high: Upper end of it.
         shots: Poisoned images that were relearned.
@@ -85,7 +89,9 @@ class RelearningEvidence(Record):
 
     steps: tuple[int, ...]
     asr: tuple[float, ...]
+    clean_target_rate: tuple[float, ...] = ()
     innocent_asr: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    innocent_clean_target_rate: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     gap: float
     low: float
     high: float
