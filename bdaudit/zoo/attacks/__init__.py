@@ -3,13 +3,23 @@
 from bdaudit.zoo.attacks.badnets import BadnetsConfig
 from bdaudit.zoo.attacks.blended import BlendedConfig
 from bdaudit.zoo.attacks.catalogue import ATTACKS, Attack, attack_config
+from bdaudit.zoo.attacks.label_consistent import LabelConsistentConfig
+from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig
 from bdaudit.zoo.attacks.poisoning import Poisoning
+from bdaudit.zoo.attacks.sig import SigConfig
+from bdaudit.zoo.attacks.trojannn import TrojannnConfig
+from bdaudit.zoo.attacks.wanet import WanetConfig
 
 __all__ = [
     "ATTACKS",
     "Attack",
     "BadnetsConfig",
     "BlendedConfig",
+    "LabelConsistentConfig",
+    "LowFrequencyConfig",
     "Poisoning",
+    "SigConfig",
+    "TrojannnConfig",
+    "WanetConfig",
     "attack_config",
 ]

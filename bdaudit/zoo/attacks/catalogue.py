@@ -19,7 +19,16 @@ from bdaudit.progress import Steps
 from bdaudit.triggers import Trigger
 from bdaudit.zoo.attacks.badnets import BadnetsConfig, make_badnets_trigger
 from bdaudit.zoo.attacks.blended import BlendedConfig, make_blended_trigger
+from bdaudit.zoo.attacks.label_consistent import (
+    LabelConsistentConfig,
+    make_label_consistent_trigger,
+    poison_label_consistent,
+)
+from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig, make_low_frequency_trigger
 from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning
+from bdaudit.zoo.attacks.sig import SigConfig, make_sig_trigger, poison_sig
+from bdaudit.zoo.attacks.trojannn import TrojannnConfig, make_trojannn_trigger
+from bdaudit.zoo.attacks.wanet import WanetConfig, make_wanet_trigger, poison_wanet
 
 __all__ = ["ATTACKS", "Attack", "attack_config"]
 
@@ -76,6 +85,19 @@ class Attack:
 _ALL = (
     Attack("badnets", "BadNets", BadnetsConfig, make_badnets_trigger),
     Attack("blended", "Blended", BlendedConfig, make_blended_trigger),
+    Attack("sig", "SIG", SigConfig, make_sig_trigger, poison_sig, one_target=True),
+    Attack("lf", "LF", LowFrequencyConfig, make_low_frequency_trigger, needs_helper=True),
+    Attack("wanet", "WaNet", WanetConfig, make_wanet_trigger, poison_wanet),
+    Attack("trojannn", "TrojanNN", TrojannnConfig, make_trojannn_trigger, needs_helper=True),
+    Attack(
+        "label-consistent",
+        "label-consistent",
+        LabelConsistentConfig,
+        make_label_consistent_trigger,
+        poison_label_consistent,
+        needs_helper=True,
+        one_target=True,
+    ),
 )
 
 ATTACKS: Mapping[str, Attack] = {attack.name: attack for attack in _ALL}

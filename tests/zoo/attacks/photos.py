@@ -1,0 +1,58 @@
+"""Small pictures in four classes, and every attack run on them at its cheapest."""
+
+import torch
+
+from bdaudit.progress import finish
+from bdaudit.triggers import AllToOne
+from bdaudit.zoo.attacks import ATTACKS, attack_config
+
+N, CLASSES, TARGET = 240, 4, 2
+QUICK = {
+    "sig": {"frequency": 2.5},
+    "lf": {"n_steps": 3},
+    "trojannn": {"n_steps": 3},
+    "label-consistent": {"size": 2, "n_steps": 2, "hardening.n_epochs": 1},
+}
+
+
+def photos(channels=1, side=12, seed=0):
+    """Smooth random pictures whose class is the quarter that is brightest."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(N) % CLASSES
+    images = 0.4 * torch.rand(N, channels, side, side, generator=generator)
+    half = side // 2
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = half * (label // 2), half * (label % 2)
+        image[:, row : row + half, column : column + half] += 0.5
+    return images, labels
+
+
+def linear_classifier(images, labels):
+    """Ridge regression onto the classes: the clean helper of the attacks that want one."""
+    flat = images.flatten(1)
+    wanted = torch.nn.functional.one_hot(labels, CLASSES).float() - 1 / CLASSES
+    weight = torch.linalg.solve(flat.T @ flat + 5 * torch.eye(flat.shape[1]), flat.T @ wanted)
+    layer = torch.nn.Linear(flat.shape[1], CLASSES)
+    layer.weight.data, layer.bias.data = 10 * weight.T.contiguous(), torch.zeros(CLASSES)
+    return torch.nn.Sequential(torch.nn.Flatten(), layer).eval().requires_grad_(False)
+
+
+def run(name, *, rule=None, poison_rate=0.1, channels=1, seed=7, settings=None):
+    images, labels = photos(channels)
+    attack = ATTACKS[name]
+    config = attack_config(name, QUICK.get(name, {}) | (settings or {}))
+    helper = linear_classifier(images, labels) if attack.needs_helper else None
+    generator = torch.Generator().manual_seed(seed)
+    shared = {
+        "num_classes": CLASSES,
+        "config": config,
+        "generator": generator,
+        "helper": helper,
+    }
+    before = images.clone()
+    trigger = finish(attack.make_trigger(images, labels, rule=rule or AllToOne(TARGET), **shared))
+    poisoning = finish(
+        attack.poison(images, labels, trigger=trigger, poison_rate=poison_rate, **shared)
+    )
+    assert torch.equal(images, before)
+    return images, labels, trigger, poisoning
