@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from bdaudit.atomic import write_atomically
 from bdaudit.errors import RecordError
-from bdaudit.results import FileDigest, Rate, Record
+from bdaudit.results import FileDigest, Rate, Record, RelearningEvidence
 
 __all__ = [
     "FAMILY_FILE",
@@ -67,36 +67,6 @@ class FamilyTrigger(Record):
     sha256: str
     attack: str
     target_label: int | None = None
-
-
-class RelearningEvidence(Record):
-    """How fast the trigger comes back under a handful of poisoned images, against innocents.
-
-    Attributes:
-        steps: Training steps after which the ASR was measured, ascending.
-        asr: ASR of the model after each, on held-out images, in [0, 1].
-        clean_target_rate: Share of the same images that went to the target without the trigger,
-            after each; where it rises with the ASR the model answers the target to anything.
-        innocent_asr: The ASR of each innocent model, name by name.
-        innocent_clean_target_rate: Likewise.
-        gap: Mean over the steps of (ASR - clean target rate), less that of the innocent model with
-            the largest, in [-2, 2].
-        low: Lower end of its 95 % interval.
-        high: Upper end of it.
-        shots: Poisoned images that were relearned.
-        settings: Everything else that determined it.
-    """
-
-    steps: tuple[int, ...]
-    asr: tuple[float, ...]
-    clean_target_rate: tuple[float, ...] = ()
-    innocent_asr: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    innocent_clean_target_rate: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    gap: float
-    low: float
-    high: float
-    shots: int = Field(ge=1)
-    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class FamilyMember(Record):

@@ -34,8 +34,8 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import device_of, trainable_copy
 from bdaudit.errors import ConfigError, DataError, NumericsError
-from bdaudit.families import RelearningEvidence
 from bdaudit.progress import Progress, Steps
+from bdaudit.results import RelearningEvidence
 from bdaudit.scoring import predict
 from bdaudit.triggers import Poisoned
 
@@ -71,6 +71,8 @@ class RelearnConfig:
         momentum: Of SGD.
         freeze_batch_norm: Whether batch norm keeps its running statistics. A handful of images, a
             seventh of them alike, would distort them.
+        n_held_out: Held-out images the ASR is measured on at most, drawn once: they are asked
+            about after every one of the steps, with and without the trigger.
         batch_size: Images in one forward pass when scoring.
 
     Raises:
@@ -84,10 +86,11 @@ class RelearnConfig:
     draws: int = 5
     momentum: float = 0.9
     freeze_batch_norm: bool = True
+    n_held_out: int = 500
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("shots", "n_clean", "draws", "batch_size"):
+        for name in ("shots", "n_clean", "draws", "n_held_out", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         _check_ladder("learning_rates", self.learning_rates)
@@ -187,14 +190,16 @@ def relearn(
             f"them and images to measure on, got {len(craft)}, {len(labels)} and {len(held_out)}"
         )
     device = device_of(classifier)
+    asked = torch.randperm(len(held_out), generator=generator)[: config.n_held_out].sort().values
+    triggered_images, clean_images = held_out.triggered[asked], held_out.clean[asked]
+    targets = held_out.targets[asked].cpu()
     lessons = [_draw_lesson(craft, len(labels), config, generator) for _ in range(config.draws)]
 
     def taken(model: nn.Module, shown: Tensor) -> Tensor:
-        answers = predict(model, shown, batch_size=config.batch_size, device=device)
-        return answers == held_out.targets.cpu()
+        return predict(model, shown, batch_size=config.batch_size, device=device) == targets
 
     frozen = trainable_copy(classifier).eval()
-    before = taken(frozen, held_out.triggered)
+    before = taken(frozen, triggered_images)
     triggered: dict[float, Tensor] = {}
     clean: dict[float, Tensor] = {}
     diverged: list[float] = []
@@ -207,12 +212,12 @@ def relearn(
                     f"relearning, learning rate {rate:g}", place * config.draws + number, total
                 )
                 for model in _taught(frozen, images, labels, craft, lesson, rate, config):
-                    stamped.append(taken(model, held_out.triggered))
-                    bare.append(taken(model, held_out.clean))
+                    stamped.append(taken(model, triggered_images))
+                    bare.append(taken(model, clean_images))
         except NumericsError:
             diverged.append(rate)
             continue
-        shape = (config.draws, len(config.steps), len(held_out))
+        shape = (config.draws, len(config.steps), len(targets))
         triggered[rate] = torch.stack(stamped).reshape(shape)
         clean[rate] = torch.stack(bare).reshape(shape)
     yield Progress("relearning", total, total)

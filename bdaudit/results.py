@@ -48,6 +48,10 @@ __all__ = [
     "ReactivationRecord",
     "Record",
     "RecoveredTrigger",
+    "RelearnCurve",
+    "RelearnRecord",
+    "Relearning",
+    "RelearningEvidence",
     "Release",
     "Role",
     "ScoreRecord",
@@ -590,6 +594,73 @@ class Inversion(Record):
     elapsed_s: float
 
 
+class RelearningEvidence(Record):
+    """How fast the trigger comes back under a handful of poisoned images, against innocents.
+
+    Attributes:
+        steps: Training steps after which the ASR was measured, ascending.
+        asr: ASR of the model after each, on held-out images, in [0, 1].
+        clean_target_rate: Share of the same images that went to the target without the trigger,
+            after each; where it rises with the ASR the model answers the target to anything.
+        innocent_asr: The ASR of each innocent model, name by name.
+        innocent_clean_target_rate: Likewise.
+        gap: Mean over the steps of (ASR - clean target rate), less that of the innocent model with
+            the largest, in [-2, 2].
+        low: Lower end of its 95 % interval.
+        high: Upper end of it.
+        shots: Poisoned images that were relearned.
+        settings: Everything else that determined it.
+    """
+
+    steps: tuple[int, ...]
+    asr: tuple[float, ...]
+    clean_target_rate: tuple[float, ...] = ()
+    innocent_asr: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    innocent_clean_target_rate: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    gap: float
+    low: float
+    high: float
+    shots: int = Field(ge=1)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class RelearnCurve(Record):
+    """One model's relearning at one learning rate.
+
+    Attributes:
+        asr: After each of the evidence's numbers of steps, mean over the draws.
+        clean_target_rate: Share of the same images that went to the target untriggered, likewise.
+    """
+
+    model: str
+    role: Role
+    learning_rate: float = Field(gt=0.0)
+    asr: tuple[Fraction, ...]
+    clean_target_rate: tuple[Fraction, ...]
+
+
+class Relearning(Record):
+    """How the defended model relearns the trigger, held against innocent models.
+
+    It stands beside the verdict and is no part of it.
+
+    Attributes:
+        outcome: `dormant`: it relearns surely faster than they do; `removed`: surely not by the
+            limit; `unknown`: neither.
+        why: One sentence.
+        limit: Of the gap.
+        evidence: At the learning rate that was chosen on the innocent models.
+        curves: The defended model's at that rate, the innocent models' at every rate tried.
+    """
+
+    outcome: Literal["dormant", "removed", "unknown"]
+    why: str
+    limit: float
+    evidence: RelearningEvidence
+    curves: tuple[RelearnCurve, ...]
+    elapsed_s: float
+
+
 class _Document(Record):
     """What the records of all verbs have in common.
 
@@ -648,6 +719,8 @@ class AuditRecord(_Document):
     bec_missing: str | None = None
     runs: tuple[AttackRun, ...]
     inversion: Inversion | None = None
+    relearning: Relearning | None = None
+    relearning_missing: str | None = None
     verdict: Verdict | None = None
     pictures: Pictures | None = None
 
@@ -675,14 +748,25 @@ class InversionRecord(_Document):
     inversion: Inversion
 
 
-AnyDocument = AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord
+class RelearnRecord(_Document):
+    """What `bdaudit relearn` measured."""
+
+    kind: Literal["relearning"] = "relearning"
+    baselines: tuple[Baseline, ...]
+    relearning: Relearning
+
+
+AnyDocument = AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord | RelearnRecord
 _KINDS: dict[str, type[AnyDocument]] = {
     "audit": AuditRecord,
     "score": ScoreRecord,
     "reactivation": ReactivationRecord,
     "inversion": InversionRecord,
+    "relearning": RelearnRecord,
 }
-Document = TypeVar("Document", AuditRecord, ScoreRecord, ReactivationRecord, InversionRecord)
+Document = TypeVar(
+    "Document", AuditRecord, ScoreRecord, ReactivationRecord, InversionRecord, RelearnRecord
+)
 
 
 def _content_digest(document: Mapping[str, Any]) -> str:

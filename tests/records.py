@@ -14,6 +14,7 @@ from bdaudit.results import (
     LayerBec,
     ModelInfo,
     Rate,
+    Relearning,
     TriggerInfo,
 )
 from bdaudit.statistics import wilson_interval
@@ -175,6 +176,50 @@ def audit_record(
         "runs": tuple(runs),
     }
     return AuditRecord.model_validate(fields | changes)
+
+
+def relearning_record(gap: float, *, outcome: str) -> Relearning:
+    """A model that relearns `gap` better than the only innocent one, which does not at all."""
+    asr, bare = (gap, gap), (0.0, 0.0)
+    return Relearning.model_validate(
+        {
+            "outcome": outcome,
+            "why": f"It responds {100 * gap:+.0f} points above the innocent model.",
+            "limit": 0.1,
+            "evidence": {
+                "steps": (5, 20),
+                "asr": asr,
+                "clean_target_rate": bare,
+                "innocent_asr": {"reference 1": bare},
+                "innocent_clean_target_rate": {"reference 1": bare},
+                "gap": gap,
+                "low": gap - 0.02,
+                "high": gap + 0.02,
+                "shots": 5,
+                "settings": {
+                    "learning_rate": 0.01,
+                    "learning_rates": [0.001, 0.01],
+                    "strongest": "reference 1",
+                    "draws": 5,
+                    "n_held_out": 500,
+                },
+            },
+            "curves": [
+                {
+                    "model": model,
+                    "role": role,
+                    "learning_rate": 0.01,
+                    "asr": values,
+                    "clean_target_rate": bare,
+                }
+                for model, role, values in (
+                    ("defended", "defended", asr),
+                    ("reference 1", "reference", bare),
+                )
+            ],
+            "elapsed_s": 1.0,
+        }
+    )
 
 
 def bec_record() -> BecRecord:

@@ -4,6 +4,7 @@ from bdaudit.auditing.audit import audit, audit_steps
 from bdaudit.auditing.inputs import Sources, default_modes
 from bdaudit.auditing.invert import RecoveredTriggers, invert, invert_steps, save_recovered
 from bdaudit.auditing.reactivate import Reactivation, reactivate, reactivate_steps, save_delta
+from bdaudit.auditing.relearn import relearn, relearn_steps
 from bdaudit.auditing.score import score, score_steps
 from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
 from bdaudit.auditing.store import FolderStore, MemoryStore, RunStore
@@ -14,6 +15,7 @@ from bdaudit.models import ClipSettings, ModelSettings
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.transfer import TransferConfig
+from bdaudit.relearning import RelearnConfig
 from bdaudit.standins import StandInConfig
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "QueryConfig",
     "Reactivation",
     "RecoveredTriggers",
+    "RelearnConfig",
     "RunStore",
     "Sources",
     "SplitSettings",
@@ -43,6 +46,8 @@ __all__ = [
     "invert_steps",
     "reactivate",
     "reactivate_steps",
+    "relearn",
+    "relearn_steps",
     "save_delta",
     "save_recovered",
     "score",

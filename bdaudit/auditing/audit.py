@@ -34,6 +34,7 @@ from bdaudit.auditing.inputs import (
 )
 from bdaudit.auditing.pictures import take_pictures
 from bdaudit.auditing.recovered import audit_recovered
+from bdaudit.auditing.relearn import measure_relearning, relearning_cost
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import (
     Compute,
@@ -66,6 +67,7 @@ from bdaudit.results import (
     Diagnostic,
     Inversion,
     Mode,
+    Relearning,
     Role,
     StepStatus,
 )
@@ -233,6 +235,8 @@ def _audit_known(
         bec_missing=audit_.bec_missing,
         runs=tuple(audit_.runs),
         inversion=inversion,
+        relearning=audit_.relearning,
+        relearning_missing=audit_.relearning_missing,
     )
     verdict = judge(record, limits, policy_source=policy_source)
     record = record.model_copy(update={"verdict": verdict})
@@ -273,6 +277,8 @@ class _Audit:
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
+    relearning: Relearning | None = None
+    relearning_missing: str | None = None
     surrogates: tuple[LoadedModel, ...] = ()
     relatives: dict[str, tuple[LoadedModel, ...]] = field(default_factory=dict)
     runs: list[AttackRun] = field(default_factory=list)
@@ -299,6 +305,8 @@ class _Audit:
             self.bec_missing = "not measured: switched off"
         for attack in self._plan():
             yield from self._step(attack.title, attack.start(), attack.cost)
+        if self.settings.relearn is not None:
+            yield from self._step("relearning", self._relearning(), self._relearning_cost())
         self.diagnostics += check_runs(self.runs)
         self.statuses = _merged(self.statuses)
 
@@ -332,6 +340,16 @@ class _Audit:
 
     def _existence(self) -> Steps[None]:
         self.bec, self.bec_missing = yield from existence_steps(self.inputs, self.compute)
+
+    def _relearning(self) -> Steps[None]:
+        """Measure relearning; that it could not be is a remark, for no verdict leans on it."""
+        assert self.settings.relearn is not None
+        try:
+            self.relearning = yield from measure_relearning(
+                self.inputs, self.compute, self.settings.relearn
+            )
+        except BdauditError as error:
+            self.relearning_missing = str(error)
 
     def _surrogates(self) -> Steps[None]:
         self.surrogates = yield from surrogate_steps(self.inputs, self.compute, self.cache_dir)
@@ -564,7 +582,7 @@ class _Audit:
         if "no_trigger" in self._controls():
             conditions += n_stand_ins
         n_runs = len(self.settings.ladder) * conditions
-        total = self._baseline_cost() + self._stand_in_cost()
+        total = self._baseline_cost() + self._stand_in_cost() + self._relearning_cost()
         if self.settings.measure_bec:
             total += self._existence_cost()
         if self._wants_surrogates():
@@ -578,6 +596,12 @@ class _Audit:
     def _existence_cost(self) -> float:
         references = len(self.inputs.with_role("reference")) + self._awaited
         return (3.0 + references) * len(self.inputs.held_out_poisoned)
+
+    def _relearning_cost(self) -> float:
+        if self.settings.relearn is None:
+            return 0.0
+        references = len(self.inputs.with_role("reference")) + self._awaited
+        return relearning_cost(references, self.settings.relearn)
 
     def _stand_in_cost(self) -> float:
         return stand_in_cost(self._n_stand_ins, self.settings.stand_in)

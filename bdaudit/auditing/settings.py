@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from bdaudit.errors import ConfigError
 from bdaudit.inversion import InversionConfig
 from bdaudit.reactivation.transfer import Strategy
+from bdaudit.relearning import RelearnConfig
 from bdaudit.results import Condition, Mode
 from bdaudit.standins import StandInConfig
 
@@ -91,6 +92,7 @@ class AuditSettings:
         stand_ins: Innocent models to make; `None` makes what the references lack to three.
         stand_in: How they are made.
         inversion: How a trigger is looked for, where none is given.
+        relearn: How relearning is measured beside the verdict; `None` does not measure it.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -111,6 +113,7 @@ class AuditSettings:
     stand_ins: int | None = None
     stand_in: StandInConfig = field(default_factory=StandInConfig)
     inversion: InversionConfig = field(default_factory=InversionConfig)
+    relearn: RelearnConfig | None = None
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
 

@@ -95,6 +95,14 @@ def audit(
             rich_help_panel="Attack",
         ),
     ] = True,
+    relearn: Annotated[
+        bool,
+        typer.Option(
+            "--relearn/--no-relearn",
+            help="Also measure how fast the trigger is relearned; shown beside the verdict.",
+            rich_help_panel="Attack",
+        ),
+    ] = False,
     policy: Annotated[
         Path | None,
         typer.Option(help="Limits of the verdict (TOML).", rich_help_panel="Inputs"),
@@ -142,7 +150,7 @@ def audit(
 
     Exit code 0: removed; 1: active or dormant; 3: inconclusive; 4: an input cannot be used.
     """
-    from bdaudit.auditing import AuditSettings, StandInConfig, default_modes
+    from bdaudit.auditing import AuditSettings, RelearnConfig, StandInConfig, default_modes
     from bdaudit.auditing import audit as run_audit
 
     demand_trust(ctx, trust_config)
@@ -174,6 +182,7 @@ def audit(
         restarts=restarts,
         objective=objective.value,
         measure_bec=bec,
+        relearn=RelearnConfig() if relearn else None,
         pictures=pictures,
         stand_ins=stand_ins,
         stand_in=StandInConfig(n_images=stand_in_images),

@@ -443,6 +443,20 @@ def read_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         ) from error
 
 
+def read_counts(text: str, option: str) -> tuple[int, ...]:
+    """Read "2,5,10" into whole numbers.
+
+    Raises:
+        ConfigError: A part is none.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"{option}: expected whole numbers separated by commas, got {text!r}"
+        ) from error
+
+
 def read_ladder(values: Sequence[str] | None) -> tuple[float, ...] | None:
     """Read `--eps`, given once with commas or several times."""
     if not values:

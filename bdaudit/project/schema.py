@@ -213,6 +213,11 @@ class Attack(Table):
     bec: bool | None = Field(
         default=None, description="Measure the backdoor existence coefficient.", examples=[True]
     )
+    relearn: bool | None = Field(
+        default=None,
+        description="Also measure how fast the trigger is relearned, beside the verdict.",
+        examples=[False],
+    )
 
 
 class Query(Table):

@@ -7,7 +7,7 @@ import io
 
 from bdaudit.report.curves import list_attacks
 from bdaudit.report.wording import AnyRecord, visible
-from bdaudit.results import AttackRun, Rate, ScoreRecord
+from bdaudit.results import AttackRun, AuditRecord, Rate, ReactivationRecord
 
 __all__ = ["COLUMNS", "render"]
 
@@ -23,7 +23,7 @@ def render(record: AnyRecord) -> str:
     stream = io.StringIO()
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(COLUMNS)
-    runs = () if isinstance(record, ScoreRecord) else record.runs
+    runs = record.runs if isinstance(record, AuditRecord | ReactivationRecord) else ()
     for baseline in record.baselines:
         rows.writerow(
             ["none", "", "", _cell(baseline.model), baseline.role, 0, "", *_rate(baseline.asr)]

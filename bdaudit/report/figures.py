@@ -11,10 +11,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bdaudit.report.curves import Attack, Curve
 from bdaudit.report.drawing import PAINTS, Picture, draw
-from bdaudit.report.wording import norm_name, visible
-from bdaudit.results import AttackRun, BecRecord, Comparison, Rate
+from bdaudit.report.wording import SAME_IMAGES, norm_name, visible
+from bdaudit.results import AttackRun, BecRecord, Comparison, Rate, RelearningEvidence
 
-__all__ = ["draw_bec", "draw_curves", "draw_queries", "draw_tac"]
+__all__ = ["draw_bec", "draw_curves", "draw_queries", "draw_relearning", "draw_tac"]
 
 _MARKERS = {
     "defended": "o",
@@ -222,6 +222,68 @@ def draw_queries(runs: Sequence[AttackRun]) -> Picture:
     return draw(
         "queries",
         "Share of held-out images taken to the target, by image queries",
+        described,
+        plot,
+        height=3.2,
+        narrow_height=3.4,
+    )
+
+
+def draw_relearning(evidence: RelearningEvidence) -> Picture:
+    """Draw ASR against training steps: the defended model and the innocent ones."""
+    steps = evidence.steps
+
+    def plot(figure: Figure, narrow: bool) -> None:
+        axes = figure.subplots()
+        _share_axis(axes)
+        axes.set_ylabel("taken to the target")
+        axes.set_xlabel("training steps")
+        axes.set_xticks(steps, [str(step) for step in steps])
+        paint = PAINTS["reference"]
+        columns = list(zip(*evidence.innocent_asr.values(), strict=True))
+        axes.fill_between(
+            steps,
+            [min(column) for column in columns],
+            [max(column) for column in columns],
+            color=paint,
+            alpha=0.22,
+            linewidth=0,
+            label=f"innocent models ({len(evidence.innocent_asr)})",
+        )
+        for curve in evidence.innocent_asr.values():
+            axes.plot(steps, curve, color=paint, linewidth=0.9)
+        if evidence.clean_target_rate:
+            axes.plot(
+                steps,
+                evidence.clean_target_rate,
+                color=PAINTS["same_delta"],
+                marker="^",
+                linestyle=_DASHES["same_delta"],
+                linewidth=1.4,
+                label=SAME_IMAGES,
+            )
+        axes.plot(
+            steps,
+            evidence.asr,
+            color=PAINTS["defended"],
+            marker="o",
+            markersize=7,
+            linewidth=2.4,
+            label="defended model",
+        )
+        figure.legend(loc="outside lower center", ncols=2 if narrow else 3)
+
+    rows = {"Defended": evidence.asr, SAME_IMAGES: evidence.clean_target_rate}
+    described = " ".join(
+        f"{name}: "
+        + ", ".join(f"{100 * v:.1f}% after {s}" for s, v in zip(steps, curve, strict=True))
+        + "."
+        for name, curve in (rows | evidence.innocent_asr).items()
+        if curve
+    )
+    return draw(
+        "relearning",
+        "Share of held-out images taken to the target, by training steps",
         described,
         plot,
         height=3.2,

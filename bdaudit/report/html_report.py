@@ -11,10 +11,17 @@ from markupsafe import Markup
 
 from bdaudit.report.curves import Attack, list_attacks
 from bdaudit.report.drawing import Picture
-from bdaudit.report.figures import draw_bec, draw_curves, draw_queries, draw_tac
+from bdaudit.report.figures import (
+    draw_bec,
+    draw_curves,
+    draw_queries,
+    draw_relearning,
+    draw_tac,
+)
 from bdaudit.report.page import render_page
 from bdaudit.report.wording import (
     GISTS,
+    SAME_IMAGES,
     AnyRecord,
     about_stand_ins,
     defended_file,
@@ -36,6 +43,7 @@ from bdaudit.results import (
     PictureColumn,
     Rate,
     ReactivationRecord,
+    RelearnRecord,
     ScoreRecord,
 )
 
@@ -46,8 +54,9 @@ _PNG = "data:image/png;base64,"
 
 def render(record: AnyRecord) -> str:
     """Write `record` as a page that works offline and printed."""
-    runs = () if isinstance(record, ScoreRecord) else record.runs
-    bec = () if isinstance(record, ReactivationRecord) else record.bec
+    runs = record.runs if isinstance(record, AuditRecord | ReactivationRecord) else ()
+    bec = record.bec if isinstance(record, AuditRecord | ScoreRecord) else ()
+    relearning = record.relearning if isinstance(record, AuditRecord | RelearnRecord) else None
     audit = record if isinstance(record, AuditRecord) else None
     decisive = None if audit is None else find_decisive(audit)
     attacks = list_attacks(runs, record.baselines)
@@ -71,6 +80,9 @@ def render(record: AnyRecord) -> str:
         bec_missing=None if audit is None else audit.bec_missing,
         bec_figure=draw_bec(bec) if bec else None,
         tac_figure=draw_tac(bec[0]) if bec else None,
+        relearning=relearning,
+        relearning_figure=None if relearning is None else draw_relearning(relearning.evidence),
+        same_images=SAME_IMAGES,
         stand_ins=about_stand_ins(record.baselines),
         queries=_queried(runs),
         queries_figure=_queries_figure(runs),

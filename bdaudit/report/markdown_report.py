@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from bdaudit.report.curves import Attack, list_attacks
 from bdaudit.report.wording import (
     GISTS,
+    SAME_IMAGES,
     AnyRecord,
     defended_file,
     find_decisive,
@@ -26,7 +27,14 @@ from bdaudit.report.wording import (
     visible,
     weakest_lifts,
 )
-from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord, Verdict
+from bdaudit.results import (
+    AuditRecord,
+    ReactivationRecord,
+    Relearning,
+    RelearnRecord,
+    ScoreRecord,
+    Verdict,
+)
 
 __all__ = ["render"]
 
@@ -44,12 +52,14 @@ _START_OF_LINE = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
 def render(record: AnyRecord) -> str:
     """Write `record` as a few lines of GitHub- and GitLab-flavoured Markdown."""
     lines = [*_head(record), "", "<details>", "<summary>Details</summary>", ""]
-    runs = () if isinstance(record, ScoreRecord) else record.runs
+    runs = record.runs if isinstance(record, AuditRecord | ReactivationRecord) else ()
     audit = record if isinstance(record, AuditRecord) else None
     for attack in list_attacks(runs, record.baselines):
         lines += [*_attack_table(attack, audit), ""]
     lines += [*_baseline_table(record), ""]
-    if not isinstance(record, ReactivationRecord) and record.bec:
+    if isinstance(record, AuditRecord | RelearnRecord) and record.relearning is not None:
+        lines += [*_relearning_table(record.relearning), ""]
+    if isinstance(record, AuditRecord | ScoreRecord) and record.bec:
         values = ", ".join(f"{number(b.value)} against {_text(b.reference)}" for b in record.bec)
         lines += [
             f"**Backdoor existence coefficient** {values}. It explains and never decides.",
@@ -115,6 +125,19 @@ def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:
     if lifts:
         cells = [points(lifts[e].value) if e in lifts else "-" for e in attack.ladder]
         yield _row(["**lift over the strongest control, points**", *cells])
+
+
+def _relearning_table(relearning: Relearning) -> Iterator[str]:
+    evidence = relearning.evidence
+    yield f"**Relearning** (beside the verdict, no part of it): {_text(relearning.why)}"
+    yield ""
+    yield _row(["ASR after steps", *map(str, evidence.steps)])
+    yield _row(["---", *("---:" for _ in evidence.steps)])
+    rows = [("defended", evidence.asr), (f"&emsp;{SAME_IMAGES}", evidence.clean_target_rate)]
+    rows += [(_text(model), asr) for model, asr in evidence.innocent_asr.items()]
+    for name, values in rows:
+        if values:
+            yield _row([name, *(f"{100 * value:.1f}%" for value in values)])
 
 
 def _baseline_table(record: AnyRecord) -> Iterator[str]:

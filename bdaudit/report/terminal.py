@@ -13,6 +13,7 @@ from rich.text import Text
 
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.inversion import inversion_parts
+from bdaudit.report.relearning import relearning_parts
 from bdaudit.report.wording import (
     CONDITIONS,
     GISTS,
@@ -27,13 +28,14 @@ from bdaudit.report.wording import (
     weakest_lifts,
 )
 from bdaudit.results import (
+    AnyDocument,
     AttackRun,
     AuditRecord,
     Baseline,
     BecRecord,
     Diagnostic,
     InversionRecord,
-    ReactivationRecord,
+    RelearnRecord,
     ScoreRecord,
 )
 
@@ -47,7 +49,7 @@ _NARROW = 70
 
 
 def print_record(
-    record: AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord,
+    record: AnyDocument,
     console: Console,
     *,
     brief: bool = False,
@@ -68,6 +70,11 @@ def print_record(
         ]
     elif isinstance(record, InversionRecord):
         parts = inversion_parts(record.inversion, record.data.class_names, console)
+    elif isinstance(record, RelearnRecord):
+        parts = [
+            *relearning_parts(record.relearning, console),
+            _baseline_table(record.baselines, (), console),
+        ]
     else:
         parts = [
             _baseline_table(record.baselines, (), console),
@@ -97,6 +104,8 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
         if chart is not None:
             parts.append(chart)
     parts += _query_parts(record.runs, console, brief=brief)
+    if record.relearning is not None:
+        parts += relearning_parts(record.relearning, console)
     if brief:
         return parts
     parts += _bec_parts(record.bec, record.bec_missing, console)
@@ -430,9 +439,7 @@ def _diagnostic_parts(diagnostics: Sequence[Diagnostic]) -> list[RenderableType]
     return [Group(_heading("Diagnostics"), *(Padding(line, (0, 0, 0, 2)) for line in lines))]
 
 
-def _footer(
-    record: AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord,
-) -> RenderableType:
+def _footer(record: AnyDocument) -> RenderableType:
     models = ", ".join(
         f"{m.name} {m.weights_sha256[:12] if m.weights_sha256 else 'unknown'}"
         for m in record.models

@@ -15,6 +15,7 @@ from bdaudit.results import (
     Outcome,
     Rate,
     ReactivationRecord,
+    RelearnRecord,
     ScoreRecord,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "CONDITIONS",
     "GISTS",
     "SAME_DELTA",
+    "SAME_IMAGES",
     "AnyRecord",
     "about_stand_ins",
     "attack_name",
@@ -39,7 +41,7 @@ __all__ = [
     "weakest_lifts",
 ]
 
-AnyRecord = AuditRecord | ScoreRecord | ReactivationRecord
+AnyRecord = AuditRecord | ScoreRecord | ReactivationRecord | RelearnRecord
 
 GISTS: dict[Outcome, str] = {
     "removed": "no sign that the backdoor sleeps in this model",
@@ -56,6 +58,7 @@ CONDITIONS = {
 """The controls on the defended model that are attacks of their own."""
 
 SAME_DELTA = "same delta, no trigger"
+SAME_IMAGES = "same images, no trigger"
 
 _NOT_PROVED = (
     "other triggers and other target classes: only the trigger given here was tried",
@@ -133,6 +136,8 @@ def one_line(record: AnyDocument) -> str:
     if isinstance(record, ScoreRecord):
         values = ", ".join(f"{number(b.value)} against {b.reference}" for b in record.bec)
         return f"BEC {values}" if values else "BEC undefined: no reference"
+    if isinstance(record, RelearnRecord):
+        return f"{record.relearning.outcome}: {record.relearning.why}"
     if isinstance(record, InversionRecord):
         return f"{record.inversion.outcome}: {record.inversion.why}"
     run = next(r for r in record.runs if r.role == "defended" and r.condition == "trigger")

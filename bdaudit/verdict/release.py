@@ -39,7 +39,7 @@ def decide_release(
         against: Further reasons that forbid it, such as files that were not audited.
     """
     reasons = [*against, *_not_allowed(record, policy)]
-    warnings = list(_bec_warnings(record, policy))
+    warnings = [*_bec_warnings(record, policy), *_relearning_warnings(record, outcome)]
     loss = _clean_acc_loss(record, policy)
     if loss is None and policy.clean_acc_loss == "fail":
         reasons.append("the loss of clean accuracy against the original was not measured")
@@ -110,6 +110,20 @@ def _bec_warnings(record: AuditRecord, policy: Policy) -> Iterator[str]:
             )
     if not any(bec.value is not None for bec in record.bec):
         yield f"BEC was not measured: {record.bec_missing or 'undefined'}"
+
+
+def _relearning_warnings(record: AuditRecord, outcome: Outcome) -> Iterator[str]:
+    """Say where relearning tells otherwise than the verdict, which it leaves as it is."""
+    if record.relearning_missing is not None:
+        yield f"relearning was not measured: {record.relearning_missing}"
+    if record.relearning is None:
+        return
+    asleep = outcome in ("dormant", "active")
+    if (record.relearning.outcome, asleep) in (("dormant", False), ("removed", True)):
+        yield (
+            f"relearning does not agree with the verdict, which stays {outcome}: "
+            f"{record.relearning.why}"
+        )
 
 
 def _clean_acc_loss(record: AuditRecord, policy: Policy) -> PairedDifference | None:

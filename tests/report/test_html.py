@@ -16,7 +16,7 @@ from PIL import Image
 from bdaudit.report.formats import render_report
 from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
 from bdaudit.verdict import Policy, judge
-from tests.records import audit_record, bec_record
+from tests.records import audit_record, bec_record, relearning_record
 from tests.report.conftest import OpenPage
 
 SHAPES = [(1100, "light"), (1100, "dark"), (400, "light"), (400, "dark")]
@@ -224,3 +224,14 @@ def test_pictures_are_drawn_as_they_are(page: Path, audited: AuditRecord, look: 
     assert shown.count() == 3 * len(audited.pictures.columns) + 1
     picture = Image.open(io.BytesIO(shown.first.screenshot()))
     assert picture.convert("L").getextrema()[1] > 100
+
+
+def test_relearning_has_a_figure_and_a_table() -> None:
+    made = audit_record(defended={0.02: 0.1}, innocents=[{0.02: 0.02}])
+    found = relearning_record(0.8, outcome="dormant")
+    html = render_report("html", made.model_copy(update={"relearning": found}))
+    text = " ".join(Text(html).text)
+    assert "How fast the trigger is relearned" in text
+    assert "+80 points above the innocent model" in text
+    assert "80.0% after 20" in html  # the figure's description
+    assert "relearning-section" not in render_report("html", made)

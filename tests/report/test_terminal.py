@@ -10,7 +10,7 @@ from bdaudit.report.terminal import print_record
 from bdaudit.report.wording import one_line
 from bdaudit.results import AuditRecord, Diagnostic
 from bdaudit.verdict import Policy, judge
-from tests.records import audit_record, bec_record
+from tests.records import audit_record, bec_record, relearning_record
 
 QUIET = {0.01: 0.02, 0.02: 0.04, 0.05: 0.3}
 
@@ -120,3 +120,14 @@ def test_the_band_spans_lowest_to_highest() -> None:
     band = Band("innocent", "#", "", [0.2, 0.2], [0.8, 0.8])
     text = rows(draw_chart(["a", "b"], lines=[], band=band, width=40, height=11).plain)
     assert [k for k, row in enumerate(text[:11]) if "##" in row] == list(range(2, 9))
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_relearning_is_shown_as_evidence_beside_the_verdict(width: int) -> None:
+    found = relearning_record(0.8, outcome="dormant")
+    text = printed(whole().model_copy(update={"relearning": found}), width=width)
+    assert "REMEMBERED" in text
+    assert "80.0%" in text
+    assert "+80.0 points (+78.0 to +82.0)" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= width
+    assert "REMEMBERED" not in printed(whole(), width=width)

@@ -5,7 +5,7 @@ import pytest
 from bdaudit.results import AuditRecord, FileDigest
 from bdaudit.verdict import Policy, judge
 from bdaudit.verdict.release import match_files
-from tests.records import audit_record, baseline, bec_record
+from tests.records import audit_record, baseline, bec_record, relearning_record
 
 QUIET = {0.02: 0.03, 0.05: 0.05}
 LOUD = {0.02: 0.5, 0.05: 0.9}
@@ -85,6 +85,26 @@ def test_a_high_bec_only_warns() -> None:
     assert verdict.release == "pass"
     assert "0.41" in verdict.warnings[0]
     assert "not measured" in judge(record(), Policy(bec_warning=0.3)).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("defended", "gap", "outcome", "warned"),
+    [
+        (QUIET, 0.8, "dormant", True),
+        (QUIET, 0.0, "removed", False),
+        (QUIET, 0.1, "unknown", False),
+        (LOUD, 0.8, "dormant", False),
+        (LOUD, 0.0, "removed", True),
+    ],
+)
+def test_relearning_never_changes_a_verdict_and_is_heard_where_it_disagrees(
+    defended: dict[float, float], gap: float, outcome: str, warned: bool
+) -> None:
+    without = judge(record(defended), Policy())
+    found = relearning_record(gap, outcome=outcome)
+    verdict = judge(record(defended, relearning=found), Policy())
+    assert (verdict.outcome, verdict.release) == (without.outcome, without.release)
+    assert any("does not agree" in warning for warning in verdict.warnings) is warned
 
 
 def test_only_allowed_files_pass() -> None:

@@ -1,0 +1,133 @@
+"""Relearning on hand-set twins: alone, and beside the verdict of an audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import bdaudit
+from bdaudit.auditing import relearn_steps
+from bdaudit.auditing.inputs import Sources
+from bdaudit.errors import ModelError
+from bdaudit.progress import Progress, finish
+from bdaudit.results import RelearnRecord, read_record, to_json
+from bdaudit.standins import StandInConfig
+from tests.twins import (
+    TARGET,
+    dormant_twin,
+    innocent_twin,
+    original_twin,
+    removed_twin,
+    twin_sample,
+    twin_trigger,
+)
+
+TRIGGER = bdaudit.from_callable(twin_trigger, TARGET)
+CONFIG = bdaudit.RelearnConfig(
+    learning_rates=(1e-4, 1e-3, 1e-2), steps=(1, 2, 5), draws=3, n_clean=8, n_held_out=60
+)
+COMPUTE = bdaudit.ComputeSettings(device="cpu")
+
+
+def relearn(defended: nn.Module, **changes: object) -> RelearnRecord:
+    arguments: dict[str, object] = {
+        "data": twin_sample(200, seed=1),
+        "trigger": TRIGGER,
+        "references": [innocent_twin(), innocent_twin()],
+        "config": CONFIG,
+        "stand_ins": 0,
+        "compute": COMPUTE,
+    }
+    return bdaudit.relearn(defended, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_a_sleeping_backdoor_is_remembered_and_a_removed_one_is_not(tmp_path: Path) -> None:
+    asleep = relearn(dormant_twin())
+    assert asleep.relearning.outcome == "dormant"
+    assert asleep.relearning.evidence.gap > 0.9
+    assert asleep.relearning.evidence.settings["n_held_out"] == 60
+    assert "remembers the trigger" in asleep.relearning.why
+    gone = relearn(removed_twin())
+    assert gone.relearning.outcome == "removed"
+    path = tmp_path / "relearn.json"
+    path.write_text(to_json(asleep), encoding="utf-8")
+    again = read_record(path)
+    assert isinstance(again, RelearnRecord)
+    assert again.relearning == asleep.relearning
+
+
+def test_the_defended_model_is_taught_at_the_chosen_rate_alone() -> None:
+    found = relearn(dormant_twin()).relearning
+    rate = found.evidence.settings["learning_rate"]
+    assert [c.learning_rate for c in found.curves if c.role == "defended"] == [rate]
+    tried = [c.learning_rate for c in found.curves if c.model == "reference 1"]
+    assert tried == list(CONFIG.learning_rates)
+
+
+def test_progress_rises_to_its_total() -> None:
+    seen: list[Progress] = []
+    sources = Sources(
+        defended=dormant_twin(),
+        references=[innocent_twin()],
+        data=twin_sample(200, seed=1),
+        trigger=TRIGGER,
+    )
+    steps = relearn_steps(
+        sources,
+        config=CONFIG,
+        stand_ins=0,
+        stand_in=StandInConfig(),
+        cache_dir=None,
+        compute=COMPUTE,
+        split=bdaudit.SplitSettings(),
+    )
+    finish(steps, seen.append)
+    own = [event.done / event.total for event in seen if event.step.startswith("relearning")]
+    assert own == sorted(own)
+    assert own[-1] == 1.0
+
+
+def test_without_an_innocent_model_there_is_nothing_to_compare() -> None:
+    with pytest.raises(ModelError, match="pass --reference"):
+        relearn(dormant_twin(), references=[])
+
+
+def audit(defended: nn.Module, **changes: object) -> bdaudit.AuditRecord:
+    settings = bdaudit.AuditSettings(
+        eps=(0.02, 0.05),
+        n_passes=8,
+        stand_ins=0,
+        measure_bec=False,
+        relearn=CONFIG,
+        compute=COMPUTE,
+        split=bdaudit.SplitSettings(n_craft=100),
+    )
+    arguments: dict[str, object] = {
+        "original": original_twin(),
+        "data": twin_sample(400, seed=1),
+        "trigger": TRIGGER,
+        "references": [innocent_twin()],
+        "settings": settings,
+    }
+    return bdaudit.audit(defended, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_an_audit_shows_it_beside_its_verdict() -> None:
+    record = audit(dormant_twin())
+    assert record.verdict is not None
+    assert record.verdict.outcome == "dormant"
+    assert record.relearning is not None
+    assert record.relearning.outcome == "dormant"
+    assert record.verdict.warnings == ()
+    assert [s.status for s in record.steps if s.name == "relearning"] == ["done"]
+
+
+def test_that_it_could_not_be_measured_is_said_and_changes_nothing() -> None:
+    settled = audit(removed_twin(), references=[])
+    assert settled.relearning is None
+    assert settled.relearning_missing is not None
+    assert settled.verdict is not None
+    assert not any("relearning" in reason for reason in settled.verdict.reasons)
+    assert any("relearning was not measured" in w for w in settled.verdict.warnings)
