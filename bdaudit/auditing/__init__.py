@@ -5,9 +5,11 @@ from bdaudit.auditing.inputs import Sources, default_modes
 from bdaudit.auditing.invert import RecoveredTriggers, invert, invert_steps, save_recovered
 from bdaudit.auditing.reactivate import Reactivation, reactivate, reactivate_steps, save_delta
 from bdaudit.auditing.relearn import relearn, relearn_steps
+from bdaudit.auditing.requests import AuditRequest
 from bdaudit.auditing.score import score, score_steps
 from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
 from bdaudit.auditing.store import FolderStore, MemoryStore, RunStore
+from bdaudit.auditing.sweep import record_path, sweep_steps
 from bdaudit.blackbox import BlackBoxOptions, TransportSettings
 from bdaudit.existence import ExistenceConfig
 from bdaudit.inversion import InversionConfig
@@ -19,6 +21,7 @@ from bdaudit.relearning import RelearnConfig
 from bdaudit.standins import StandInConfig
 
 __all__ = [
+    "AuditRequest",
     "AuditSettings",
     "BlackBoxOptions",
     "ClipSettings",
@@ -46,10 +49,12 @@ __all__ = [
     "invert_steps",
     "reactivate",
     "reactivate_steps",
+    "record_path",
     "relearn",
     "relearn_steps",
     "save_delta",
     "save_recovered",
     "score",
     "score_steps",
+    "sweep_steps",
 ]

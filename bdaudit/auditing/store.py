@@ -135,8 +135,7 @@ class FolderStore(MemoryStore):
             self.folder / f"{key}.delta.safetensors", save({"delta": run.delta.contiguous()})
         )
         write_atomically(self.folder / f"{key}.json", run.record.model_dump_json().encode())
-        self._search(key).unlink(missing_ok=True)
-        self._answers(key).unlink(missing_ok=True)
+        self._forget_search(key)
 
     def search_state(self, key: str) -> QueryState | None:
         """Return where an interrupted search stands."""
@@ -160,6 +159,10 @@ class FolderStore(MemoryStore):
     def finish(self) -> None:
         """Throw the folder away: the result is written, nothing is left to resume."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _forget_search(self, key: str) -> None:
+        self._search(key).unlink(missing_ok=True)
+        self._answers(key).unlink(missing_ok=True)
 
     def _search(self, key: str) -> Path:
         return self.folder / f"{key}.search.safetensors"

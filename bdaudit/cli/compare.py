@@ -12,6 +12,7 @@ from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, check_writable, stdout_console, write_file
 from bdaudit.errors import ConfigError, RecordError
+from bdaudit.number_texts import read_numbers
 
 if TYPE_CHECKING:
     from bdaudit.results import AuditRecord
@@ -64,7 +65,7 @@ def compare(
     debug: options.Debug = False,
 ) -> None:
     """Show which of several defences of one original really worked. Nothing is computed."""
-    radius = options.read_numbers(eps, "--eps")
+    radius = read_numbers(eps, "--eps")
     if radius is not None and len(radius) != 1:
         raise ConfigError(f"--eps: expected one radius, got {eps!r}")
     sink = JsonSink(json)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bdaudit.errors import ConfigError
+from bdaudit.number_texts import read_numbers, read_size
 
 if TYPE_CHECKING:
     from bdaudit.auditing import BlackBoxOptions, FolderStore
@@ -427,22 +427,6 @@ Debug = Annotated[
 ]
 
 
-def read_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Read "0.5,0.25" or "8/255" into numbers.
-
-    Raises:
-        ConfigError: A part is no number.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(Fraction(part.strip())) for part in text.split(","))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(
-            f"{option}: expected numbers such as 0.02 or 8/255, separated by commas, got {text!r}"
-        ) from error
-
-
 def read_counts(text: str, option: str) -> tuple[int, ...]:
     """Read "2,5,10" into whole numbers.
 
@@ -462,20 +446,6 @@ def read_ladder(values: Sequence[str] | None) -> tuple[float, ...] | None:
     if not values:
         return None
     return tuple(eps for text in values for eps in read_numbers(text, "--eps") or ())
-
-
-def read_size(text: str | None) -> tuple[int, int] | None:
-    """Read "32" or "32x24" into (height, width).
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--input-size: expected 32 or 32x32, got {text!r}")
-    return int(parts[0]), int(parts[-1])
 
 
 def read_shape(text: str | None) -> tuple[int, int, int] | None:

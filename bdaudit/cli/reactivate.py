@@ -19,6 +19,7 @@ from bdaudit.cli.output import (
     telling_what_is_kept,
 )
 from bdaudit.errors import ConfigError
+from bdaudit.number_texts import read_numbers
 
 __all__ = ["register"]
 
@@ -141,7 +142,7 @@ def reactivate(
     The attack without the trigger and random noise are shown beside it: a high rate alone does
     not show a sleeping backdoor. For a verdict use `bdaudit audit`.
     """
-    radii = options.read_numbers(eps, "--eps") or ()
+    radii = read_numbers(eps, "--eps") or ()
     if len(radii) != 1:
         raise ConfigError(f"--eps: expected one radius, got {eps!r}; `bdaudit audit` takes several")
     sink = JsonSink(json)

@@ -95,7 +95,7 @@ def relearn(
     config = RelearnConfig(
         shots=shots,
         steps=options.read_counts(steps, "--steps"),
-        learning_rates=options.read_numbers(learning_rates, "--learning-rates") or (),
+        learning_rates=read_numbers(learning_rates, "--learning-rates") or (),
         draws=draws,
         freeze_batch_norm=freeze_batch_norm,
     )

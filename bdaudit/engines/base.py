@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ __all__ = [
     "Advanced",
     "Engine",
     "Event",
+    "Events",
     "Failed",
     "Finished",
     "Schedule",
@@ -36,11 +37,14 @@ class Task:
         payload: What the work is told about it; it must pickle.
         after: Keys of tasks that must have finished before this one starts. When one of them
             fails, this one fails too. Their results are not passed on.
+        behind: Keys of tasks that must be over before this one starts, however they end: it can
+            do without them, and is done sooner with them.
     """
 
     key: str
     payload: Any
     after: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,9 @@ class Failed:
 Event: TypeAlias = Started | Advanced | Finished | Failed
 """What becomes of tasks, as it happens."""
 
+Events: TypeAlias = Generator[Event, None, None]
+"""Events as they come; to be closed by whoever leaves them early (`contextlib.closing`)."""
+
 Work: TypeAlias = Callable[[Any, Any], Steps[Any]]
 """What is done with every task: `work(payload, shared)`, a step that yields `Progress` and returns
 the result. A function at the top of a module, since workers find it by its name."""
@@ -106,9 +113,15 @@ class WorkerError(Exception):
 
 
 class Engine(Protocol):
-    """Something that does tasks."""
+    """Something that does tasks.
 
-    def run(self, work: Work, tasks: Iterable[Task], shared: Any = None) -> Iterator[Event]:
+    Attributes:
+        workers: How many at a time, at most.
+    """
+
+    workers: int
+
+    def run(self, work: Work, tasks: Iterable[Task], shared: Any = None) -> Events:
         """Do `work` with every task, and say what becomes of them as it happens.
 
         Closing the iterator, or an interrupt, stops all workers. Results that are lost by that are
@@ -227,7 +240,7 @@ class Schedule:
     def close(self) -> list[Failed]:
         """Refuse what still waits when nothing runs and nothing more will come."""
         for task in self._waiting.values():
-            missing = [key for key in task.after if key not in self._done]
+            missing = [key for key in (*task.after, *task.behind) if key not in self._done]
             self._refused.append(
                 Failed(task.key, EngineError(f"{task.key}: waits for {missing}, never done"))
             )
@@ -247,5 +260,8 @@ class Schedule:
                     error = EngineError(f"{task.key}: not begun, since {failed[0]} failed")
                     self._refused.append(Failed(task.key, error))
                     settled = False
-                elif self._done.issuperset(task.after):
+                elif self._done.issuperset(task.after) and self._is_over(task.behind):
                     self._ready.append(self._waiting.pop(task.key))
+
+    def _is_over(self, keys: Iterable[str]) -> bool:
+        return all(key in self._done or key in self._failed for key in keys)

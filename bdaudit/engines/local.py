@@ -20,6 +20,7 @@ from typing import Any
 from bdaudit.engines.base import (
     Advanced,
     Event,
+    Events,
     Failed,
     Finished,
     Schedule,
@@ -64,7 +65,7 @@ class LocalEngine:
         self.workers = workers
         self.threads_per_worker = threads_per_worker
 
-    def run(self, work: Work, tasks: Iterable[Task], shared: Any = None) -> Iterator[Event]:
+    def run(self, work: Work, tasks: Iterable[Task], shared: Any = None) -> Events:
         """Do `work` with every task; as `Engine.run` says."""
         if self.workers == 1:
             return _run_here(work, tasks, shared, self.threads_per_worker)
@@ -83,9 +84,7 @@ def _n_processors() -> int:
 # -- in this process ----------------------------------------------------------------------------
 
 
-def _run_here(
-    work: Work, tasks: Iterable[Task], shared: Any, n_threads: int | None
-) -> Iterator[Event]:
+def _run_here(work: Work, tasks: Iterable[Task], shared: Any, n_threads: int | None) -> Events:
     schedule = Schedule(tasks)
     with _torch_threads(n_threads):
         while (task := schedule.next()) is not None:
@@ -160,7 +159,7 @@ class _Pool:
         self._workers: list[_Worker] = []
         self._attempts: dict[str, int] = {}
 
-    def run(self, schedule: Schedule) -> Iterator[Event]:
+    def run(self, schedule: Schedule) -> Events:
         try:
             while True:
                 yield from self._give_out(schedule)
@@ -182,7 +181,7 @@ class _Pool:
     def _busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.task is not None]
 
-    def _give_out(self, schedule: Schedule) -> Iterator[Event]:
+    def _give_out(self, schedule: Schedule) -> Events:
         while len(self._busy) < len(self._names):
             task = schedule.next()
             yield from schedule.refusals()
@@ -225,7 +224,7 @@ class _Pool:
         found = wait([worker.connection for worker in self._workers])
         return [worker for worker in self._workers if worker.connection in found]
 
-    def _hear(self, worker: _Worker, schedule: Schedule) -> Iterator[Event]:
+    def _hear(self, worker: _Worker, schedule: Schedule) -> Events:
         try:
             message = worker.connection.recv_bytes()
         except (EOFError, OSError):
@@ -244,7 +243,7 @@ class _Pool:
         yield event
         yield from schedule.refusals()
 
-    def _bury(self, worker: _Worker, schedule: Schedule) -> Iterator[Event]:
+    def _bury(self, worker: _Worker, schedule: Schedule) -> Events:
         """Give the task of a worker that died to another, or up."""
         self._workers.remove(worker)
         worker.connection.close()
@@ -269,7 +268,7 @@ class _Pool:
     def _was_retried(self, worker: _Worker) -> bool:
         return worker.task is not None and self._attempts[worker.task.key] > 1
 
-    def _last_words(self, worker: _Worker) -> Iterator[Event]:
+    def _last_words(self, worker: _Worker) -> Events:
         """Read what is left in the pipe of a worker that was stopped."""
         if not worker.is_ready:
             return

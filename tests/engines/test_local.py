@@ -127,6 +127,18 @@ def test_what_comes_after_a_failure_is_not_begun(workers: int) -> None:
 
 
 @BOTH
+def test_a_task_can_do_without_those_it_is_only_behind(workers: int) -> None:
+    tasks = [
+        Task("last", "fine", behind=("input", "result of nothing")),
+        Task("result of nothing", "fine", after=("input",)),
+        Task("input", "input"),
+    ]
+    events = list(LocalEngine(workers).run(jobs.go_wrong, tasks))
+    assert results(events) == {"last": "fine"}
+    assert [event.key for event in events if isinstance(event, Started)] == ["input", "last"]
+
+
+@BOTH
 def test_tasks_may_be_decided_on_while_others_run(workers: int) -> None:
     so_far: dict[str, object] = {}
 

@@ -1,0 +1,216 @@
+"""An audit that is asked for, and whether a record is what it would give."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bdaudit.auditing.inputs import Sources, can_only_be_asked, default_modes
+from bdaudit.auditing.remote import is_endpoint
+from bdaudit.auditing.settings import AuditSettings
+from bdaudit.errors import BdauditError, ConfigError
+from bdaudit.fetching import is_url
+from bdaudit.file_digests import digest_file
+from bdaudit.models.architectures import is_clip
+from bdaudit.models.clip import clip_files
+from bdaudit.models.settings import read_model_toml
+from bdaudit.results import AuditRecord
+from bdaudit.triggers.files import companion_files
+from bdaudit.usercode import split_reference
+from bdaudit.verdict import Policy
+from bdaudit.version import __version__
+
+__all__ = ["AuditRequest", "FileDigests", "is_still_true", "request_digests", "shared_by"]
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NO_MEASUREMENT = ("policy", "project")
+_PINNED = "#sha256="
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest:
+    """An audit that is asked for.
+
+    Attributes:
+        key: Its name among others, and that of its record's file: letters, digits, `.`, `_`, `-`.
+        sources: What it is on. What is handed over in memory must pickle, and cannot be told from
+            other such things, so its record is made anew every time.
+        settings: How it is run.
+
+    Raises:
+        ConfigError: The key cannot be a file's name.
+    """
+
+    key: str
+    sources: Sources
+    settings: AuditSettings
+
+    def __post_init__(self) -> None:
+        if not _KEY.fullmatch(self.key):
+            raise ConfigError(
+                f"audit {self.key!r}: expected a name of letters, digits, '.', '_' and '-'"
+            )
+
+    def with_modes(self) -> AuditRequest:
+        """Return the same request, its kinds of attack named."""
+        if self.settings.modes is not None or self.sources.defended is None:
+            return self
+        modes = default_modes(self.sources.defended)
+        return replace(self, settings=replace(self.settings, modes=modes))
+
+
+class FileDigests:
+    """sha256 of files and folders; a file that has not changed is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], str] = {}
+
+    def of(self, path: Path) -> str:
+        """Return the digest of a file's bytes, or over names and digests of a folder's files.
+
+        Raises:
+            OSError: It is not there, or cannot be read.
+        """
+        if path.is_dir():
+            lines = [
+                f"{file.relative_to(path).as_posix()}\0{self.of(file)}"
+                for file in sorted(path.rglob("*"))
+                if file.is_file()
+            ]
+            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        status = path.stat()
+        key = (str(path), status.st_size, status.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = digest_file(path)
+        return self._known[key]
+
+
+def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str] | None:
+    """Say by name what determines the record of `request`, as digests.
+
+    Returns:
+        Equal for two requests whose records say the same; `None` where that cannot be told without
+        running them: something is in memory, served, at an address that is not pinned by a digest,
+        or not there.
+    """
+    request = request.with_modes()
+    sources = request.sources
+    try:
+        digests = {name: _digest(value, files) for name, value in _inputs(sources)}
+        policy = sources.policy
+        if isinstance(policy, Policy) or policy is None:
+            digests["policy"] = repr(policy)
+        else:
+            digests["policy"] = files.of(Path(policy))
+    except (OSError, BdauditError, ValueError, KeyError, TypeError):
+        return None
+    if None in digests.values():
+        return None
+    digests["settings"] = json.dumps(request.settings.as_dict(), sort_keys=True, default=str)
+    digests["options"] = repr(
+        [
+            sources.model_options,
+            sources.black_box,
+            sources.feedback,
+            sources.target_label,
+            sources.allow_trigger_code,
+            sources.classes if not isinstance(sources.classes, str | Path) else None,
+        ]
+    )
+    digests["bdaudit"] = __version__
+    return {name: str(digest) for name, digest in digests.items()}
+
+
+def shared_by(digests: dict[str, str] | None) -> str | None:
+    """Name the case of a request: the same where originals and references are attacked alike.
+
+    Args:
+        digests: Of the request.
+
+    Returns:
+        `None` when it is not known.
+    """
+    if digests is None:
+        return None
+    others = {name: digest for name, digest in digests.items() if not _is_of_defended(name)}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def is_still_true(record: AuditRecord, files: FileDigests) -> bool:
+    """Say whether every file that a record read is still what it was.
+
+    Files that shape a verdict and no measurement are left out, and those that were fetched, which
+    are under their addresses in the record.
+    """
+    for file in record.inputs:
+        if file.role in _NO_MEASUREMENT or is_url(file.path):
+            continue
+        try:
+            if files.of(Path(file.path)) != file.sha256:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _is_of_defended(name: str) -> bool:
+    return name == "defended" or name.endswith(" of defended")
+
+
+def _inputs(sources: Sources) -> Iterator[tuple[str, Any]]:
+    """Name everything that is read and where it is, `None` where there is nothing to read again."""
+    models = [("defended", sources.defended)]
+    if sources.original is not None:
+        models.append(("original", sources.original))
+    for role, several in (("reference", sources.references), ("surrogate", sources.surrogates)):
+        models += [(f"{role} {number}", model) for number, model in enumerate(several, start=1)]
+    for name, model in models:
+        yield name, model
+        if not _is_file(model):
+            continue
+        _, beside = read_model_toml(Path(str(model)))
+        if beside is not None:
+            yield f"settings of {name}", beside
+    yield "data", sources.data
+    if isinstance(sources.classes, str | Path):
+        yield "classes", sources.classes
+    if sources.trigger is not None:
+        yield "trigger", sources.trigger
+        if _is_file(sources.trigger):
+            for number, path in enumerate(companion_files(Path(str(sources.trigger)))):
+                yield f"file {number} of the trigger", path
+            yield from _paired_images(Path(str(sources.trigger)))
+    options = sources.model_options
+    if options.arch is not None and (code := split_reference(options.arch)) is not None:
+        yield "architecture", code[0]
+    if options.clip is not None and options.arch is not None and is_clip(options.arch):
+        for number, path in enumerate(clip_files(options.arch, options.clip)):
+            yield f"CLIP {number}", path
+
+
+def _paired_images(trigger: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the folder of a paired trigger's images."""
+    document = tomllib.loads(trigger.read_text(encoding="utf-8"))
+    if document.get("kind") == "paired":
+        yield "images of the trigger", trigger.parent / document["paired"]["folder"]
+
+
+def _is_file(source: object) -> bool:
+    return isinstance(source, str | Path) and not is_url(source) and Path(source).is_file()
+
+
+def _digest(source: object, files: FileDigests) -> str | None:
+    if not isinstance(source, str | Path):
+        return None
+    text = str(source)
+    if is_url(source):
+        return text if _PINNED in text and not is_endpoint(source) else None
+    if can_only_be_asked(text) and (code := split_reference(text)) is not None:
+        return f"{code[1]} in {files.of(code[0])}"
+    return files.of(Path(source))

@@ -1,0 +1,376 @@
+"""Many audits side by side: what they have in common is done once, what is there is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from typing import Any, TypeAlias
+
+from bdaudit.atomic import write_atomically
+from bdaudit.auditing.audit import audit_steps
+from bdaudit.auditing.requests import (
+    AuditRequest,
+    FileDigests,
+    is_still_true,
+    request_digests,
+    shared_by,
+)
+from bdaudit.auditing.sharing import SharingStore
+from bdaudit.engines import Advanced, Engine, Event, Failed, Finished, Started, Task
+from bdaudit.errors import BdauditError, ConfigError, InputError, RemoteError
+from bdaudit.progress import Progress, Steps
+from bdaudit.report.sweeps import describe_audit
+from bdaudit.results import AuditRecord, Condition, Mode, read_record, to_json
+from bdaudit.sweep_results import SweepRecord, SweptAudit
+from bdaudit.version import __version__
+
+__all__ = ["record_path", "sweep_steps"]
+
+Told: TypeAlias = Callable[[SweptAudit], None]
+"""Somebody who wants to hear of every audit as soon as it is over."""
+
+_RECORDS = "records"
+_STAMPS = "stamps"
+_RUNS = "runs"
+_STATE = "state"
+
+
+def record_path(folder: Path, key: str) -> Path:
+    """Return where the record of the audit `key` is in the folder of a sweep."""
+    return folder / _RECORDS / f"{key}.json"
+
+
+def sweep_steps(
+    requests: Sequence[AuditRequest],
+    *,
+    folder: Path,
+    engine: Engine,
+    cache_dir: Path | None = None,
+    command: Sequence[str] | None = None,
+    told: Told | None = None,
+) -> Steps[SweepRecord]:
+    """Run many audits, each into a record of its own; one that fails leaves the others be.
+
+    A record that is there, of the same version, settings, policy and contents of all files, is
+    kept. With several workers the attacks on originals and references that requests have in common
+    are tasks of their own, and come first: no two workers make the same one.
+
+    Args:
+        requests: The audits, each of another key.
+        folder: For records, and for what is needed to go on after an interrupt; made when missing.
+            All workers must see it under this name, as they must see the inputs.
+        engine: Where the audits are done.
+        cache_dir: Folder that keeps models made here (surrogates, stand-ins); `None` keeps none.
+        command: What the records say they were made by.
+        told: Told of every audit when it is over.
+
+    Returns:
+        What became of each, in the order of `requests`.
+
+    Raises:
+        ConfigError: Two requests have the same key.
+        InputError: The folder cannot be written to.
+        ResourceError: The engine has no worker to give.
+    """
+    started = time.perf_counter()
+    _check_keys(requests)
+    _make_folders(folder)
+    board = _Board(len(requests), told or _ignore)
+    files = FileDigests()
+    missing = []
+    for request in requests:
+        yield board.progress("looking at what is there")
+        record = _find_kept(request, folder, files)
+        if record is None:
+            missing.append(request)
+        else:
+            board.settle(_line(request.key, record, "kept"))
+    tasks = _plan(missing, files, engine.workers)
+    board.expect(task.key for task in tasks)
+    common = _Common(folder, cache_dir, None if command is None else tuple(command))
+    with contextlib.closing(engine.run(_do, tasks, common)) as events:
+        for event in events:
+            board.hear(event, folder)
+            yield board.progress()
+    return SweepRecord(
+        created=datetime.now(UTC),
+        bdaudit=__version__,
+        audits=tuple(board.over[request.key] for request in requests),
+        elapsed_s=time.perf_counter() - started,
+        notes=tuple(board.notes),
+    )
+
+
+def _ignore(_: SweptAudit) -> None:
+    pass
+
+
+def _check_keys(requests: Sequence[AuditRequest]) -> None:
+    seen = set()
+    for request in requests:
+        # Some file systems do not tell "A" from "a".
+        if request.key.lower() in seen:
+            raise ConfigError(f"audits: two are called {request.key!r}; give them other names")
+        seen.add(request.key.lower())
+
+
+def _make_folders(folder: Path) -> None:
+    try:
+        for name in (_RECORDS, _STAMPS, _RUNS, _STATE):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}") from error
+
+
+def _line(key: str, record: AuditRecord, status: Any) -> SweptAudit:
+    return describe_audit(key, record, file=PurePath(_RECORDS, f"{key}.json"), status=status)
+
+
+# -- what is there already ----------------------------------------------------------------------
+
+
+def _stamp_path(folder: Path, key: str) -> Path:
+    return folder / _STAMPS / f"{key}.json"
+
+
+def _find_kept(request: AuditRequest, folder: Path, files: FileDigests) -> AuditRecord | None:
+    """Return the record of an earlier sweep, where this one would give the same."""
+    try:
+        stamp = json.loads(_stamp_path(folder, request.key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if stamp != request_digests(request, files):
+        return None
+    try:
+        record = read_record(record_path(folder, request.key))
+    except BdauditError:
+        return None
+    if not isinstance(record, AuditRecord) or record.verdict is None:
+        return None
+    return record if is_still_true(record, files) else None
+
+
+# -- what is to be done -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all tasks are told."""
+
+    folder: Path
+    cache_dir: Path | None
+    command: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _SharedRuns:
+    """The attacks on one model that several audits need."""
+
+    key: str
+    request: AuditRequest
+    model: str
+
+    @classmethod
+    def on_original(cls, key: str, request: AuditRequest) -> _SharedRuns:
+        return cls(key, _without_defended(request, ()), "original")
+
+    @classmethod
+    def on_reference(cls, key: str, request: AuditRequest, index: int) -> _SharedRuns:
+        references = request.sources.references
+        if request.settings.objective == "specific":
+            # It is made on the others as well, so they must be there under their names.
+            name = "reference" if len(references) == 1 else f"reference {index + 1}"
+            return cls(key, _without_defended(request, references), name)
+        return cls(key, _without_defended(request, references[index : index + 1]), "reference")
+
+
+def _without_defended(request: AuditRequest, references: Sequence[Any]) -> AuditRequest:
+    """Return a request for what does not depend on the defended model.
+
+    The original stands in its place, and is not attacked there.
+    """
+    request = request.with_modes()
+    sources, settings = request.sources, request.settings
+    if settings.objective == "specific":
+        references = sources.references
+    return replace(
+        request,
+        sources=replace(sources, defended=sources.original, references=tuple(references)),
+        settings=replace(settings, controls=(), measure_bec=False, pictures=False, stand_ins=0),
+    )
+
+
+def _plan(requests: Sequence[AuditRequest], files: FileDigests, workers: int) -> list[Task]:
+    """List the tasks; those that several audits need stand before the first of these."""
+    cases: dict[str, list[AuditRequest]] = {}
+    for request in requests:
+        case = shared_by(request_digests(request, files)) if workers > 1 else None
+        cases.setdefault(case or f"alone {request.key}", []).append(request)
+    tasks: list[Task] = []
+    for number, members in enumerate(cases.values()):
+        shared = _shared_tasks(members[0], number) if len(members) > 1 else []
+        tasks += shared
+        keys = tuple(task.key for task in shared)
+        tasks += [Task(request.key, request, behind=keys) for request in members]
+    return tasks
+
+
+def _shared_tasks(request: AuditRequest, number: int) -> list[Task]:
+    """List the attacks that are alike in all audits of a case, a task a model.
+
+    Where the trigger is looked for first, each audit looks for it itself.
+    """
+    request = request.with_modes()
+    sources, modes = request.sources, set(request.settings.modes or ())
+    if sources.original is None or sources.trigger is None:
+        return []
+    tasks: list[Task] = []
+    if modes - {"transfer"}:
+        # No name of an audit begins like this.
+        payload = _SharedRuns.on_original(f"_{number}-original", request)
+        tasks.append(Task(payload.key, payload))
+    # Models that queries start from are made once, by the first, and kept in the cache.
+    behind = tuple(task.key for task in tasks) if modes != {"white"} else ()
+    for index in range(len(sources.references)):
+        payload = _SharedRuns.on_reference(f"_{number}-reference-{index + 1}", request, index)
+        tasks.append(Task(payload.key, payload, behind=behind))
+    return tasks
+
+
+# -- in the workers -----------------------------------------------------------------------------
+
+
+def _do(payload: AuditRequest | _SharedRuns, common: _Common) -> Steps[SweptAudit | None]:
+    if isinstance(payload, _SharedRuns):
+        yield from _make_shared(payload, common)
+        return None
+    return (yield from _make_record(payload, common))
+
+
+def _make_shared(payload: _SharedRuns, common: _Common) -> Steps[None]:
+    store = SharingStore(common.folder / _STATE / payload.key, common.folder / _RUNS)
+
+    def is_wanted(mode: Mode, name: str, condition: Condition, eps: float) -> bool:
+        return name == payload.model and condition == "trigger"
+
+    # What is wrong is said by the audits themselves, which go on without.
+    with contextlib.suppress(BdauditError):
+        yield from audit_steps(
+            payload.request.sources,
+            settings=payload.request.settings,
+            store=store,
+            cache_dir=common.cache_dir,
+            only=is_wanted,
+        )
+    store.finish()
+
+
+def _make_record(request: AuditRequest, common: _Common) -> Steps[SweptAudit]:
+    yield Progress("hashing the inputs", 0, 1)
+    digests = request_digests(request, FileDigests())
+    stamp = _stamp_path(common.folder, request.key)
+    # An old stamp must not vouch for a new record.
+    stamp.unlink(missing_ok=True)
+    store = SharingStore(common.folder / _STATE / request.key, common.folder / _RUNS)
+    record = yield from audit_steps(
+        request.sources,
+        settings=request.settings,
+        store=store,
+        cache_dir=common.cache_dir,
+        command=common.command,
+    )
+    write_atomically(record_path(common.folder, request.key), to_json(record).encode())
+    if digests is not None:
+        write_atomically(stamp, json.dumps(digests, indent=1).encode())
+    store.finish()
+    return _line(request.key, record, "done")
+
+
+# -- what is told -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Board:
+    """How far all audits are together."""
+
+    n_audits: int
+    told: Told
+    over: dict[str, SweptAudit] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _shares: dict[str, float] = field(default_factory=dict)
+    _running: dict[str, str] = field(default_factory=dict)
+
+    def expect(self, keys: Iterator[str]) -> None:
+        self._shares = dict.fromkeys(keys, 0.0)
+
+    def settle(self, line: SweptAudit) -> None:
+        self.over[line.key] = line
+        self.told(line)
+
+    def hear(self, event: Event, folder: Path) -> None:
+        key = event.key
+        if isinstance(event, Started):
+            self._running[key] = "starting"
+            return
+        if isinstance(event, Advanced):
+            total = event.progress.total
+            self._running[key] = event.progress.step
+            self._shares[key] = min(event.progress.done / total, 1.0) if total else 0.0
+            return
+        self._running.pop(key, None)
+        self._shares[key] = 1.0
+        if isinstance(event, Failed) and event.retried:
+            self.notes.append(f"{key}: was begun twice, since its first worker died")
+        if key.startswith("_"):
+            if isinstance(event, Failed):
+                self.notes.append(f"{key}: not made beforehand: {event.error}")
+            return
+        self.settle(_line_of_failure(event) if isinstance(event, Failed) else _seen(event, folder))
+
+    def progress(self, what: str | None = None) -> Progress:
+        """Say how far all are: in tasks, those under way by their share."""
+        n_failed = sum(line.status == "failed" for line in self.over.values())
+        step = f"{len(self.over)} of {self.n_audits} audits"
+        if n_failed:
+            step += f", {n_failed} failed"
+        done = sum(self._shares.values())
+        under_way = [f"{key}: {step}" for key, step in self._running.items()]
+        note = what or "; ".join(under_way)
+        if not self._shares:
+            return Progress(step, 0, 1, note)
+        return Progress(step, done, len(self._shares), note)
+
+
+def _seen(event: Finished, folder: Path) -> SweptAudit:
+    """Take a line from a worker, whose files must be here too."""
+    line: SweptAudit = event.result
+    if record_path(folder, line.key).is_file():
+        return line
+    return _line_of_failure(
+        Failed(
+            line.key,
+            InputError(
+                f"{record_path(folder, line.key)}: a worker wrote it and it is not here; --out "
+                "must be a folder that all machines share"
+            ),
+        )
+    )
+
+
+def _line_of_failure(event: Failed) -> SweptAudit:
+    error = event.error
+    is_input = isinstance(error, InputError | ConfigError | RemoteError)
+    gist = str(error).strip().splitlines() or [type(error).__name__]
+    named = isinstance(error, BdauditError)
+    return SweptAudit(
+        key=event.key,
+        status="failed",
+        why=gist[0] if named else f"{type(error).__name__}: {gist[0]}",
+        failed_of="input" if is_input else "internal",
+        traceback=event.traceback,
+    )
