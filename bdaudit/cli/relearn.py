@@ -10,6 +10,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, ReportSinks, show_record, showing_progress
+from bdaudit.number_texts import read_numbers
 
 __all__ = ["register"]
 
