@@ -7,10 +7,10 @@ the command line prints; whoever drives the step decides what to show.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-__all__ = ["Listener", "Progress", "Steps", "finish", "reworded"]
+__all__ = ["Listener", "Progress", "Steps", "finish", "reworded", "within"]
 
 Result = TypeVar("Result")
 
@@ -71,3 +71,18 @@ def reworded(steps: Steps[Result], change: Callable[[Progress], Progress]) -> St
             yield change(event)
     finally:
         steps.close()
+
+
+def within(first: float, share: float) -> Callable[[Progress], Progress]:
+    """Return what moves a step's events into a part of a longer one, whose whole is 1.
+
+    Args:
+        first: Where the part begins, in [0, 1].
+        share: How long it is.
+    """
+
+    def change(event: Progress) -> Progress:
+        done = event.done / event.total if event.total else 1.0
+        return replace(event, done=first + share * done, total=1.0)
+
+    return change

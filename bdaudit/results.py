@@ -579,6 +579,7 @@ class Inversion(Record):
         candidates: Recovered triggers, the one to go on with first.
         n_tests: Comparisons that the p-values are corrected for.
         references: Names of the innocent models, in the order of all lists here.
+        stand_ins: Those of them that were made here.
         skipped: Targets that could not be tried, in words.
         settings: Of the searches and of the decision.
     """
@@ -589,6 +590,7 @@ class Inversion(Record):
     runs: tuple[InversionRun, ...]
     n_tests: int
     references: tuple[str, ...] = ()
+    stand_ins: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     settings: dict[str, Any]
     elapsed_s: float

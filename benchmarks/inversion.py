@@ -3,6 +3,7 @@
     python benchmarks/build_inversion_models.py MODELS --data /usr/share/datasets/fashion-mnist
     python benchmarks/inversion.py MODELS races     # every search on every model
     python benchmarks/inversion.py MODELS table     # pairs originals with innocent models, prints
+    python benchmarks/inversion.py MODELS stand-ins # the same with stand-ins that originals taught
     python benchmarks/inversion.py MODELS verdicts  # audits with true and recovered triggers
 
 Searches run under bfloat16 with their default settings, all targets and no race dropped (there are
@@ -21,15 +22,19 @@ import torch
 from torch import Tensor
 
 import bdaudit
+from bdaudit.auditing.runs import derive_generator
 from bdaudit.data import Split, load_sample, split_sample
 from bdaudit.inversion import InversionConfig, make_arms
 from bdaudit.inversion.anomaly import score_arms
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.invert import make_search
+from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
 from bdaudit.inversion.recovered import Recovered
+from bdaudit.inversion.universal import UniversalSearch
 from bdaudit.models import LoadedModel, load_model
 from bdaudit.progress import finish
 from bdaudit.scoring import predict
+from bdaudit.standins import StandInConfig, make_stand_ins
 from bdaudit.triggers import AllToAll, AllToOne, Trigger, poison, read_trigger, write_trigger
 
 DEMO = resources.files("bdaudit") / "demo_files"
@@ -59,13 +64,20 @@ def open_model(folder: Path, name: str) -> LoadedModel:
     return load_model(folder / f"{name}.safetensors", name=Path(name).name)
 
 
-def raced(folder: Path, name: str, method: str, halves: Split) -> object:
+def raced(
+    folder: Path, name: str, method: str, halves: Split
+) -> UniversalSearch | NeuralCleanseSearch:
     """Return a search that has gone all the way, from the file where there is one."""
-    model = open_model(folder, name)
+    return raced_on(open_model(folder, name), folder / "races", Path(name).name, method, halves)
+
+
+def raced_on(
+    model: LoadedModel, races: Path, name: str, method: str, halves: Split
+) -> UniversalSearch | NeuralCleanseSearch:
     arms, _ = make_arms(RULES, halves.craft.labels, NUM_CLASSES)
     asker = Asker(model.classifier, halves.craft.images, batch_size=256, bf16=True)
     search = make_search(method, asker, arms, CONFIG)
-    kept = folder / "races" / f"{Path(name).name}-{method}.pt"
+    kept = races / f"{name}-{method}.pt"
     if not kept.exists():
         stages = []
         for stage in range(search.n_stages):
@@ -106,15 +118,57 @@ def measure_table(folder: Path, only: list[str]) -> None:
         if not row.exists():
             others = [name for name in innocent if name != file][:3]
             row.parent.mkdir(exist_ok=True)
-            row.write_text(json.dumps(_row(folder, label, file, others, halves), indent=1))
+            models = {Path(name).name: open_model(folder, name) for name in (file, *others)}
+            row.write_text(json.dumps(_row(folder, label, models, halves, ""), indent=1))
         print(label, row.read_text(), flush=True)
 
 
-def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) -> dict:
-    figures: dict[str, object] = {"others": [Path(o).name for o in others]}
-    models = [open_model(folder, name) for name in (file, *others)]
+def measure_stand_ins(folder: Path, only: list[str]) -> None:
+    """Score originals against three stand-ins each, which learned from its clean answers."""
+    halves = sample()
+    suspects = {k: f for k, (f, _) in ORIGINALS.items()}
+    suspects |= {Path(name).name: name for name in INNOCENT}
+    for label, file in suspects.items():
+        if (only and label not in only) or not existing(folder, (file,)):
+            continue
+        row = folder / "table" / f"{label}-stand-ins.json"
+        if not row.exists():
+            original = open_model(folder, file)
+            made = finish(
+                make_stand_ins(
+                    original,
+                    halves.craft,
+                    count=3,
+                    config=StandInConfig(autocast="bf16"),
+                    generator=derive_generator(SEED, "stand-ins"),
+                    cache_dir=folder / "stand-ins",
+                )
+            )
+            models = {Path(file).name: original} | {
+                f"{label}-{model.name.replace(' ', '-')}": model for model in made
+            }
+            figures = _row(folder, label, models, halves, "stand-ins")
+            clean = halves.held_out
+            figures["clean_acc"] = [
+                round(
+                    float((predict(m.classifier, clean.images) == clean.labels).float().mean()), 4
+                )
+                for m in models.values()
+            ]
+            row.write_text(json.dumps(figures, indent=1))
+        print(label, row.read_text(), flush=True)
+
+
+def _row(
+    folder: Path, label: str, models: dict[str, LoadedModel], halves: Split, against: str
+) -> dict:
+    """Score the first of `models` against the others."""
+    figures: dict[str, object] = {"others": list(models)[1:]}
+    named, models = models, list(models.values())
     for method in METHODS:
-        searches = [raced(folder, name, method, halves) for name in (file, *others)]
+        searches = [
+            raced_on(model, folder / "races", name, method, halves) for name, model in named.items()
+        ]
         last = searches[0].n_stages - 1
         sizes = torch.stack([s.sizes(last) for s in searches])
         scored = score_arms(sizes, n_tests=len(METHODS) * len(RULES))
@@ -142,7 +196,8 @@ def _row(folder: Path, label: str, file: str, others: list[str], halves: Split) 
             transform=found.transform, rule=rule, source=f"{label}, {method}", recovered=True
         )
         (folder / "recovered").mkdir(exist_ok=True)
-        write_trigger(folder / "recovered" / f"{label}-{method}.toml", trigger)
+        suffix = f"-{against}" if against else ""
+        write_trigger(folder / "recovered" / f"{label}-{method}{suffix}.toml", trigger)
         held_out = poison(halves.held_out, trigger, NUM_CLASSES)
 
         def share(model: LoadedModel, images: Tensor, targets: Tensor = held_out.targets) -> float:
@@ -233,12 +288,14 @@ def measure_verdicts(folder: Path, only: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=("races", "table", "verdicts"))
+    parser.add_argument("what", choices=("races", "table", "stand-ins", "verdicts"))
     parser.add_argument("--only", nargs="*", default=[], help="names of originals")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "table":
         measure_table(arguments.folder, arguments.only)
+    elif arguments.what == "stand-ins":
+        measure_stand_ins(arguments.folder, arguments.only)
     elif arguments.what == "verdicts":
         measure_verdicts(arguments.folder, arguments.only)
     else:

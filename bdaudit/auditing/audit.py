@@ -46,7 +46,13 @@ from bdaudit.auditing.runs import (
     whitebox_run,
 )
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.standins import N_INNOCENT, assess_stand_ins, stand_in_cost, stand_in_steps
+from bdaudit.auditing.standins import (
+    MadeStandIns,
+    assess_stand_ins,
+    n_missing,
+    stand_in_cost,
+    stand_in_steps,
+)
 from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
 from bdaudit.blackbox import BlackBoxOptions
@@ -178,13 +184,17 @@ def audit_steps(
     sources = yield from fetch_sources(sources)
 
     def audit_one(
-        sources: Sources, inversion: Inversion | None, attack: bool
+        sources: Sources,
+        inversion: Inversion | None,
+        attack: bool,
+        made: MadeStandIns | None,
     ) -> Steps[AuditRecord]:
         return _audit_known(
             sources,
             settings=settings,
             inversion=inversion,
             attack=attack,
+            made=made,
             store=store,
             cache_dir=cache_dir,
             command=command,
@@ -192,8 +202,11 @@ def audit_steps(
         )
 
     if sources.trigger is not None:
-        return (yield from audit_one(sources, None, True))
-    return (yield from audit_recovered(sources, settings, audit_one))
+        return (yield from audit_one(sources, None, True, None))
+    limits, _ = _limits(sources.policy)
+    return (
+        yield from audit_recovered(sources, settings, audit_one, policy=limits, cache_dir=cache_dir)
+    )
 
 
 def _audit_known(
@@ -202,12 +215,16 @@ def _audit_known(
     settings: AuditSettings,
     inversion: Inversion | None,
     attack: bool,
+    made: MadeStandIns | None,
     store: RunStore | None,
     cache_dir: Path | None,
     command: Sequence[str] | None,
     only: Wanted | None,
 ) -> Steps[AuditRecord]:
-    """Audit with one trigger, given or recovered; without `attack` nothing is perturbed."""
+    """Audit with one trigger, given or recovered; without `attack` nothing is perturbed.
+
+    Stand-ins that are `made` already are taken; `None` makes what is missing.
+    """
     started = time.perf_counter()
     limits, policy_source = _limits(sources.policy)
     device = resolve_device(settings.compute.device)
@@ -218,7 +235,7 @@ def _audit_known(
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": repr(settings)})
     keep_answers(inputs.subjects, store)
-    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack)
+    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack, made)
     yield from audit_.measure()
     record = AuditRecord(
         **document_fields(
@@ -274,6 +291,7 @@ class _Audit:
     cache_dir: Path | None = None
     only: Wanted | None = None
     attack: bool = True
+    made: MadeStandIns | None = None
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
@@ -291,7 +309,10 @@ class _Audit:
     def measure(self) -> Steps[None]:
         """Run every step; one that fails is noted, and the others go on."""
         self.diagnostics += check_inputs(self.inputs)
-        if self.attack and self._n_stand_ins:
+        if self.made is not None:
+            self.inputs = self.inputs.with_stand_ins(self.made.models)
+            self.diagnostics += [self.made.failure] if self.made.failure else []
+        elif self._n_stand_ins:
             yield from self._step("stand-ins", self._stand_ins(), self._stand_in_cost())
         if self.attack and self._wants_surrogates():
             yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
@@ -325,7 +346,7 @@ class _Audit:
 
     def _baselines(self) -> Steps[None]:
         measured = yield from measure_baselines(self.inputs, self.compute)
-        self.baselines, unfit = assess_stand_ins(measured, self.policy)
+        self.baselines, unfit = assess_stand_ins(measured, self.policy, by_trigger=self.attack)
         self.diagnostics += unfit
         left_out = frozenset(b.model for b in self.baselines if b.left_out)
         self.inputs = replace(self.inputs, left_out=left_out)
@@ -486,10 +507,10 @@ class _Audit:
 
     @property
     def _n_stand_ins(self) -> int:
-        if self.settings.stand_ins is not None:
-            return self.settings.stand_ins
-        given = [s for s in self.inputs.with_role("reference") if not s.stand_in]
-        return max(N_INNOCENT - len(given), 0)
+        """Stand-ins to make here."""
+        if self.made is not None:
+            return 0
+        return n_missing(self.inputs.subjects, self.settings.stand_ins)
 
     @property
     def _stand_in_config(self) -> StandInConfig:

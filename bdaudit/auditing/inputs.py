@@ -47,6 +47,7 @@ __all__ = [
     "Sources",
     "Subject",
     "TriggerSource",
+    "as_stand_ins",
     "can_only_be_asked",
     "default_modes",
     "describe_trigger",
@@ -260,17 +261,7 @@ class Inputs:
 
     def with_stand_ins(self, models: Sequence[LoadedModel]) -> Inputs:
         """Return the same inputs with innocent models that were made here after the references."""
-        first = self.subjects[0].black_box
-        made = tuple(
-            Subject(
-                "reference",
-                model.name,
-                model,
-                TorchBlackBox(model, feedback=first.feedback, grid=first.grid),
-                stand_in=True,
-            )
-            for model in models
-        )
+        made = as_stand_ins(models, self.subjects[0].black_box)
         last = max(k for k, s in enumerate(self.subjects) if s.role != "surrogate") + 1
         return replace(self, subjects=(*self.subjects[:last], *made, *self.subjects[last:]))
 
@@ -323,6 +314,20 @@ class Inputs:
     def model_infos(self) -> tuple[ModelInfo, ...]:
         """Describe the models for the record."""
         return tuple(subject.describe() for subject in self.subjects)
+
+
+def as_stand_ins(models: Sequence[LoadedModel], like: BlackBox) -> tuple[Subject, ...]:
+    """Give innocent models that were made here their part; they are asked as `like` is."""
+    return tuple(
+        Subject(
+            "reference",
+            model.name,
+            model,
+            TorchBlackBox(model, feedback=like.feedback, grid=like.grid),
+            stand_in=True,
+        )
+        for model in models
+    )
 
 
 def describe_trigger(trigger: Trigger, held_out: Poisoned) -> TriggerInfo:

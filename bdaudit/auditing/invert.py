@@ -21,6 +21,7 @@ from bdaudit.auditing.inputs import (
     ModelSource,
     Sources,
     Subject,
+    as_stand_ins,
     class_index,
     describe_trigger,
     open_models,
@@ -28,6 +29,15 @@ from bdaudit.auditing.inputs import (
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute, ask
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
+from bdaudit.auditing.standins import (
+    MadeStandIns,
+    lacks_accuracy,
+    left_out_diagnostic,
+    looks_moved,
+    make_models,
+    n_missing,
+    teacher_of,
+)
 from bdaudit.data import Sample, Split, split_sample
 from bdaudit.errors import ConfigError, InputError
 from bdaudit.inversion import (
@@ -40,16 +50,18 @@ from bdaudit.inversion import (
     make_arms,
 )
 from bdaudit.models import ModelSettings
-from bdaudit.progress import Listener, Progress, Steps, finish, reworded
+from bdaudit.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.results import (
     Inversion,
     InversionRecord,
     InversionRun,
     Rate,
     RecoveredTrigger,
+    StepStatus,
     TargetScore,
 )
 from bdaudit.scoring import rate
+from bdaudit.standins import StandInConfig
 from bdaudit.statistics import paired_difference
 from bdaudit.triggers import (
     AllToAll,
@@ -61,12 +73,14 @@ from bdaudit.triggers import (
     preview_strip,
     write_trigger,
 )
+from bdaudit.verdict import Policy
 
 __all__ = ["RecoveredTriggers", "invert", "invert_steps", "recover_steps", "save_recovered"]
 
 _CONFIDENCE = 0.95
 _N_COMPANIONS = 11  # classes raced beside a given target, to show what chance does
 _SHOWN = 6
+_STAND_IN_SHARE = 0.5  # of the time where stand-ins are made, for the progress bar
 
 
 @dataclass(frozen=True)
@@ -77,11 +91,13 @@ class RecoveredTriggers:
         record: The record.
         triggers: One a candidate of `record.inversion`, in that order.
         sample: The held-out images.
+        stand_ins: Innocent models that were made for the comparison.
     """
 
     record: InversionRecord
     triggers: tuple[Trigger, ...]
     sample: Sample
+    stand_ins: MadeStandIns
 
 
 def invert(
@@ -95,6 +111,9 @@ def invert(
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
+    stand_ins: int | None = None,
+    stand_in: StandInConfig | None = None,
+    cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
 ) -> RecoveredTriggers:
@@ -104,13 +123,17 @@ def invert(
         original: The suspected model: a checkpoint's path, or a module in memory.
         data: Clean labelled images.
         references: Innocent models of the same task, with which it is compared class by class.
-            Without one the outcome is never "found".
+            Without one, given or made, the outcome is never "found".
         target_label: Only this class is suspected, by index or name; `None` tries all.
         config: Methods, their settings, and when a backdoor counts as found.
         compute: Device, seed, batch size.
         split: Sizes of the halves: triggers are made on one and scored on the other.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
+        stand_ins: Innocent models to make, taught by the original's answers on clean images;
+            `None` makes what the references lack to three.
+        stand_in: How they are made.
+        cache_dir: Folder that keeps models made here for the next run; `None` keeps none.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
 
@@ -138,6 +161,9 @@ def invert(
         config=config or InversionConfig(),
         compute=compute or ComputeSettings(),
         split=split or SplitSettings(),
+        stand_ins=stand_ins,
+        stand_in=stand_in or StandInConfig(),
+        cache_dir=cache_dir,
         command=command,
     )
     return finish(steps, listener)
@@ -149,9 +175,17 @@ def invert_steps(
     config: InversionConfig,
     compute: ComputeSettings,
     split: SplitSettings,
+    stand_ins: int | None,
+    stand_in: StandInConfig,
+    cache_dir: Path | None = None,
+    policy: Policy | None = None,
     command: Sequence[str] | None = None,
 ) -> Steps[RecoveredTriggers]:
-    """Run `invert` step by step, for whoever drives the generator."""
+    """Run `invert` step by step, for whoever drives the generator.
+
+    A defended model among `sources` teaches the stand-ins in the original's place, and is not
+    looked at otherwise. `policy` says when a stand-in is good enough.
+    """
     started = time.perf_counter()
     device = resolve_device(compute.device)
     sources = yield from fetch_sources(sources)
@@ -169,9 +203,34 @@ def invert_steps(
         if sources.target_label is None
         else class_index(sources.target_label, sample.class_names)
     )
-    inversion, triggers = yield from recover_steps(
-        subjects, halves, target_label=target_label, config=config, compute=run, bf16=compute.bf16
+    policy = policy or Policy()
+    count = n_missing(subjects, stand_ins)
+    made, unfit, steps = MadeStandIns(), {}, []
+    if count:
+        began = time.perf_counter()
+        making = make_models(
+            subjects,
+            halves.craft,
+            run,
+            count=count,
+            config=replace(stand_in, autocast="bf16") if compute.bf16 else stand_in,
+            cache_dir=cache_dir,
+        )
+        made = yield from reworded(making, within(0.0, _STAND_IN_SHARE))
+        subjects = (*subjects, *as_stand_ins(made.models, subjects[0].black_box))
+        unfit = _lacking(subjects, halves.held_out, run, policy)
+        steps.append(_step_of(made, time.perf_counter() - began))
+    searching = recover_steps(
+        [s for s in subjects if s.name not in unfit],
+        halves,
+        target_label=target_label,
+        config=config,
+        compute=run,
+        bf16=compute.bf16,
+        policy=policy,
     )
+    first = _STAND_IN_SHARE if count else 0.0
+    inversion, triggers = yield from reworded(searching, within(first, 1.0 - first))
     num_classes = subjects[0].black_box.num_classes
     files = digest_inputs(subjects, sources)
     inputs = Inputs(
@@ -185,6 +244,7 @@ def invert_steps(
         files=files,
         sources=describe_sources(sources, files),
         origins=sources.origins,
+        left_out=frozenset(unfit),
     )
     record = InversionRecord(
         **document_fields(
@@ -195,15 +255,51 @@ def invert_steps(
                 "split": asdict(split),
                 "inversion": asdict(config),
                 "target_label": target_label,
+                "stand_ins": stand_ins,
+                "stand_in": asdict(stand_in),
             },
-            diagnostics=(),
-            steps=(),
+            diagnostics=(
+                *([made.failure] if made.failure else ()),
+                *(left_out_diagnostic(name, reason) for name, reason in unfit.items()),
+            ),
+            steps=steps,
             command=command,
             started=started,
         ),
         inversion=inversion,
     )
-    return RecoveredTriggers(record, triggers, halves.held_out)
+    return RecoveredTriggers(record, triggers, halves.held_out, made)
+
+
+def _lacking(
+    subjects: Sequence[Subject], held_out: Sample, compute: Compute, policy: Policy
+) -> dict[str, str]:
+    """Say which stand-ins did not learn their teacher's task well enough, and why.
+
+    That the trigger does not move them can only be looked at when there is one.
+    """
+
+    def clean_acc(subject: Subject) -> float:
+        return rate(ask(subject, held_out.images, compute) == held_out.labels).value
+
+    made = [s for s in subjects if s.stand_in]
+    if not made:
+        return {}
+    teacher = teacher_of(subjects)
+    (taught_by,) = (s for s in subjects if s.model is teacher)
+    known, whose = clean_acc(taught_by), f"the {taught_by.name} model's"
+    reasons = {s.name: lacks_accuracy(clean_acc(s), known, whose, policy) for s in made}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _step_of(made: MadeStandIns, elapsed_s: float) -> StepStatus:
+    failure = made.failure
+    return StepStatus(
+        name="stand-ins",
+        status="failed" if failure else "done",
+        elapsed_s=elapsed_s,
+        reason=failure.message if failure else None,
+    )
 
 
 def recover_steps(
@@ -214,6 +310,7 @@ def recover_steps(
     config: InversionConfig,
     compute: Compute,
     bf16: bool = False,
+    policy: Policy | None = None,
 ) -> Steps[tuple[Inversion, tuple[Trigger, ...]]]:
     """Look for triggers in the original among `subjects`, with every method of `config`.
 
@@ -224,6 +321,7 @@ def recover_steps(
         config: Settings.
         compute: Device, seed, batch size.
         bf16: Search under bfloat16 autocast.
+        policy: Says when a stand-in is moved too much by a trigger to be innocent of it.
 
     Returns:
         What was found, and the recovered triggers, one a candidate.
@@ -262,25 +360,33 @@ def recover_steps(
         )
         inverted = yield from reworded(steps, _one_of(number, len(config.methods)))
         found.append((inverted, time.perf_counter() - began))
-    pairs = [
+    scored = [
         _scored(recovered, inverted, arms, original, references, halves, config, compute)
         for inverted, _ in found
         for recovered in inverted.recovered
     ]
-    pairs.sort(key=lambda pair: _order(pair[0]))
-    outcome, why = _decide([c for c, _ in pairs], found, references, config)
+    scored.sort(key=lambda one: _order(one.candidate))
+    candidates = tuple(one.candidate for one in scored)
+    outcome, why = _decide(candidates, found, references, config)
+    if outcome == "none":
+        hidden = _hidden_by_stand_ins(
+            scored, references, halves.held_out, n_tests, config, compute, policy or Policy()
+        )
+        if hidden is not None:
+            outcome, why = "unsure", hidden
     inversion = Inversion(
         outcome=outcome,
         why=why,
-        candidates=tuple(candidate for candidate, _ in pairs),
+        candidates=candidates,
         runs=tuple(_as_run(inverted, arms, len(images), s) for inverted, s in found),
         n_tests=n_tests,
         references=tuple(s.name for s in references),
+        stand_ins=tuple(s.name for s in references if s.stand_in),
         skipped=skipped,
         settings=asdict(config),
         elapsed_s=time.perf_counter() - started,
     )
-    return inversion, tuple(trigger for _, trigger in pairs)
+    return inversion, tuple(one.trigger for one in scored)
 
 
 def save_recovered(path: Path, recovered: RecoveredTriggers) -> None:
@@ -318,6 +424,16 @@ def _hypotheses(
     return [suspected, *(AllToOne(k) for k in sorted(others))], [suspected]
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """A recovered trigger with what it does on held-out images, and where it is from."""
+
+    candidate: RecoveredTrigger
+    trigger: Trigger
+    inverted: Inverted
+    arm: int
+
+
 def _scored(
     recovered: Recovered,
     inverted: Inverted,
@@ -327,7 +443,7 @@ def _scored(
     halves: Split,
     config: InversionConfig,
     compute: Compute,
-) -> tuple[RecoveredTrigger, Trigger]:
+) -> _Scored:
     """Score one recovered trigger on held-out images, on the original and the innocent models."""
     rule = arms[recovered.arm].rule
     num_classes = original.white.num_classes
@@ -368,7 +484,47 @@ def _scored(
         why_not=why_not,
         trigger=describe_trigger(trigger, held_out),
     )
-    return candidate, trigger
+    return _Scored(candidate, trigger, inverted, recovered.arm)
+
+
+def _hidden_by_stand_ins(
+    scored: Sequence[_Scored],
+    references: Sequence[Subject],
+    held_out: Sample,
+    n_tests: int,
+    config: InversionConfig,
+    compute: Compute,
+    policy: Policy,
+) -> str | None:
+    """Say where stand-ins may be why nothing was found; `None` where they are not.
+
+    A stand-in that learned the backdoor along with the task would make its target look as easy to
+    reach as the original does. It would be moved by the trigger as well. So where the trigger
+    works on the original, stand-ins that it moves are left out, and its target is judged anew: what
+    is unusual then is no sure find, but it is not "none" either.
+    """
+    for one in scored:
+        candidate = one.candidate
+        if candidate.p_value is None or candidate.asr.low < config.min_asr:
+            continue
+        poisoned = poison(held_out, one.trigger, references[0].white.num_classes)
+        moved = []
+        for number, subject in enumerate(references):
+            bare = rate(ask(subject, poisoned.clean, compute) == poisoned.targets)
+            if subject.stand_in and looks_moved(candidate.innocent_asr[number], bare, policy):
+                moved.append(number)
+        if not moved or len(moved) == len(references):
+            continue
+        p_value = one.inverted.p_value_without(moved, one.arm, n_tests=n_tests)
+        if p_value is not None and p_value <= config.unsure_p:
+            names = ", ".join(references[number].name for number in moved)
+            return (
+                f"The trigger toward {_name(candidate)} ({candidate.method}) also moves {names}, "
+                "made to stand for an innocent model: a backdoor may have been learned along with "
+                f"the task. Without {'it' if len(moved) == 1 else 'them'} the chance of so easy a "
+                f"class is {_p(p_value)}. Pass --reference."
+            )
+    return None
 
 
 def _why_asleep(
@@ -417,14 +573,15 @@ def _decide(
             f"Without an innocent model to compare with, {stands_out}: innocent models have easy "
             "classes too. Pass --reference."
         )
+    who = _named(references)
     awake = [c for c in unusual if c.wakes_original]
     sure = [c for c in awake if c.p_value is not None and c.p_value <= config.found_p]
     if sure:
         targets = ", ".join(dict.fromkeys(_name(c) for c in sure))
         return "found", (
             f"A trigger toward {targets}: on the original it takes {best.asr.value:.1%} of "
-            f"held-out images there, on innocent models at most {_most(best):.1%}; chance of so "
-            f"easy a class in an innocent model {_p(best.p_value)}."
+            f"held-out images there, on {who} at most {_most(best):.1%}; chance of so easy a class "
+            f"in an innocent model {_p(best.p_value)}."
         )
     if unusual:
         first = awake[0] if awake else unusual[0]
@@ -437,7 +594,7 @@ def _decide(
         return "unsure", f"{_name(first)} ({first.method}) is unusual, but {reason}."
     return "none", (
         f"No backdoor found in the original: no class is easier to reach than on "
-        f"{len(references)} innocent model(s) beyond what chance explains (smallest p-value "
+        f"{len(references)} {who} beyond what chance explains (smallest p-value "
         f"{_p(min(c.p_value for c in candidates if c.p_value is not None))})."
     )
 
@@ -448,6 +605,13 @@ def _name(candidate: RecoveredTrigger) -> str:
         if candidate.target_label is None
         else f"class {candidate.target_label}"
     )
+
+
+def _named(references: Sequence[Subject]) -> str:
+    made = [s.stand_in for s in references]
+    if all(made):
+        return "stand-ins for innocent models"
+    return "innocent models and stand-ins" if any(made) else "innocent models"
 
 
 def _most(candidate: RecoveredTrigger) -> float:

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
-from bdaudit.auditing.inputs import Sources
+from bdaudit.auditing.inputs import Sources, can_only_be_asked
 from bdaudit.auditing.invert import invert_steps
 from bdaudit.auditing.settings import AuditSettings
+from bdaudit.auditing.standins import MadeStandIns
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Progress, Steps, reworded
+from bdaudit.progress import Steps, reworded, within
 from bdaudit.results import AuditRecord, Diagnostic, Inversion, StepStatus
 from bdaudit.triggers import Trigger
+from bdaudit.verdict import Policy
 
 __all__ = ["audit_recovered"]
 
-AuditOne: TypeAlias = Callable[[Sources, Inversion, bool], Steps[AuditRecord]]
-"""Audits with the trigger of its sources, and puts the inversion into the record; the last argument
-says whether the defended model is attacked, or only scored without any perturbation."""
+AuditOne: TypeAlias = Callable[[Sources, Inversion, bool, MadeStandIns], Steps[AuditRecord]]
+"""Audits with the trigger of its sources, and puts the inversion into the record. The third
+argument says whether the defended model is attacked, or only scored without any perturbation; the
+last holds the stand-ins that the search was made with."""
 
 _SEARCH_SHARE = 0.4  # of the time, for the progress bar
 _GRAVEST_FIRST = ("active", "dormant", "inconclusive", "removed")
 
 
 def audit_recovered(
-    sources: Sources, settings: AuditSettings, audit_one: AuditOne
+    sources: Sources,
+    settings: AuditSettings,
+    audit_one: AuditOne,
+    *,
+    policy: Policy,
+    cache_dir: Path | None,
 ) -> Steps[AuditRecord]:
     """Look for a trigger in the original, and audit with what was found.
+
+    Stand-ins for innocent models that were not given come first: the search needs them as much as
+    the attacks do. The defended model teaches them where it can be looked into.
 
     Where a backdoor was found toward several targets, each is audited and the gravest verdict is
     the audit's; a diagnostic names the others. Where none was found nothing is attacked.
@@ -37,14 +49,20 @@ def audit_recovered(
     """
     if sources.original is None:
         raise ConfigError("no trigger was given, and no original to look for one in")
+    assert sources.defended is not None
+    teacher = None if can_only_be_asked(sources.defended) else sources.defended
     found = yield from reworded(
         invert_steps(
-            replace(sources, defended=None, surrogates=()),
+            replace(sources, defended=teacher, surrogates=()),
             config=settings.inversion,
             compute=settings.compute,
             split=settings.split,
+            stand_ins=settings.stand_ins,
+            stand_in=settings.stand_in,
+            cache_dir=cache_dir,
+            policy=policy,
         ),
-        _within(0.0, _SEARCH_SHARE),
+        within(0.0, _SEARCH_SHARE),
     )
     inversion = found.record.inversion
     chosen = _to_audit(inversion, found.triggers)
@@ -53,10 +71,11 @@ def audit_recovered(
     records = []
     for number, trigger in enumerate(chosen):
         share = (1 - _SEARCH_SHARE) / len(chosen)
-        steps = audit_one(replace(sources, trigger=trigger, target_label=None), inversion, attack)
-        record = yield from reworded(steps, _within(_SEARCH_SHARE + number * share, share))
+        known = replace(sources, trigger=trigger, target_label=None)
+        steps = audit_one(known, inversion, attack, found.stand_ins)
+        record = yield from reworded(steps, within(_SEARCH_SHARE + number * share, share))
         records.append(record)
-    return _with_search(_gravest(records), inversion)
+    return _with_search(_gravest(records), inversion, found.record.steps)
 
 
 def _to_audit(inversion: Inversion, triggers: Sequence[Trigger]) -> list[Trigger]:
@@ -87,20 +106,15 @@ def _gravest(records: Sequence[AuditRecord]) -> AuditRecord:
     return first.model_copy(update={"diagnostics": (*first.diagnostics, *others)})
 
 
-def _with_search(record: AuditRecord, inversion: Inversion) -> AuditRecord:
-    """Put the search first among the steps, and its time into the whole."""
-    step = StepStatus(name="inversion", status="done", elapsed_s=inversion.elapsed_s)
+def _with_search(
+    record: AuditRecord, inversion: Inversion, before: Sequence[StepStatus]
+) -> AuditRecord:
+    """Put what came before the audit first among the steps, and its time into the whole."""
+    search = StepStatus(name="inversion", status="done", elapsed_s=inversion.elapsed_s)
+    steps = (*before, search)
     return record.model_copy(
         update={
-            "steps": (step, *record.steps),
-            "elapsed_s": record.elapsed_s + inversion.elapsed_s,
+            "steps": (*steps, *record.steps),
+            "elapsed_s": record.elapsed_s + sum(step.elapsed_s for step in steps),
         }
     )
-
-
-def _within(first: float, share: float) -> Callable[[Progress], Progress]:
-    def change(event: Progress) -> Progress:
-        done = event.done / event.total if event.total else 1.0
-        return replace(event, done=first + share * done, total=1.0)
-
-    return change

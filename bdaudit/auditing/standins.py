@@ -3,21 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from bdaudit.auditing.inputs import Inputs
+from bdaudit.auditing.inputs import Inputs, Subject
 from bdaudit.auditing.runs import Compute, derive_generator
+from bdaudit.data import Sample
 from bdaudit.errors import ModelError, NumericsError
 from bdaudit.models import LoadedModel
 from bdaudit.progress import Steps
-from bdaudit.results import Baseline, Diagnostic
+from bdaudit.results import Baseline, Diagnostic, Rate
 from bdaudit.standins import StandInConfig, make_stand_ins
 from bdaudit.verdict import Policy
 
-__all__ = ["N_INNOCENT", "assess_stand_ins", "stand_in_cost", "stand_in_steps"]
+__all__ = [
+    "N_INNOCENT",
+    "MadeStandIns",
+    "assess_stand_ins",
+    "lacks_accuracy",
+    "left_out_diagnostic",
+    "looks_moved",
+    "make_models",
+    "n_missing",
+    "stand_in_cost",
+    "stand_in_steps",
+    "teacher_of",
+]
 
 N_INNOCENT = 3
 """Innocent models an audit wants: stand-ins are made where fewer are given."""
+
+
+@dataclass(frozen=True)
+class MadeStandIns:
+    """What became of the wish for stand-ins.
+
+    Attributes:
+        models: Those that were made, good enough or not.
+        failure: Why there are none.
+    """
+
+    models: tuple[LoadedModel, ...] = ()
+    failure: Diagnostic | None = None
+
+
+def n_missing(subjects: Sequence[Subject], wanted: int | None) -> int:
+    """Return how many stand-ins to make: `wanted`, or what the references lack to three."""
+    if wanted is not None:
+        return wanted
+    given = [s for s in subjects if s.role == "reference" and not s.stand_in]
+    return max(N_INNOCENT - len(given), 0)
+
+
+def make_models(
+    subjects: Sequence[Subject],
+    craft: Sample,
+    compute: Compute,
+    *,
+    count: int,
+    config: StandInConfig,
+    cache_dir: Path | None = None,
+) -> Steps[MadeStandIns]:
+    """Make stand-ins, taught by `teacher_of(subjects)` on clean craft images."""
+    try:
+        models = yield from make_stand_ins(
+            teacher_of(subjects),
+            craft,
+            count=count,
+            config=config,
+            generator=derive_generator(compute.seed, "stand-ins"),
+            cache_dir=cache_dir,
+        )
+    except (ModelError, NumericsError) as error:
+        return MadeStandIns(
+            failure=Diagnostic(
+                code="no_stand_ins",
+                severity="warning",
+                subject="stand-ins",
+                message=f"no innocent model could be made to stand in: {error}; pass --reference",
+            )
+        )
+    return MadeStandIns(models)
 
 
 def stand_in_steps(
@@ -30,29 +96,13 @@ def stand_in_steps(
 ) -> Steps[tuple[Inputs, Diagnostic | None]]:
     """Make stand-ins and put them among the references.
 
-    The defended model teaches them. Where it can only be asked the original does, which costs no
-    query: neither sees anything but clean craft images.
-
     Returns:
         The inputs with the stand-ins, and, where none could be made, why.
     """
-    try:
-        models = yield from make_stand_ins(
-            _teacher(inputs),
-            inputs.craft,
-            count=count,
-            config=config,
-            generator=derive_generator(compute.seed, "stand-ins"),
-            cache_dir=cache_dir,
-        )
-    except (ModelError, NumericsError) as error:
-        return inputs, Diagnostic(
-            code="no_stand_ins",
-            severity="warning",
-            subject="stand-ins",
-            message=f"no innocent model could be made to stand in: {error}; pass --reference",
-        )
-    return inputs.with_stand_ins(models), None
+    made = yield from make_models(
+        inputs.subjects, inputs.craft, compute, count=count, config=config, cache_dir=cache_dir
+    )
+    return inputs.with_stand_ins(made.models), made.failure
 
 
 def stand_in_cost(count: int, config: StandInConfig) -> float:
@@ -60,18 +110,28 @@ def stand_in_cost(count: int, config: StandInConfig) -> float:
     return 4.0 * count * config.n_images
 
 
-def _teacher(inputs: Inputs) -> LoadedModel:
-    (defended,) = inputs.with_role("defended")
-    if defended.model is not None:
-        return defended.model
-    (original,) = inputs.with_role("original")
+def teacher_of(subjects: Sequence[Subject]) -> LoadedModel:
+    """Return the model that teaches stand-ins: the defended one.
+
+    Where there is none, or it can only be asked, the original teaches, which costs no query:
+    neither sees anything but clean craft images.
+    """
+    for subject in subjects:
+        if subject.role == "defended" and subject.model is not None:
+            return subject.model
+    (original,) = (s for s in subjects if s.role == "original")
     return original.white
 
 
 def assess_stand_ins(
-    baselines: Sequence[Baseline], policy: Policy
+    baselines: Sequence[Baseline], policy: Policy, *, by_trigger: bool = True
 ) -> tuple[tuple[Baseline, ...], list[Diagnostic]]:
     """Say which stand-ins are not good enough to be held against the defended model.
+
+    Args:
+        baselines: One a model.
+        policy: The limits.
+        by_trigger: Whether the trigger is worth the name, so that moving one speaks against it.
 
     Returns:
         The baselines, those of unfit stand-ins marked as left out, and a diagnostic for each.
@@ -80,34 +140,55 @@ def assess_stand_ins(
     assessed: list[Baseline] = []
     diagnostics: list[Diagnostic] = []
     for baseline in baselines:
-        reason = _unfit(baseline, defended, policy) if baseline.stand_in else None
+        reason = None
+        if baseline.stand_in:
+            reason = lacks_accuracy(
+                baseline.clean_acc.value, defended.clean_acc.value, "the defended model's", policy
+            )
+            if reason is None and by_trigger:
+                reason = looks_moved(baseline.asr, baseline.clean_target_rate, policy)
         if reason is not None:
             baseline = baseline.model_copy(update={"left_out": reason})
-            diagnostics.append(
-                Diagnostic(
-                    code="stand_in_left_out",
-                    severity="warning",
-                    subject=baseline.model,
-                    message=f"{reason}, so it does not stand for an innocent model and is left "
-                    "out; more clean images help, or pass --reference",
-                )
-            )
+            diagnostics.append(left_out_diagnostic(baseline.model, reason))
         assessed.append(baseline)
     return tuple(assessed), diagnostics
 
 
-def _unfit(stand_in: Baseline, defended: Baseline, policy: Policy) -> str | None:
-    loss = defended.clean_acc.value - stand_in.clean_acc.value
-    if loss > policy.max_stand_in_acc_loss:
-        return (
-            f"its clean accuracy, {stand_in.clean_acc.value:.1%}, is {100 * loss:.1f} points below "
-            f"the defended model's (limit {100 * policy.max_stand_in_acc_loss:.3g})"
-        )
-    moved = stand_in.asr.value - stand_in.clean_target_rate.value
-    if moved > policy.max_stand_in_asr:
-        return (
-            f"the trigger alone takes {stand_in.asr.value:.1%} of images to the target on it, "
-            f"{100 * moved:.1f} points more than no trigger (limit "
-            f"{100 * policy.max_stand_in_asr:.3g})"
-        )
-    return None
+def left_out_diagnostic(name: str, reason: str) -> Diagnostic:
+    """Say that a stand-in plays no part, and why."""
+    return Diagnostic(
+        code="stand_in_left_out",
+        severity="warning",
+        subject=name,
+        message=f"{reason}, so it does not stand for an innocent model and is left out; more clean "
+        "images help, or pass --reference",
+    )
+
+
+def lacks_accuracy(stand_in: float, known: float, whose: str, policy: Policy) -> str | None:
+    """Say why a stand-in's clean accuracy is too far below `known`; `None` where it is not.
+
+    Args:
+        stand_in: Its clean accuracy on held-out images.
+        known: Of the model whose task it should have learned.
+        whose: That model, as a possessive.
+        policy: The limits.
+    """
+    loss = known - stand_in
+    if loss <= policy.max_stand_in_acc_loss:
+        return None
+    return (
+        f"its clean accuracy, {stand_in:.1%}, is {100 * loss:.1f} points below {whose} (limit "
+        f"{100 * policy.max_stand_in_acc_loss:.3g})"
+    )
+
+
+def looks_moved(asr: Rate, clean_target_rate: Rate, policy: Policy) -> str | None:
+    """Say why the trigger alone moves a stand-in too much; `None` where it does not."""
+    moved = asr.value - clean_target_rate.value
+    if moved <= policy.max_stand_in_asr:
+        return None
+    return (
+        f"the trigger alone takes {asr.value:.1%} of images to the target on it, "
+        f"{100 * moved:.1f} points more than no trigger (limit {100 * policy.max_stand_in_asr:.3g})"
+    )

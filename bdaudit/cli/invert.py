@@ -39,6 +39,8 @@ def invert(
     ],
     data: options.Data,
     reference: options.References = None,
+    stand_ins: options.StandIns = None,
+    stand_in_images: options.StandInImages = 64_000,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -83,6 +85,8 @@ def invert(
     templates: options.Templates = None,
     pretrained: options.Pretrained = None,
     clip_config: options.ClipConfig = None,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
     craft: options.Craft = None,
     held_out: options.HeldOut = None,
     device: options.Device = "auto",
@@ -97,7 +101,7 @@ def invert(
 
     Exit code 0: no backdoor found; 1: found; 3: unsure; 4: an input cannot be used.
     """
-    from bdaudit.auditing import InversionConfig, save_recovered
+    from bdaudit.auditing import InversionConfig, StandInConfig, save_recovered
     from bdaudit.auditing import invert as run_invert
 
     sink = JsonSink(json)
@@ -126,6 +130,9 @@ def invert(
                 pretrained=pretrained,
                 clip_config=clip_config,
             ),
+            stand_ins=stand_ins,
+            stand_in=StandInConfig(n_images=stand_in_images),
+            cache_dir=options.model_cache(cache, no_cache),
             command=["bdaudit", *sys.argv[1:]],
             listener=listener,
         )

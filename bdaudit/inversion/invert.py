@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from bdaudit.inversion.race import Race, run_race
 from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalSearch
 from bdaudit.inversion.warp import WarpSearch
-from bdaudit.progress import Progress, Steps, reworded
+from bdaudit.progress import Progress, Steps, reworded, within
 
 __all__ = ["Inverted", "invert_with", "make_search"]
 
@@ -53,6 +53,19 @@ class Inverted:
     recovered: tuple[Recovered, ...]
     differentiated: int
     naive: float
+
+    def p_value_without(self, left_out: Sequence[int], arm: int, *, n_tests: int) -> float | None:
+        """Return the p-value of an arm had some of the innocent models not been there.
+
+        Args:
+            left_out: Which of them, the first being 0.
+            arm: One that finished the race.
+            n_tests: As for `invert_with`.
+        """
+        rows = [0, *(k for k in range(1, len(self.race.sizes)) if k - 1 not in left_out)]
+        sizes = self.race.sizes[rows][:, self.race.finished]
+        p_values = score_arms(sizes, n_tests=n_tests).p_values
+        return None if p_values is None else p_values[self.race.finished.index(arm)]
 
 
 def invert_with(
@@ -102,7 +115,7 @@ def invert_with(
             title=title,
             always=wanted if len(wanted) < len(arms) else (),
         ),
-        _within(0.0, _RACE_SHARE),
+        within(0.0, _RACE_SHARE),
     )
     raced = sum(asker.differentiated for asker in askers)
     anomalies = score_arms(race.sizes[:, race.finished], n_tests=n_tests)
@@ -116,7 +129,7 @@ def invert_with(
             seed=seed,
         )
         share = (1 - _RACE_SHARE) / len(chosen)
-        recovered.append((yield from reworded(steps, _within(_RACE_SHARE + place * share, share))))
+        recovered.append((yield from reworded(steps, within(_RACE_SHARE + place * share, share))))
     yield Progress(title, 1, 1)
     total = sum(asker.differentiated for asker in askers)
     return Inverted(
@@ -232,11 +245,3 @@ def _naive_cost(race: Race, n_stages: int, raced: int, one_in_full: float) -> fl
     """Count images differentiated if all arms had gone all the way and been made in full."""
     ran = [n_stages if stage is None else stage + 1 for stage in race.dropped_after]
     return len(ran) * (raced * n_stages / sum(ran) + one_in_full)
-
-
-def _within(first: float, share: float) -> Callable[[Progress], Progress]:
-    def change(event: Progress) -> Progress:
-        done = event.done / event.total if event.total else 1.0
-        return replace(event, done=first + share * done, total=1.0)
-
-    return change

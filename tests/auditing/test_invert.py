@@ -11,8 +11,16 @@ from torch import nn
 
 import bdaudit
 from bdaudit.auditing import RecoveredTriggers
+from bdaudit.auditing.inputs import Subject
+from bdaudit.auditing.invert import recover_steps
+from bdaudit.auditing.runs import Compute
+from bdaudit.blackbox import TorchBlackBox
+from bdaudit.data import split_sample
 from bdaudit.errors import ConfigError, DataError
-from bdaudit.results import InversionRecord, read_record, to_json
+from bdaudit.models import wrap_module
+from bdaudit.progress import finish
+from bdaudit.results import Inversion, InversionRecord, read_record, to_json
+from tests.auditing.test_stand_ins import TRAINED, RoomToLearn
 from tests.inversion.nets import another_innocent, faint_twin
 from tests.twins import innocent_twin, original_twin, twin_sample
 
@@ -72,10 +80,63 @@ def test_a_clean_original_is_said_to_be_clean_by_these_methods() -> None:
 
 
 def test_without_innocent_models_nothing_is_ever_found() -> None:
-    inversion = invert(original_twin(), references=[]).record.inversion
+    inversion = invert(original_twin(), references=[], stand_ins=0).record.inversion
     assert inversion.outcome == "unsure"
     assert "--reference" in inversion.why
     assert inversion.candidates[0].target_label == 0
+
+
+def test_innocent_models_that_are_missing_are_made_and_named() -> None:
+    found = invert(
+        RoomToLearn(original_twin()), references=INNOCENT[:2], stand_in=TRAINED, stand_ins=None
+    )
+    inversion = found.record.inversion
+    assert inversion.outcome == "found"
+    assert inversion.references == ("reference 1", "reference 2", "stand-in 1")
+    assert inversion.stand_ins == ("stand-in 1",)
+    assert "innocent models and stand-ins" in inversion.why
+    assert found.record.model_named("stand-in 1").stand_in
+    assert "taught by original" in found.record.model_named("stand-in 1").notes[0]
+    assert [s.name for s in found.record.steps] == ["stand-ins"]
+
+
+def test_a_stand_in_that_carries_the_backdoor_cannot_make_the_original_look_clean() -> None:
+    """One of two innocent models is no innocent one: if it was made here, that may be chance."""
+
+    def outcome(stand_in: bool) -> Inversion:
+        nets = {"original": original_twin(), "innocent": INNOCENT[0], "copy": original_twin()}
+        models = {
+            name: wrap_module(net, name=name, image_shape=(1, 8, 8), device="cpu")
+            for name, net in nets.items()
+        }
+        subjects = [
+            Subject(
+                "original" if name == "original" else "reference",
+                name,
+                model,
+                TorchBlackBox(model),
+                stand_in=stand_in and name == "copy",
+            )
+            for name, model in models.items()
+        ]
+        halves = split_sample(twin_sample(400, seed=1), n_craft=100, seed=0)
+        inversion, _ = finish(
+            recover_steps(
+                subjects,
+                halves,
+                target_label=None,
+                config=bdaudit.InversionConfig(methods=("neural-cleanse",)),
+                compute=Compute(torch.device("cpu"), 0, 256),
+            )
+        )
+        return inversion
+
+    given = outcome(stand_in=False)
+    assert given.outcome == "none"  # a reference is taken at its word
+    made = outcome(stand_in=True)
+    assert made.outcome == "unsure"
+    assert "also moves copy" in made.why
+    assert "--reference" in made.why
 
 
 def test_one_target_is_tried_alone_but_not_judged_alone() -> None:
@@ -105,7 +166,7 @@ def test_two_classes_need_two_innocent_models() -> None:
     assert found.record.inversion.candidates[0].target_label == 0
     assert found.record.inversion.outcome == "found"
     assert {s.target_rule for s in found.record.inversion.runs[0].scores} == {"all-to-one"}
-    few = invert(TwoClasses(original_twin()), data=kept, references=references[:1])
+    few = invert(TwoClasses(original_twin()), data=kept, references=references[:1], stand_ins=0)
     assert few.record.inversion.outcome == "unsure"
     assert "two innocent models are needed" in few.record.inversion.why
 

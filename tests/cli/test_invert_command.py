@@ -73,7 +73,7 @@ def test_a_target_that_is_no_class_is_a_usage_error(files: Path) -> None:
 def test_an_audit_without_a_trigger_of_a_clean_original_ends_with_3(files: Path) -> None:
     arguments: list[object] = ["audit", files / "innocent-1.safetensors", "--arch", FACTORY]
     arguments += ["--original", files / "innocent-0.safetensors", "--data", files / "clean.npz"]
-    arguments += ["--craft", 60, "--no-bec"]
+    arguments += ["--craft", 60, "--no-bec", "--stand-ins", 0]
     for k in (2, 3):
         arguments += ["--reference", files / f"innocent-{k}.safetensors"]
     result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "100"})
