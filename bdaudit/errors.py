@@ -8,6 +8,7 @@
       · RecordError
       · PolicyError
       · ProjectError
+      · ManifestError
       · FetchError
   - ConfigError       a setting is out of range or contradicts another
   - BudgetError       a query budget would be exceeded
@@ -32,6 +33,7 @@ __all__ = [
     "EngineError",
     "FetchError",
     "InputError",
+    "ManifestError",
     "ModelError",
     "NumericsError",
     "PolicyError",
@@ -74,6 +76,10 @@ class PolicyError(InputError):
 
 class ProjectError(InputError):
     """A project file cannot be read, or asks for what it may not ask for."""
+
+
+class ManifestError(InputError):
+    """A file that lists what is to be made cannot be read, or asks for the impossible."""
 
 
 class FetchError(InputError):

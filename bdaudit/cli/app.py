@@ -25,6 +25,7 @@ from bdaudit.cli import (
     sign,
     trigger,
     verify,
+    zoo,
 )
 from bdaudit.version import __version__
 
@@ -76,6 +77,7 @@ for module in (
 ):
     module.register(app)
 app.add_typer(trigger.app)
+app.add_typer(zoo.app)
 
 
 def main() -> None:

@@ -76,6 +76,13 @@ class Schedule(StrEnum):
     RESEARCH = "research"
 
 
+class Engine(StrEnum):
+    """Who does many tasks."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 class Layout(StrEnum):
     """Which dimension of a model's input holds the channels."""
 
@@ -388,6 +395,15 @@ Bf16 = Annotated[
         "--bf16/--no-bf16", help="Run attacks under bfloat16 autocast.", rich_help_panel=_COMPUTE
     ),
 ]
+EngineName = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="local: processes on this machine; ray: a Ray cluster (extra 'ray').",
+        rich_help_panel=_COMPUTE,
+    ),
+]
+Workers = Annotated[int, typer.Option(help="Tasks at a time.", min=1, rich_help_panel=_COMPUTE)]
 Json = Annotated[
     str | None,
     typer.Option(

@@ -1,0 +1,260 @@
+"""`bdaudit zoo`: families of models whose truth is known."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+
+from bdaudit.cli import options
+from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
+from bdaudit.cli.output import stdout_console
+
+if TYPE_CHECKING:
+    from bdaudit.engines import Event
+    from bdaudit.zoo.building import Build, Built
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="zoo", help="Build families of models whose truth is known.", no_args_is_help=True
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Build families of models whose truth is known."""
+
+
+@app.command()
+@reporting_errors
+def build(
+    manifest: Annotated[
+        Path, typer.Argument(help="Family file (TOML).", show_default=False, metavar="FAMILY.toml")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the family; what is there already is kept.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set, in place of the family file's data.path.", show_default=False),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Only members whose names match, and what they are made from: 'badnets-*'.",
+            metavar="PATTERN",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be made, and what it takes.")
+    ] = False,
+    engine: options.EngineName = options.Engine.LOCAL,
+    workers: options.Workers = 1,
+    device: options.Device = "auto",
+    json: Annotated[
+        bool, typer.Option("--json", help="Write family.json to stdout instead of a table.")
+    ] = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train models with backdoors, defend them, and find out what became of each backdoor.
+
+    Killed anywhere and started again it goes on, and makes nothing twice. When the family file
+    was changed, only what the change touches is made again.
+
+    Exit code 0: all members are there; 70: some could not be made; 4: an input cannot be used.
+    """
+    from bdaudit.auditing.environment import resolve_device
+    from bdaudit.engines import open_engine
+    from bdaudit.zoo.building import build_family, prepare_build
+    from bdaudit.zoo.manifest import read_manifest
+
+    family_file = read_manifest(manifest)
+    if data is not None:
+        family_file = family_file.with_data(data)
+    chosen = open_engine(engine.value, workers=workers)
+    build = prepare_build(family_file, out, only=only, device=str(resolve_device(device)))
+    if not (quiet or json):
+        _announce(build)
+    if dry_run:
+        _show_costs(build, workers)
+        return
+    with _showing(build, quiet or json) as display:
+        steps = build_family(build, chosen)
+        try:
+            while True:
+                display.hear(next(steps))
+        except StopIteration as stop:
+            built: Built = stop.value
+        finally:
+            steps.close()
+    if json:
+        sys.stdout.write(built.family.model_dump_json(indent=1) + "\n")
+    elif quiet:
+        typer.echo(f"{len(built.family.members)} models in {out}")
+    else:
+        from bdaudit.report.family_terminal import print_family
+
+        print_family(built.family, stdout_console())
+        typer.echo(f"wrote {out / 'family.json'}")
+    for name, error in built.failed.items():
+        typer.echo(f"bdaudit: {name}: {error}", err=True)
+    if built.failed:
+        raise typer.Exit(EXIT_INTERNAL)
+
+
+def _announce(build: Build) -> None:
+    """Say what is there, what is not, and what no longer holds, on stderr."""
+    n = len(build.wanted)
+    typer.echo(f"{n - len(build.missing)} of {n} are there, {len(build.missing)} to make", err=True)
+    for name, changes in build.stale.items():
+        typer.echo(f"stale: {name}: {'; '.join(changes[:3])}", err=True)
+    for name in build.strangers:
+        typer.echo(f"left alone: models/{name} is not in the family file (any more)", err=True)
+
+
+def _show_costs(build: Build, workers: int) -> None:
+    """List what would be made, with what it takes."""
+    from rich import box
+    from rich.table import Table
+
+    from bdaudit.zoo.costs import estimate_costs
+
+    estimates = estimate_costs(build)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("to make", overflow="fold", min_width=12)
+    table.add_column("made from", overflow="fold")
+    table.add_column("about", justify="right", no_wrap=True)
+    for estimate in estimates:
+        told = f"{estimate.seconds:.0f} s" + ("" if estimate.measured else " *")
+        table.add_row(estimate.recipe.name, ", ".join(estimate.recipe.needs) or "-", told)
+    stdout_console().print(table)
+    total = sum(estimate.seconds for estimate in estimates)
+    typer.echo(
+        f"{len(estimates)} to make, about {total / 60:.1f} minutes of one worker"
+        + (f", {total / 60 / workers:.1f} with {workers}" if workers > 1 else "")
+        + ", and relearning"
+    )
+    if any(not estimate.measured for estimate in estimates):
+        typer.echo(
+            "* reckoned from passes of a fresh network; some defences take several times as long"
+        )
+
+
+# -- while it is built -----------------------------------------------------------------------------
+
+
+class _Display(Protocol):
+    def hear(self, event: Event) -> None: ...
+
+
+class _Silent:
+    def hear(self, event: Event) -> None:
+        """Show nothing."""
+
+
+class _Lines:
+    """One line on stderr for everything that is done: for logs and pipes."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0  # relearning comes on top of the total
+
+    def hear(self, event: Event) -> None:
+        from bdaudit.engines import Failed, Finished
+
+        if isinstance(event, Finished):
+            self._done += 1
+            told = f"{_made_of(event.result)}, {event.elapsed_s:.1f} s"
+            self._total = max(self._total, self._done)
+            typer.echo(f"[{self._done}/{self._total}] {event.key}: {told}", err=True)
+        elif isinstance(event, Failed):
+            typer.echo(f"failed: {event.key}: {event.error}", err=True)
+
+
+class _Table:
+    """A bar for all, one line for every task that runs, and what was done scrolling by above."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[note]}", style="dim"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._all = self.bars.add_task("family", total=total, note=f"0 of {total}")
+        self._total = total
+        self._done = 0
+        self._rows: dict[str, object] = {}
+
+    def hear(self, event: Event) -> None:
+        from bdaudit.engines import Advanced, Failed, Finished, Started
+
+        if isinstance(event, Started):
+            self._drop(event.key)
+            self._rows[event.key] = self.bars.add_task(f"  {event.key}", total=None, note="")
+        elif isinstance(event, Advanced):
+            progress = event.progress
+            self.bars.update(
+                self._rows[event.key],  # type: ignore[arg-type]
+                completed=progress.done,
+                total=progress.total,
+                note=progress.step,
+            )
+        else:
+            self._drop(event.key)
+            if isinstance(event, Finished):
+                self._done += 1
+                told = f"{_made_of(event.result)}, {event.elapsed_s:.1f} s"
+                self.bars.console.print(f"{event.key}: {told}", markup=False)
+            elif isinstance(event, Failed):
+                self.bars.console.print(f"failed: {event.key}: {event.error}", markup=False)
+            self._total = max(self._total, self._done)
+            self.bars.update(
+                self._all,
+                completed=self._done,
+                total=self._total,
+                note=f"{self._done} of {self._total}",
+            )
+
+    def _drop(self, key: str) -> None:
+        row = self._rows.pop(key, None)
+        if row is not None:
+            self.bars.remove_task(row)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _showing(build: Build, silent: bool) -> Iterator[_Display]:
+    from rich.console import Console
+
+    if silent:
+        yield _Silent()
+    elif not Console(stderr=True).is_terminal:
+        yield _Lines(len(build.missing))
+    else:
+        table = _Table(len(build.missing))
+        with table.bars:
+            yield table
+
+
+def _made_of(result: object) -> str:
+    """Say what came of a task, in a few words."""
+    from bdaudit.zoo.folder import Made
+
+    if not isinstance(result, Made):
+        return "relearned" if result is None else str(result)
+    if result.measured is None:
+        return "made"
+    asr = result.measured.asr
+    told = f"clean accuracy {result.measured.clean_acc.value:.3f}"
+    return told if asr is None else f"{told}, trigger alone {asr.value:.3f}"

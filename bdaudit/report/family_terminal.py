@@ -1,0 +1,54 @@
+"""A family of models on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bdaudit.families import Family, FamilyMember
+from bdaudit.report.wording import share, visible
+
+__all__ = ["print_family"]
+
+_STYLES = {"active": "red", "dormant": "yellow", "unknown": "magenta"}
+
+
+def print_family(family: Family, console: Console) -> None:
+    """Print a table of the family's members, fitted to the console's width."""
+    counts = _counts(family.members)
+    console.print(
+        Text(f"{family.name}: {len(family.members)} models of known truth  {counts}", style="bold")
+    )
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("model", overflow="fold", min_width=12)
+    table.add_column("attack", overflow="fold")
+    table.add_column("defence", overflow="fold")
+    for name in ("clean acc", "ASR"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("truth", no_wrap=True)
+    for member in family.members:
+        is_reference = member.name in family.references
+        table.add_row(
+            visible(member.name),
+            member.attack or "-",
+            visible(member.defense or "-"),
+            "-" if member.clean_acc is None else share(member.clean_acc),
+            "-" if member.asr is None else share(member.asr),
+            Text(
+                "reference" if is_reference else member.truth,
+                style="dim" if is_reference else _STYLES.get(member.truth, ""),
+            ),
+        )
+    console.print(table)
+    for member in family.members:
+        if member.truth == "unknown":
+            console.print(Text(f"unknown: {member.name}: {member.truth_note}", style="dim"))
+
+
+def _counts(members: Sequence[FamilyMember]) -> str:
+    truths = [member.truth for member in members]
+    return ", ".join(f"{truths.count(truth)} {truth}" for truth in dict.fromkeys(truths))

@@ -1,0 +1,202 @@
+"""What is written about a family that was built: its record, its README and its clean sample."""
+
+from __future__ import annotations
+
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+import numpy as np
+
+from bdaudit.atomic import write_atomically
+from bdaudit.families import Family, FamilyMember, FamilyTrigger
+from bdaudit.file_digests import digest_file
+from bdaudit.results import FileDigest, Rate
+from bdaudit.triggers import read_trigger
+from bdaudit.version import __version__
+from bdaudit.zoo.folder import CLEAN_SAMPLE, Made
+from bdaudit.zoo.making import Workshop
+from bdaudit.zoo.planning import Recipe
+from bdaudit.zoo.truth import judge_truth, kept_evidence, needs_relearning
+
+__all__ = ["describe_family", "family_readme", "write_clean_sample"]
+
+_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors")
+
+
+def write_clean_sample(shop: Workshop) -> None:
+    """Write the auditor's images, where they are not there already.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    sample = shop.parts.sample
+    content = io.BytesIO()
+    np.savez_compressed(content, images=sample.pixels.numpy(), labels=sample.labels.numpy())
+    path = shop.root / CLEAN_SAMPLE
+    if not path.is_file() or path.read_bytes() != content.getvalue():
+        write_atomically(path, content.getvalue())
+
+
+def describe_family(
+    shop: Workshop,
+    present: Sequence[tuple[Recipe, Made]],
+    floors: Mapping[str, float],
+    failed: Mapping[str, Exception],
+) -> Family:
+    """Describe a family as it is now.
+
+    Args:
+        shop: The family.
+        present: The members that are there, with their notes.
+        floors: Largest ASR of each attack's trigger alone on a reference, where it is known.
+        failed: What was tried and failed, by task.
+    """
+    members, triggers = [], dict[str, FamilyTrigger]()
+    for recipe, note in present:
+        if recipe.attack is not None and recipe.attack not in triggers:
+            made = shop.recipes[f"trigger:{recipe.attack}"]
+            trigger = read_trigger(shop.folder.file(made))
+            triggers[recipe.attack] = FamilyTrigger(
+                file=shop.folder.relative(made),
+                sha256=trigger.sha256,
+                attack=_attack_type(recipe, shop),
+                target_label=trigger.target_label,
+            )
+        members.append(_member(recipe, note, shop, floors, failed))
+    sample = shop.root / CLEAN_SAMPLE
+    manifest = shop.manifest
+    return Family(
+        name=manifest.family.name,
+        dataset=str(manifest.data.path or manifest.data.train),
+        arch=manifest.model.arch,
+        num_classes=shop.parts.num_classes,
+        image_shape=shop.parts.image_shape,
+        sample=CLEAN_SAMPLE,
+        sample_digests=(
+            FileDigest(
+                role="sample",
+                path=CLEAN_SAMPLE,
+                sha256=digest_file(sample),
+                size_bytes=sample.stat().st_size,
+            ),
+        ),
+        references=tuple(m.name for m in members if shop.recipes[m.name].is_reference),
+        triggers=triggers,
+        members=tuple(members),
+        config=manifest.model_dump(mode="json", exclude_defaults=True),
+        versions=_versions(),
+    )
+
+
+def _member(
+    recipe: Recipe,
+    note: Made,
+    shop: Workshop,
+    floors: Mapping[str, float],
+    failed: Mapping[str, Exception],
+) -> FamilyMember:
+    assert recipe.lineage is not None
+    assert note.measured is not None
+    assert note.weights_sha256 is not None
+    asr = note.measured.asr
+    floor = floors.get(recipe.attack or "")
+    evidence = None
+    if needs_relearning(recipe, shop.recipes, asr, floor):
+        evidence = kept_evidence(shop, recipe)
+    ruling = judge_truth(
+        recipe,
+        shop.recipes,
+        asr,
+        evidence,
+        floor=floor,
+        why_none=_why_no_evidence(recipe, shop, failed),
+    )
+    original = None if recipe.original is None else shop.recipes[recipe.original]
+    return FamilyMember(
+        name=recipe.name,
+        file=shop.folder.relative(recipe),
+        sha256=note.sha256,
+        weights_sha256=note.weights_sha256,
+        lineage=recipe.lineage,
+        original=recipe.original,
+        trigger=recipe.attack,
+        attack=None if recipe.attack is None else _attack_type(recipe, shop),
+        poison_rate=_poison_rate(recipe if original is None else original, shop),
+        defense=recipe.defense,
+        settings={**recipe.settings, "method": recipe.method, "made_from": list(recipe.needs)},
+        seed=recipe.seed,
+        clean_acc=note.measured.clean_acc,
+        asr=asr,
+        relearning=evidence,
+        truth=ruling.truth,
+        truth_source=ruling.source,
+        truth_note=ruling.note,
+        elapsed_s=note.elapsed_s,
+    )
+
+
+def _attack_type(recipe: Recipe, shop: Workshop) -> str:
+    kind = shop.recipes[f"trigger:{recipe.attack}"].type
+    assert kind is not None
+    return kind
+
+
+def _poison_rate(original: Recipe, shop: Workshop) -> float | None:
+    """Return the share that was really stamped: a clean-label attack may reach less than asked."""
+    note = shop.folder.note(original)
+    return None if note is None else note.poison_rate
+
+
+def _why_no_evidence(recipe: Recipe, shop: Workshop, failed: Mapping[str, Exception]) -> str:
+    if not shop.references:
+        return "no relearning, since the family has no references to hold it against"
+    attempts = [f"relearning {name.name} by {recipe.attack}" for name in (recipe, *shop.references)]
+    reason = next((failed[attempt] for attempt in attempts if attempt in failed), None)
+    if reason is not None:
+        return f"relearning failed: {reason}"
+    return "not relearned yet, since not all references are there"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"bdaudit": __version__, "python": platform.python_version()}
+    return versions | {name: metadata.version(name) for name in _PACKAGES}
+
+
+def family_readme(family: Family, shop: Workshop) -> str:
+    """Tell people what the folder holds."""
+    parts, config = shop.parts, shop.manifest.training_config()
+    rows = [
+        f"| {m.name} | {m.attack or ''} | {m.defense or ''} | {_share(m.clean_acc)} | "
+        f"{_share(m.asr)} | {m.truth} | {m.truth_note} |"
+        for m in family.members
+    ]
+    c, h, w = family.image_shape
+    n_trained = min(config.images or len(parts.pool), len(parts.pool))
+    return "\n".join(
+        [
+            f"# {family.name}: {len(family.members)} models of known truth",
+            "",
+            f"Built by `bdaudit zoo build` of bdaudit {__version__}. `family.json` says how each",
+            "model was made, what was measured on it and how its truth is known.",
+            "",
+            f"* Networks: {family.arch}, {family.num_classes} classes, images of {c}x{h}x{w}.",
+            f"* Trained on {n_trained:,} of {len(parts.pool):,} images, {config.epochs} epochs,",
+            f"  in {config.precision}; defended on {len(parts.defense):,} others.",
+            f"* `clean.npz`: {len(parts.sample):,} test images for whoever audits. No model was",
+            f"  trained, defended or measured on them; rates are of {len(parts.measure):,} others.",
+            "* `triggers/`: the trigger of each attack. `models/`: the models. `helpers/`: models",
+            "  that others were made with; they are not part of the family.",
+            f"* References, set aside and never audited: {', '.join(family.references) or 'none'}.",
+            "",
+            "| model | attack | defence | clean acc. | trigger alone | truth | because |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _share(rate: Rate | None) -> str:
+    return "" if rate is None else f"{rate.value:.3f}"

@@ -1,0 +1,156 @@
+"""The disjoint parts of a data set that a family is made with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdaudit.data import Sample, load_sample, stratified_indices
+from bdaudit.digests import digest_tensors
+from bdaudit.errors import DataError
+from bdaudit.zoo.manifest import DataTable
+from bdaudit.zoo.seeds import derive_seed
+
+__all__ = ["Part", "Parts", "load_parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Clean images of one use.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8: what a family keeps and hands to its workers.
+        labels: (N,) int64.
+        sha256: Digest over both.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    sha256: str
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def images(self, indices: Tensor | None = None) -> Tensor:
+        """Return the images (N, C, H, W), or those at `indices`, as float32 in [0, 1]."""
+        return (self.pixels if indices is None else self.pixels[indices]).float() / 255
+
+    def as_sample(self, source: str) -> Sample:
+        """Return the part as a sample."""
+        return Sample(
+            images=self.images(),
+            labels=self.labels,
+            names=tuple(map(str, range(len(self)))),
+            class_names=None,
+            source=source,
+            sha256=self.sha256,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A data set dealt out; no image is in two parts, not even as a copy.
+
+    Attributes:
+        pool: What models are trained on.
+        defense: What defenders have.
+        sample: What the auditor gets.
+        measure: What rates in `family.json` are measured on.
+        num_classes: Classes of the task.
+        class_names: In order of index, `None` when unknown.
+    """
+
+    pool: Part
+    defense: Part
+    sample: Part
+    measure: Part
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.pool.pixels.shape[1:]
+        return int(channels), int(height), int(width)
+
+
+def load_parts(data: DataTable, *, seed: int) -> Parts:
+    """Read a data set and deal it out.
+
+    The pool and the defender's images come from the training part, the other two from the test
+    part, each stratified by class and drawn by `seed`. How many the later of two takes does not
+    change the earlier. Copies of an image that was dealt already are left out.
+
+    Args:
+        data: Where it is, and how many images each part has.
+        seed: Of the draws.
+
+    Raises:
+        DataError: The data set cannot be read, has too few images, or its two parts are the same.
+    """
+    train_path, test_path = data.train or data.path, data.test or data.path
+    assert train_path is not None
+    assert test_path is not None
+    shape = data.image_shape
+    train = load_sample(train_path, image_shape=shape, split="train", seed=seed)
+    if shape is None:
+        shape = (train.images.shape[1], train.images.shape[2], train.images.shape[3])
+    test = load_sample(test_path, image_shape=shape, split="test", seed=seed)
+    seen: set[bytes] = set()
+    n_pool = data.pool if data.pool is not None else len(train) - data.defense
+    pool, defense = _deal(train, (n_pool, data.defense), ("pool", "defense"), seen, seed)
+    sample, measure = _deal(test, (data.sample, data.measure), ("sample", "measure"), seen, seed)
+    names = train.class_names
+    highest = int(max(train.labels.max(), test.labels.max()))
+    return Parts(
+        pool=pool,
+        defense=defense,
+        sample=sample,
+        measure=measure,
+        num_classes=len(names) if names is not None else highest + 1,
+        class_names=names,
+    )
+
+
+def _deal(
+    source: Sample,
+    sizes: Sequence[int],
+    names: Sequence[str],
+    seen: set[bytes],
+    seed: int,
+) -> list[Part]:
+    pixels = (source.images * 255).round().to(torch.uint8)
+    fresh = _first_copies(pixels, seen)
+    left = fresh.nonzero()[:, 0]
+    if sum(sizes) > len(left):
+        copies = len(source) - len(left)
+        wanted = " and ".join(f"{n} of data.{name}" for n, name in zip(sizes, names, strict=True))
+        raise DataError(
+            f"{source.source}: {len(left)} images are too few for {wanted}"
+            + (f" ({copies} more are copies of images dealt already)" if copies else "")
+            + "; ask for fewer, or give other folders as data.train and data.test"
+        )
+    parts = []
+    for size, name in zip(sizes, names, strict=True):
+        generator = torch.Generator().manual_seed(derive_seed(seed, f"data {name}"))
+        chosen = left[stratified_indices(source.labels[left], size, generator)]
+        kept = torch.ones(len(source), dtype=torch.bool)
+        kept[chosen] = False
+        left = left[kept[left]]
+        part, labels = pixels[chosen].contiguous(), source.labels[chosen]
+        parts.append(Part(part, labels, digest_tensors({"images": part, "labels": labels})))
+    return parts
+
+
+def _first_copies(pixels: Tensor, seen: set[bytes]) -> Tensor:
+    """Say (N,) which images differ from all before them, in this source and in `seen`."""
+    first = torch.ones(len(pixels), dtype=torch.bool)
+    for place, image in enumerate(pixels.numpy()):
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        first[place] = digest not in seen
+        seen.add(digest)
+    return first
