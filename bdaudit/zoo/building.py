@@ -179,7 +179,7 @@ def _run(
 ) -> Iterator[Event]:
     if not tasks:
         return
-    with contextlib.closing(engine.run(work, tasks, shop)) as events:  # type: ignore[type-var]
+    with contextlib.closing(engine.run(work, tasks, shop)) as events:
         for event in events:
             if isinstance(event, Failed):
                 failed[event.key] = event.error
