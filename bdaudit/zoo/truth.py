@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,10 +56,6 @@ __all__ = [
 ACTIVE_ABOVE = 0.10
 """A backdoored model is active when the lower end of its ASR's interval is above this share, and
 above the ASR of every reference."""
-
-_N_HELD_OUT = 300
-"""Test images at most on which relearning is watched: a reference is asked about them, with and
-without the trigger, eighty times each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +250,7 @@ class _Lesson:
                 parts.defense.images(),
                 parts.defense.labels,
                 craft=self._poisoned(parts.defense.as_sample("defender's images")),
-                held_out=self._poisoned(parts.measure.as_sample("test images"), _N_HELD_OUT),
+                held_out=self._poisoned(parts.measure.as_sample("test images"), config.n_held_out),
                 config=config,
                 generator=torch.Generator().manual_seed(self.seed),
             )
@@ -268,8 +264,12 @@ class _Lesson:
             assert found is not None, reference.name
             innocents[reference.name] = found
         chosen = choose_rate(list(innocents.values()))
-        config = RelearnConfig(**{**asdict(self.config), "learning_rates": (chosen,)})
-        relearned = yield from self.teach(recipe, config)
+        while True:
+            config = replace(self.config, learning_rates=(chosen,))
+            relearned = yield from self.teach(recipe, config)
+            if chosen not in relearned.diverged:
+                break
+            chosen = choose_rate(list(innocents.values()), below=chosen)
         return compare_relearning(
             relearned,
             innocents,
