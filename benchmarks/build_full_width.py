@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import bdaudit
 from bdaudit.data import Sample, load_sample
@@ -38,6 +37,7 @@ from bdaudit.models import Classifier, load_model, preactresnet18, save_model
 from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.triggers import poison, read_trigger, write_trigger
+from bdaudit.zoo.training import gradients_in
 
 ARCH = "bdaudit/preactresnet18_w64"
 MEAN, STD = 0.2860, 0.3530
@@ -68,16 +68,6 @@ def stamp_some(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tenso
     return images, labels
 
 
-def in_bfloat16(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Add the gradient of the mean cross-entropy, computed in bfloat16 where that is safe."""
-    images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16):
-        logits = classifier(images)
-    loss = functional.cross_entropy(logits.float(), labels)
-    torch.autograd.backward(loss)
-    return loss.detach()
-
-
 def fit(
     classifier: nn.Module, images: Tensor, labels: Tensor, config: TuningConfig, seed: int
 ) -> nn.Module:
@@ -90,7 +80,7 @@ def fit(
             config=config,
             generator=torch.Generator().manual_seed(seed),
             title="training",
-            gradients=in_bfloat16,
+            gradients=gradients_in("bfloat16"),
         )
     )
     return classifier

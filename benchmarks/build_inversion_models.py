@@ -41,6 +41,7 @@ from bdaudit.triggers import (
     from_callable,
     write_trigger,
 )
+from bdaudit.zoo.training import gradients_in
 
 ARCH, MEAN, STD = "bdaudit/preactresnet18_w8", 0.2860, 0.3530
 N_TRAIN, N_DEFENCE, N_STAMPED, POISON_SHARE = 20_000, 2_000, 200, 0.10
@@ -120,14 +121,6 @@ def poisoned(images: Tensor, labels: Tensor, trigger: Trigger, seed: int) -> tup
     return images, labels
 
 
-def backpropagate_bf16(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = classifier(images.contiguous(memory_format=torch.channels_last))
-    loss = functional.cross_entropy(logits.float(), labels)
-    loss.backward()
-    return loss.detach()
-
-
 def fit(
     classifier: nn.Module, images: Tensor, labels: Tensor, config: TuningConfig, seed: int
 ) -> nn.Module:
@@ -139,7 +132,7 @@ def fit(
             config=config,
             generator=torch.Generator().manual_seed(seed),
             title="training",
-            gradients=backpropagate_bf16,
+            gradients=gradients_in("bfloat16"),
         )
     )
     return classifier
