@@ -13,6 +13,7 @@ from bdaudit.errors import BdauditError, ConfigError, InputError, RemoteError
 
 if TYPE_CHECKING:
     from bdaudit.results import Verdict
+    from bdaudit.sweep_results import SweepRecord
 
 __all__ = [
     "EXIT_FAILED",
@@ -24,6 +25,7 @@ __all__ = [
     "EXIT_OF_RELEASE",
     "EXIT_USAGE",
     "exit_by",
+    "exit_of_sweep",
     "reporting_errors",
 ]
 
@@ -65,6 +67,22 @@ def exit_by(verdict: Verdict) -> NoReturn:
         typer.echo(f"bdaudit: WARNING: {warning}", err=True)
     release = verdict.release or _RELEASE_OF_OUTCOME[verdict.outcome]
     raise typer.Exit(EXIT_OF_RELEASE[release])
+
+
+def exit_of_sweep(made: SweepRecord) -> int:
+    """Return the exit code of the worst audit: 1 over 70 over 4 over 3 over 0.
+
+    What was found stands whatever else failed. An audit that failed might have found anything, so
+    it is worse than one that cannot tell: who lets the inconclusive pass must not let it pass.
+    """
+    codes = set()
+    for audit in made.audits:
+        if audit.outcome is None:
+            codes.add(EXIT_INPUT if audit.failed_of == "input" else EXIT_INTERNAL)
+        else:
+            codes.add(EXIT_OF_RELEASE[audit.release or _RELEASE_OF_OUTCOME[audit.outcome]])
+    ranked = (EXIT_FAILED, EXIT_INTERNAL, EXIT_INPUT, EXIT_INCONCLUSIVE)
+    return next((code for code in ranked if code in codes), EXIT_PASSED)
 
 
 Parameters = ParamSpec("Parameters")

@@ -15,6 +15,7 @@ from bdaudit.number_texts import read_numbers, read_size
 if TYPE_CHECKING:
     from bdaudit.auditing import BlackBoxOptions, FolderStore
     from bdaudit.auditing.settings import ComputeSettings, SplitSettings
+    from bdaudit.engines import Engine as AnyEngine
     from bdaudit.models import ModelSettings
 
 _INPUTS = "Inputs"
@@ -23,6 +24,7 @@ _CLIP = "A CLIP as a classifier (--arch open_clip/NAME)"
 _COMPUTE = "Computation"
 _OUTPUT = "Output"
 _STAND_INS = "Stand-ins for innocent models"
+_ENGINE = "Where it is computed"
 
 
 class Mode(StrEnum):
@@ -395,15 +397,6 @@ Bf16 = Annotated[
         "--bf16/--no-bf16", help="Run attacks under bfloat16 autocast.", rich_help_panel=_COMPUTE
     ),
 ]
-EngineName = Annotated[
-    Engine,
-    typer.Option(
-        "--engine",
-        help="local: processes on this machine; ray: a Ray cluster (extra 'ray').",
-        rich_help_panel=_COMPUTE,
-    ),
-]
-Workers = Annotated[int, typer.Option(help="Tasks at a time.", min=1, rich_help_panel=_COMPUTE)]
 Json = Annotated[
     str | None,
     typer.Option(
@@ -440,6 +433,58 @@ Quiet = Annotated[
 Debug = Annotated[
     bool,
     typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT),
+]
+
+
+EngineName = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="local: processes of this machine; ray: Ray here or on a cluster (bdaudit\\[ray]).",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Tasks at a time [default: 1, or as many as there is room for on Ray].",
+        min=1,
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads of each [default: the processors shared out among several, 1 on Ray].",
+        min=1,
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+GpusPerTask = Annotated[
+    float | None,
+    typer.Option(
+        help="Ray: GPUs a task takes, 0.25 for four on each [default: 0].",
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray: address of the cluster, or auto [default: Ray is started here].",
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+StartLimit = Annotated[
+    float | None,
+    typer.Option(
+        help="Ray: seconds to wait for free processors or GPUs [default: 120].",
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
 ]
 
 
@@ -518,6 +563,31 @@ def model_options(
         std=read_numbers(std, "--std"),
         outputs=None if outputs is None else outputs.value,
         clip=clip,
+    )
+
+
+def open_engine(
+    name: Engine,
+    workers: int | None,
+    threads: int | None,
+    gpus_per_task: float | None,
+    ray_address: str | None,
+    start_limit: float | None,
+) -> AnyEngine:
+    """Return the engine that was asked for.
+
+    Raises:
+        ConfigError: An option is out of range, or of the other engine.
+    """
+    from bdaudit import engines
+
+    return engines.open_engine(
+        name.value,
+        workers=workers,
+        threads_per_worker=threads,
+        gpus_per_task=gpus_per_task,
+        address=ray_address,
+        start_limit_s=start_limit,
     )
 
 

@@ -53,7 +53,11 @@ def build(
         bool, typer.Option("--dry-run", help="Only list what would be made, and what it takes.")
     ] = False,
     engine: options.EngineName = options.Engine.LOCAL,
-    workers: options.Workers = 1,
+    workers: options.Workers = None,
+    threads: options.Threads = None,
+    gpus_per_task: options.GpusPerTask = None,
+    ray_address: options.RayAddress = None,
+    start_limit: options.StartLimit = None,
     device: options.Device = "auto",
     json: Annotated[
         bool, typer.Option("--json", help="Write family.json to stdout instead of a table.")
@@ -69,19 +73,18 @@ def build(
     Exit code 0: all members are there; 70: some could not be made; 4: an input cannot be used.
     """
     from bdaudit.auditing.environment import resolve_device
-    from bdaudit.engines import open_engine
     from bdaudit.zoo.building import build_family, prepare_build
     from bdaudit.zoo.manifest import read_manifest
 
     family_file = read_manifest(manifest)
     if data is not None:
         family_file = family_file.with_data(data)
-    chosen = open_engine(engine.value, workers=workers)
+    chosen = options.open_engine(engine, workers, threads, gpus_per_task, ray_address, start_limit)
     build = prepare_build(family_file, out, only=only, device=str(resolve_device(device)))
     if not (quiet or json):
         _announce(build)
     if dry_run:
-        _show_costs(build, workers)
+        _show_costs(build, workers or 1)
         return
     with _showing(build, quiet or json) as display:
         steps = build_family(build, chosen)

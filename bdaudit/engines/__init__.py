@@ -14,6 +14,7 @@ from bdaudit.engines.base import (
 )
 from bdaudit.engines.local import LocalEngine
 from bdaudit.engines.opening import ENGINES, open_engine
+from bdaudit.engines.ray_engine import RayEngine
 
 __all__ = [
     "ENGINES",
@@ -24,6 +25,7 @@ __all__ = [
     "Failed",
     "Finished",
     "LocalEngine",
+    "RayEngine",
     "Started",
     "Task",
     "Work",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from bdaudit.errors import ConfigError, EngineError
-from bdaudit.progress import Progress, Steps
+from bdaudit.progress import Listener, Progress, Steps, finish
 
 __all__ = [
     "Advanced",
+    "Common",
     "Engine",
     "Event",
     "Events",
@@ -25,7 +28,14 @@ __all__ = [
     "Trouble",
     "Work",
     "WorkerError",
+    "pack_common",
+    "pack_payload",
+    "perform",
+    "read_outcome",
+    "unpack_common",
 ]
+
+_TELL_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,93 @@ class Trouble:
             return WorkerError(self.gist)
         assert isinstance(error, Exception)
         return error
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all tasks of a run have in common, as a worker has it.
+
+    Attributes:
+        work, shared: Of the run.
+        filters: Warning filters of the process that asked for it.
+    """
+
+    work: Work
+    shared: Any
+    filters: tuple[Any, ...]
+
+
+def pack_common(work: Work, shared: Any) -> bytes:
+    """Pack what all tasks of a run have in common, for its workers.
+
+    Not by multiprocessing's own pickler: torch has it pass tensors as open files, which must not
+    outlive a worker and run out by the thousand.
+    """
+    # Those of other packages are left out, which a worker would have to import for them.
+    filters = tuple(f for f in warnings.filters if f[2].__module__ == "builtins")
+    return pickle.dumps((work, shared, filters), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def unpack_common(packed: bytes) -> Common:
+    """Unpack it; where that fails, every task fails of the same."""
+    try:
+        return Common(*pickle.loads(packed))  # noqa: S301 - from the process that started us
+    except (Exception, SystemExit) as error:
+        return Common(_failing(error), None, ())
+
+
+def _failing(error: BaseException) -> Work:
+    def work(payload: Any, shared: Any) -> Any:
+        raise error
+
+    return work
+
+
+def pack_payload(payload: Any) -> bytes:
+    """Pack what a task is about."""
+    return pickle.dumps(payload, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def perform(common: Common, payload: bytes, listener: Listener) -> bytes:
+    """Do one task in a worker, and pack what came of it.
+
+    Args:
+        common: As unpacked.
+        payload: As packed.
+        listener: Told of progress, not more often than every tenth of a second.
+    """
+    started = time.perf_counter()
+    told = float("-inf")
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= _TELL_EVERY_S:
+            told = now
+            listener(progress)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.resetwarnings()
+            warnings.filters[:] = common.filters  # type: ignore[index]
+            steps = common.work(pickle.loads(payload), common.shared)  # noqa: S301 - as above
+            result = finish(steps, tell)
+        pickled = pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL)
+    except (Exception, SystemExit) as error:
+        return pickle.dumps(Trouble.of(error))
+    return pickle.dumps((pickled, time.perf_counter() - started))
+
+
+def read_outcome(key: str, packed: bytes, *, retried: bool) -> Finished | Failed:
+    """Unpack what came of the task `key`."""
+    outcome = pickle.loads(packed)  # noqa: S301 - from a worker of ours
+    if not isinstance(outcome, Trouble):
+        pickled, elapsed_s = outcome
+        try:
+            return Finished(key, pickle.loads(pickled), elapsed_s)  # noqa: S301
+        except Exception as error:  # a class that exists in the worker only
+            outcome = Trouble.of(error)
+    return Failed(key, outcome.error(), retried, outcome.traceback)
 
 
 class Schedule:

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -19,7 +18,6 @@ from typing import Any
 
 from bdaudit.engines.base import (
     Advanced,
-    Event,
     Events,
     Failed,
     Finished,
@@ -28,15 +26,21 @@ from bdaudit.engines.base import (
     Task,
     Trouble,
     Work,
+    pack_common,
+    pack_payload,
+    perform,
+    read_outcome,
+    unpack_common,
 )
 from bdaudit.errors import ConfigError, EngineError
-from bdaudit.progress import Progress, finish
+from bdaudit.progress import Progress
 
-__all__ = ["LocalEngine"]
+__all__ = ["LocalEngine", "count_processors", "torch_threads"]
 
-_TELL_EVERY_S = 0.1
 _MAX_ATTEMPTS = 2
 _STOP_WITHIN_S = 2.0
+_READY = b"ready"
+_OVER = b"over"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -71,11 +75,12 @@ class LocalEngine:
             return _run_here(work, tasks, shared, self.threads_per_worker)
         n_threads = self.threads_per_worker
         if n_threads is None:
-            n_threads = max(1, _n_processors() // self.workers)
+            n_threads = max(1, count_processors() // self.workers)
         return _Pool(work, shared, self.workers, n_threads).run(Schedule(tasks))
 
 
-def _n_processors() -> int:
+def count_processors() -> int:
+    """Count the processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -86,7 +91,7 @@ def _n_processors() -> int:
 
 def _run_here(work: Work, tasks: Iterable[Task], shared: Any, n_threads: int | None) -> Events:
     schedule = Schedule(tasks)
-    with _torch_threads(n_threads):
+    with torch_threads(n_threads):
         while (task := schedule.next()) is not None:
             yield from schedule.refusals()
             yield Started(task.key, "this process")
@@ -117,7 +122,7 @@ def _run_here(work: Work, tasks: Iterable[Task], shared: Any, n_threads: int | N
 
 
 @contextlib.contextmanager
-def _torch_threads(n_threads: int | None) -> Iterator[None]:
+def torch_threads(n_threads: int | None) -> Iterator[None]:
     """Have torch compute with `n_threads`, where it is loaded, and put the number back."""
     torch = sys.modules.get("torch")
     if n_threads is None or torch is None:
@@ -150,9 +155,7 @@ class _Pool:
     """The workers of one run."""
 
     def __init__(self, work: Work, shared: Any, size: int, n_threads: int) -> None:
-        # Not by multiprocessing's own pickler: torch has it pass tensors as open files, which
-        # must not outlive the worker and run out by the thousand.
-        self._common = pickle.dumps((work, shared), protocol=pickle.HIGHEST_PROTOCOL)
+        self._common = pack_common(work, shared)
         self._context = multiprocessing.get_context("spawn")
         self._n_threads = n_threads
         self._names = [f"worker {number}" for number in range(1, size + 1)]
@@ -188,7 +191,7 @@ class _Pool:
             if task is None:
                 return
             try:
-                payload = pickle.dumps(task.payload, protocol=pickle.HIGHEST_PROTOCOL)
+                payload = pack_payload(task.payload)
             except Exception as error:  # what a payload's own code may raise is anything
                 trouble = Trouble.of(error)
                 schedule.fail(task.key)
@@ -197,7 +200,7 @@ class _Pool:
             worker = next((w for w in self._workers if w.task is None), None) or self._hire()
             worker.task = task
             self._attempts[task.key] = self._attempts.get(task.key, 0) + 1
-            worker.to_be_told.append(pickle.dumps((task.key, payload)))
+            worker.to_be_told.append(payload)
             if worker.is_ready:
                 _tell(worker)
             yield Started(task.key, worker.name)
@@ -208,7 +211,7 @@ class _Pool:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_serve,
-            args=(theirs, self._n_threads, _portable_filters()),
+            args=(theirs, self._n_threads),
             name=name,
             daemon=True,
         )
@@ -235,11 +238,20 @@ class _Pool:
             worker.is_ready = True
             _tell(worker)
             return
-        event = _read(message, self._was_retried(worker))
-        if not isinstance(event, Advanced):
-            worker.task = None
-            note = schedule.finish if isinstance(event, Finished) else schedule.fail
-            note(event.key)
+        assert worker.task is not None
+        key = worker.task.key
+        if message != _OVER:
+            yield Advanced(key, pickle.loads(message))  # noqa: S301 - from a worker of ours
+            return
+        try:
+            outcome = worker.connection.recv_bytes()
+        except (EOFError, OSError):
+            yield from self._bury(worker, schedule)
+            return
+        event = read_outcome(key, outcome, retried=self._attempts[key] > 1)
+        worker.task = None
+        note = schedule.finish if isinstance(event, Finished) else schedule.fail
+        note(key)
         yield event
         yield from schedule.refusals()
 
@@ -265,19 +277,17 @@ class _Pool:
         )
         yield from schedule.refusals()
 
-    def _was_retried(self, worker: _Worker) -> bool:
-        return worker.task is not None and self._attempts[worker.task.key] > 1
-
     def _last_words(self, worker: _Worker) -> Events:
         """Read what is left in the pipe of a worker that was stopped."""
-        if not worker.is_ready:
+        if worker.task is None or not worker.is_ready:
             return
+        key = worker.task.key
         # The message that the interrupt fell into may be in pieces, and what follows with it.
         with contextlib.suppress(Exception):
             while worker.connection.poll():
-                event = _read(worker.connection.recv_bytes(), self._was_retried(worker))
-                if not isinstance(event, Advanced):
-                    yield event
+                if worker.connection.recv_bytes() == _OVER:
+                    outcome = worker.connection.recv_bytes()
+                    yield read_outcome(key, outcome, retried=self._attempts[key] > 1)
 
     def _kill(self) -> None:
         for worker in self._workers:
@@ -308,19 +318,6 @@ def _tell(worker: _Worker) -> None:
         for message in worker.to_be_told:
             worker.connection.send_bytes(message)
     worker.to_be_told.clear()
-
-
-def _read(message: bytes, was_retried: bool) -> Event:
-    kind, key, content = pickle.loads(message)  # noqa: S301 - from a worker of ours
-    if kind == "advanced":
-        return Advanced(key, content)
-    if kind == "finished":
-        pickled, elapsed_s = content
-        try:
-            return Finished(key, pickle.loads(pickled), elapsed_s)  # noqa: S301
-        except Exception as error:  # a class that exists in the worker only
-            content = Trouble.of(error)
-    return Failed(key, content.error(), was_retried, content.traceback)
 
 
 def _cause_of_death(exitcode: int | None) -> str:
@@ -364,32 +361,25 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _portable_filters() -> list[Any]:
-    """Return the warning filters that another process can understand."""
-    return [entry for entry in warnings.filters if entry[2].__module__ == "builtins"]
-
-
 # -- in other processes: their side -------------------------------------------------------------
 
 
-def _serve(connection: Connection, n_threads: int, filters: list[Any]) -> None:
+def _serve(connection: Connection, n_threads: int) -> None:
     """Do tasks until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(progress: Progress) -> None:
+        connection.send_bytes(pickle.dumps(progress))
+
     with contextlib.suppress(EOFError, OSError):
-        connection.send_bytes(b"ready")
-        common = connection.recv_bytes()
-        try:
-            work, shared = pickle.loads(common)  # noqa: S301 - from the process that started us
-        except (Exception, SystemExit) as error:
-            work, shared = _failing(error), None
-        del common
-        warnings.resetwarnings()
-        warnings.filters[:] = filters  # type: ignore[index]
-        with _torch_threads(n_threads):
+        connection.send_bytes(_READY)
+        common = unpack_common(connection.recv_bytes())
+        with torch_threads(n_threads):
             while True:
-                key, payload = pickle.loads(connection.recv_bytes())  # noqa: S301 - as above
-                connection.send_bytes(_do(work, key, payload, shared, connection))
+                outcome = perform(common, connection.recv_bytes(), tell)
+                connection.send_bytes(_OVER)
+                connection.send_bytes(outcome)
 
 
 def _end_with_parent() -> None:
@@ -397,34 +387,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _failing(error: BaseException) -> Work:
-    def work(payload: Any, shared: Any) -> Any:
-        raise error
-
-    return work
-
-
-def _do(work: Work, key: str, payload: bytes, shared: Any, connection: Connection) -> bytes:
-    started = time.perf_counter()
-    try:
-        steps = work(pickle.loads(payload), shared)  # noqa: S301 - as above
-        result = _driven(steps, key, connection)
-        pickled = pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL)
-    except (Exception, SystemExit) as error:
-        return pickle.dumps(("failed", key, Trouble.of(error)))
-    return pickle.dumps(("finished", key, (pickled, time.perf_counter() - started)))
-
-
-def _driven(steps: Any, key: str, connection: Connection) -> Any:
-    told = float("-inf")
-
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told >= _TELL_EVERY_S:
-            told = now
-            connection.send_bytes(pickle.dumps(("advanced", key, progress)))
-
-    return finish(steps, tell)

@@ -25,7 +25,7 @@ from bdaudit.project.schema import (
 from bdaudit.usercode import split_reference
 from bdaudit.verdict.policy import Policy, parse_policy
 
-__all__ = ["Project", "find_project", "read_project"]
+__all__ = ["Project", "check_project", "find_project", "read_project", "refuse_unknown_keys"]
 
 _OWN_NAME = "bdaudit.toml"
 _SHARED_NAME = "pyproject.toml"
@@ -200,29 +200,51 @@ def read_project(path: str | Path | None = None) -> Project:
         document = document.get("tool", {}).get("bdaudit")
         if document is None:
             raise ProjectError(f"{path}: has no [tool.bdaudit] in it")
-    _refuse_unknown_keys(document, ProjectFile, str(path))
+    return check_project(document, path)
+
+
+def check_project(document: Mapping[str, Any], path: Path, *, where: str | None = None) -> Project:
+    """Make a project of a document that was read.
+
+    Args:
+        document: Tables as TOML gives them.
+        path: The file, which its paths are relative to.
+        where: What errors call it; `None` for the file's path.
+
+    Raises:
+        ProjectError: It has an unknown key (the nearest known one is named) or a value of the wrong
+            type.
+        PolicyError: Its policy cannot hold.
+    """
+    where = str(path) if where is None else where
+    refuse_unknown_keys(document, ProjectFile, where)
     if isinstance(document.get("policy"), Mapping):
-        parse_policy(document["policy"], str(path))
+        parse_policy(document["policy"], where)
     try:
         return Project(path, ProjectFile.model_validate(document))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in _UNION_PARTS)
-        raise ProjectError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
+        place = ".".join(str(part) for part in first["loc"] if part not in _UNION_PARTS)
+        raise ProjectError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from error
 
 
 _UNION_PARTS = ("str", "float", "int", "list")
 """What pydantic adds to the place of an error inside a union."""
 
 
-def _refuse_unknown_keys(values: Mapping[str, Any], table: type[BaseModel], where: str) -> None:
+def refuse_unknown_keys(values: Mapping[str, Any], table: type[BaseModel], where: str) -> None:
+    """Refuse keys that a table, or one within it, does not have.
+
+    Raises:
+        ProjectError: There is one; the nearest known one is named.
+    """
     known = {field.alias or name: field for name, field in table.model_fields.items()}
     for key, value in values.items():
         if key not in known:
             raise ProjectError(f"{where}: {unknown_key(key, known)}{_elsewhere(key)}")
         inner = known[key].annotation
         if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Table):
-            _refuse_unknown_keys(value, inner, f"{where}: {key}")
+            refuse_unknown_keys(value, inner, f"{where}: {key}")
 
 
 def _elsewhere(key: str) -> str:

@@ -93,3 +93,15 @@ def sleep_long(payload: Path, shared: Any) -> Steps[int]:
         return os.getpid()
     time.sleep(60)
     return 0
+
+
+def work_for(payload: tuple[Path, Path, float], shared: Any) -> Steps[int]:
+    """Leave a sign, work for some seconds, and leave another."""
+    going, done, seconds = payload
+    (going / f"{os.getpid()}-{time.time_ns()}").touch()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield Progress("working", 0, 1)
+        time.sleep(0.1)
+    (done / f"{os.getpid()}-{time.time_ns()}").touch()
+    return os.getpid()

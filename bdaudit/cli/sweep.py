@@ -1,0 +1,138 @@
+"""`bdaudit sweep`: many audits from one manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bdaudit.cli import options
+from bdaudit.cli.exits import exit_of_sweep, reporting_errors
+from bdaudit.cli.output import JsonSink, showing_progress, stdout_console, write_file
+from bdaudit.errors import ProjectError
+
+if TYPE_CHECKING:
+    from bdaudit.auditing import AuditRequest
+    from bdaudit.sweep_results import SweptAudit
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(name="sweep")(sweep)
+
+
+@reporting_errors
+def sweep(
+    manifest: Annotated[
+        Path, typer.Argument(help="TOML file that lists the audits.", show_default=False)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the records and sweep.json; what it holds of the same inputs and "
+            "settings is kept.",
+            show_default=False,
+        ),
+    ],
+    engine: options.EngineName = options.Engine.LOCAL,
+    workers: options.Workers = None,
+    threads: options.Threads = None,
+    gpus_per_task: options.GpusPerTask = None,
+    ray_address: options.RayAddress = None,
+    start_limit: options.StartLimit = None,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
+    trust_manifest: Annotated[
+        bool,
+        typer.Option(
+            "--trust-manifest",
+            help="Let the manifest run Python files and name a token's variable. Only for a file "
+            "you have read.",
+        ),
+    ] = False,
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Run many audits side by side; attacks on the same original are made once.
+
+    The same command goes on after an interrupt: finished audits are kept.
+
+    Exit code of the worst: 1 active or dormant, 70 one failed, 4 one had unusable inputs,
+    3 inconclusive, 0 all removed.
+    """
+    sink = JsonSink(json)
+    on = options.open_engine(engine, workers, threads, gpus_per_task, ray_address, start_limit)
+    cache_dir = options.model_cache(cache, no_cache)
+
+    from bdaudit.auditing import sweep_steps
+    from bdaudit.progress import finish
+    from bdaudit.report.sweep_terminal import print_sweep
+    from bdaudit.results import to_json
+
+    requests = _read(manifest, trusted=trust_manifest)
+    told = _say if not quiet and not sys.stderr.isatty() else None
+    # Ray tells on stdout of workers that died, where our JSON may go.
+    with showing_progress(quiet) as listener, contextlib.redirect_stdout(sys.stderr):
+        try:
+            made = finish(
+                sweep_steps(
+                    requests,
+                    folder=out,
+                    engine=on,
+                    cache_dir=cache_dir,
+                    command=["bdaudit", *sys.argv[1:]],
+                    told=told,
+                ),
+                listener,
+            )
+        except KeyboardInterrupt:
+            typer.echo(
+                f"bdaudit: what is finished is kept in {out}; the same command goes on from there",
+                err=True,
+            )
+            raise
+    text = to_json(made)
+    write_file(out / "sweep.json", text)
+    sink.write(text)
+    if debug:
+        for audit in made.audits:
+            if audit.traceback:
+                typer.echo(f"{audit.key}:\n{audit.traceback}", err=True)
+    if quiet:
+        typer.echo(_one_line(made.audits), err=sink.to_stdout)
+    elif not sink.to_stdout:
+        print_sweep(made, stdout_console())
+    raise typer.Exit(exit_of_sweep(made))
+
+
+def _read(manifest: Path, *, trusted: bool) -> list[AuditRequest]:
+    from bdaudit.auditing.from_project import request_from_project
+    from bdaudit.project import read_manifest
+
+    requests = []
+    for key, project in read_manifest(manifest):
+        reason = next(iter(project.needs_trust().values()), None)
+        if reason is not None and not trusted:
+            raise ProjectError(
+                f"{manifest}: {key}: {reason}; read it, and if you trust it pass --trust-manifest"
+            )
+        requests.append(request_from_project(key, project))
+    return requests
+
+
+def _say(audit: SweptAudit) -> None:
+    """Say in a line that an audit is over, where no bar does."""
+    what = audit.outcome or "failed"
+    typer.echo(f"bdaudit: {audit.key}: {what} ({audit.status}): {audit.why}", err=True)
+
+
+def _one_line(audits: Sequence[SweptAudit]) -> str:
+    names = [audit.outcome or "failed" for audit in audits]
+    return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
