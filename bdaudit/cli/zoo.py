@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
+from bdaudit.cli.exits import EXIT_INTERNAL, EXIT_INTERRUPTED, reporting_errors
 from bdaudit.cli.output import stdout_console
 
 if TYPE_CHECKING:
@@ -93,6 +93,11 @@ def build(
                 display.hear(next(steps))
         except StopIteration as stop:
             built: Built = stop.value
+        except KeyboardInterrupt:
+            typer.echo(
+                f"bdaudit: what was made is kept in {out}; the same command goes on", err=True
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         finally:
             steps.close()
     if json:

@@ -6,6 +6,8 @@ import io
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from bdaudit.triggers import read_trigger
 from bdaudit.version import __version__
 from bdaudit.zoo.folder import CLEAN_SAMPLE, Made
 from bdaudit.zoo.making import Workshop
+from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.planning import Recipe
 from bdaudit.zoo.truth import judge_truth, kept_evidence, needs_relearning
 
@@ -69,7 +72,7 @@ def describe_family(
     manifest = shop.manifest
     return Family(
         name=manifest.family.name,
-        dataset=str(manifest.data.path or manifest.data.train),
+        dataset=Path(manifest.data.path or manifest.data.train or "").name,
         arch=manifest.model.arch,
         num_classes=shop.parts.num_classes,
         image_shape=shop.parts.image_shape,
@@ -85,9 +88,18 @@ def describe_family(
         references=tuple(m.name for m in members if shop.recipes[m.name].is_reference),
         triggers=triggers,
         members=tuple(members),
-        config=manifest.model_dump(mode="json", exclude_defaults=True),
+        config=_config(manifest),
         versions=_versions(),
     )
+
+
+def _config(manifest: Manifest) -> dict[str, Any]:
+    """Return the family file as data; of paths the names, since a family is copied elsewhere."""
+    config = manifest.model_dump(mode="json", exclude_defaults=True)
+    for key in ("path", "train", "test"):
+        if key in config["data"]:
+            config["data"][key] = Path(config["data"][key]).name
+    return config
 
 
 def _member(

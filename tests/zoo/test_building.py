@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -94,6 +95,7 @@ def test_what_is_written(built: Path, small_data: Path) -> None:
     readme = (built / "README.md").read_text()
     assert all(name in readme for name in NAMES)
     assert family.config["attack"][0]["type"] == "badnets"
+    assert family.dataset == family.config["data"]["path"] == "images.npz"
 
 
 def test_rates_are_those_of_the_files(built: Path, small_data: Path) -> None:
@@ -254,6 +256,36 @@ def test_plain_lines_when_piped_and_json_on_request(copied: Path, small_data: Pa
     assert "badnets-r10-s1" in result.stdout
     result = CliRunner().invoke(app, [*arguments, "--only", NAMES[0], "--device", "cpu", "--json"])
     assert json.loads(result.stdout)["members"][0]["name"] == NAMES[0]
+
+
+def test_a_terminal_sees_what_is_at_work(copied: Path, small_data: Path) -> None:
+    (copied / "models" / "badnets-r10-s1--ft.json").unlink()
+    arguments = ["zoo", "build", str(small_data / "family.toml"), "--out", str(copied)]
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "100"}
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"], env=terminal)
+    assert result.exit_code == 0, result.output
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stderr)
+    assert "badnets-r10-s1--ft: clean accuracy 0." in plain
+    assert re.search(r"  badnets-r10-s1--ft +━", plain)
+    assert "1 of 1" in plain
+
+
+def test_an_interrupt_says_that_nothing_is_lost(
+    copied: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "models" / "badnets-r10-s1--ft.json").unlink()
+
+    def interrupted(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bdaudit.zoo.making.save_model", interrupted)
+    arguments = ["zoo", "build", str(small_data / "family.toml"), "--out", str(copied)]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.output
+    monkeypatch.undo()
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--quiet"])
+    assert result.exit_code == 0, result.output
 
 
 def test_unusable_files_are_exit_4(small_data: Path, tmp_path: Path) -> None:
