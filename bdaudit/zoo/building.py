@@ -82,7 +82,9 @@ def prepare_build(
     parts = load_parts(manifest.data, seed=manifest.family.seed)
     recipes = plan_family(manifest, parts)
     by_name = {recipe.name: recipe for recipe in recipes}
-    shop = Workshop(manifest=manifest, parts=parts, recipes=by_name, root=out, device=device)
+    # Workers may have another working folder.
+    root = out.resolve()
+    shop = Workshop(manifest=manifest, parts=parts, recipes=by_name, root=root, device=device)
     wanted = _closure(recipes, only)
     missing, stale = set[str](), dict[str, tuple[str, ...]]()
     for recipe in wanted:
