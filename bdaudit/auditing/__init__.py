@@ -1,6 +1,7 @@
 """The public verbs: from paths or objects in memory to a record."""
 
 from bdaudit.auditing.audit import audit, audit_steps
+from bdaudit.auditing.defend import DefendSettings, defend, defend_steps
 from bdaudit.auditing.inputs import Sources, default_modes
 from bdaudit.auditing.invert import RecoveredTriggers, invert, invert_steps, save_recovered
 from bdaudit.auditing.reactivate import Reactivation, reactivate, reactivate_steps, save_delta
@@ -26,6 +27,7 @@ __all__ = [
     "BlackBoxOptions",
     "ClipSettings",
     "ComputeSettings",
+    "DefendSettings",
     "ExistenceConfig",
     "FolderStore",
     "InversionConfig",
@@ -45,6 +47,8 @@ __all__ = [
     "audit",
     "audit_steps",
     "default_modes",
+    "defend",
+    "defend_steps",
     "invert",
     "invert_steps",
     "reactivate",

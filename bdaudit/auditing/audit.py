@@ -32,6 +32,7 @@ from bdaudit.auditing.inputs import (
     default_modes,
     open_inputs,
 )
+from bdaudit.auditing.invert import RecoveredTriggers
 from bdaudit.auditing.pictures import take_pictures
 from bdaudit.auditing.recovered import audit_recovered
 from bdaudit.auditing.relearn import measure_relearning, relearning_cost
@@ -80,7 +81,7 @@ from bdaudit.results import (
 from bdaudit.standins import StandInConfig
 from bdaudit.verdict import Policy, judge, read_policy
 
-__all__ = ["Wanted", "audit", "audit_steps"]
+__all__ = ["Wanted", "audit", "audit_steps", "read_limits"]
 
 Wanted: TypeAlias = Callable[[Mode, str, Condition, float], bool]
 """Says whether an attack is wanted: its kind, the model's name, the condition, eps."""
@@ -172,10 +173,12 @@ def audit_steps(
     cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
     only: Wanted | None = None,
+    found: RecoveredTriggers | None = None,
 ) -> Steps[AuditRecord]:
     """Run an audit step by step, for whoever drives the generator; as `audit` otherwise.
 
     `only` says which attacks are wanted, by kind, model, condition and eps; all of them without it.
+    `found` is what a search for the trigger gave already, where none is known.
     """
     settings = settings or AuditSettings()
     assert sources.defended is not None
@@ -203,9 +206,11 @@ def audit_steps(
 
     if sources.trigger is not None:
         return (yield from audit_one(sources, None, True, None))
-    limits, _ = _limits(sources.policy)
+    limits, _ = read_limits(sources.policy)
     return (
-        yield from audit_recovered(sources, settings, audit_one, policy=limits, cache_dir=cache_dir)
+        yield from audit_recovered(
+            sources, settings, audit_one, policy=limits, cache_dir=cache_dir, found=found
+        )
     )
 
 
@@ -226,7 +231,7 @@ def _audit_known(
     Stand-ins that are `made` already are taken; `None` makes what is missing.
     """
     started = time.perf_counter()
-    limits, policy_source = _limits(sources.policy)
+    limits, policy_source = read_limits(sources.policy)
     device = resolve_device(settings.compute.device)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=settings.split, seed=settings.compute.seed, device=device)
@@ -262,7 +267,8 @@ def _audit_known(
     return record.model_copy(update={"pictures": take_pictures(record, inputs, audit_.deltas)})
 
 
-def _limits(policy: Policy | str | Path | None) -> tuple[Policy, str]:
+def read_limits(policy: Policy | str | Path | None) -> tuple[Policy, str]:
+    """Return a policy, the default one for `None`, and where it came from."""
     if policy is None:
         return Policy(), "defaults"
     if isinstance(policy, Policy):

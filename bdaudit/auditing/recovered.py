@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bdaudit.auditing.inputs import Sources, can_only_be_asked
-from bdaudit.auditing.invert import invert_steps
+from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.auditing.standins import MadeStandIns
 from bdaudit.errors import ConfigError
@@ -35,6 +35,7 @@ def audit_recovered(
     *,
     policy: Policy,
     cache_dir: Path | None,
+    found: RecoveredTriggers | None = None,
 ) -> Steps[AuditRecord]:
     """Look for a trigger in the original, and audit with what was found.
 
@@ -42,28 +43,30 @@ def audit_recovered(
     the attacks do. The defended model teaches them where it can be looked into.
 
     Where a backdoor was found toward several targets, each is audited and the gravest verdict is
-    the audit's; a diagnostic names the others. Where none was found nothing is attacked.
+    the audit's; a diagnostic names the others. Where none was found nothing is attacked. With
+    `found` the search is made already, its stand-ins with it.
 
     Raises:
         ConfigError: There is no original to look into.
     """
     if sources.original is None:
         raise ConfigError("no trigger was given, and no original to look for one in")
-    assert sources.defended is not None
-    teacher = None if can_only_be_asked(sources.defended) else sources.defended
-    found = yield from reworded(
-        invert_steps(
-            replace(sources, defended=teacher, surrogates=()),
-            config=settings.inversion,
-            compute=settings.compute,
-            split=settings.split,
-            stand_ins=settings.stand_ins,
-            stand_in=settings.stand_in,
-            cache_dir=cache_dir,
-            policy=policy,
-        ),
-        within(0.0, _SEARCH_SHARE),
-    )
+    if found is None:
+        assert sources.defended is not None
+        teacher = None if can_only_be_asked(sources.defended) else sources.defended
+        found = yield from reworded(
+            invert_steps(
+                replace(sources, defended=teacher, surrogates=()),
+                config=settings.inversion,
+                compute=settings.compute,
+                split=settings.split,
+                stand_ins=settings.stand_ins,
+                stand_in=settings.stand_in,
+                cache_dir=cache_dir,
+                policy=policy,
+            ),
+            within(0.0, _SEARCH_SHARE),
+        )
     inversion = found.record.inversion
     chosen = _to_audit(inversion, found.triggers)
     # Whatever a trigger that does not work gives on the defended model says nothing.

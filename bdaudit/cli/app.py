@@ -13,6 +13,7 @@ import typer
 from bdaudit.cli import (
     audit,
     compare,
+    defend,
     demo,
     gate,
     init,
@@ -65,6 +66,7 @@ for module in (
     demo,
     init,
     audit,
+    defend,
     gate,
     verify,
     sign,

@@ -17,9 +17,13 @@ from bdaudit.project.schema import ProjectFile
 
 __all__ = ["read_manifest"]
 
+_NO_DEFENCES = "a sweep audits; `bdaudit defend` tries defences"
 _SWEEPS_OWN = {
     ("output", "json"): "the sweep names the records itself",
     ("output", "report"): "make reports from the records, with `bdaudit report`",
+    ("defend", "methods"): _NO_DEFENCES,
+    ("defend", "settings"): _NO_DEFENCES,
+    ("defend", "defender_images"): _NO_DEFENCES,
     ("query", "state"): "the sweep keeps what is needed to go on",
     ("surrogates", "cache"): "give --cache to the sweep",
     ("surrogates", "no_cache"): "give --no-cache to the sweep",

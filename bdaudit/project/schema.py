@@ -1,8 +1,9 @@
 """What a project file may say.
 
 Every key is an option of `bdaudit audit`, by the option's own name, in a table that is a panel of
-the command's help. A new option of the command becomes a key by one field here; a test names the
-options that have neither a key nor a reason to have none.
+the command's help; `bdaudit defend` takes those that it has as well, and a table of its own. A new
+option of `audit` becomes a key by one field here; a test names the options that have neither a key
+nor a reason to have none.
 """
 
 from __future__ import annotations
@@ -339,6 +340,24 @@ class Output(Table):
     )
 
 
+class Defend(Table):
+    """What `bdaudit defend` tries; `bdaudit audit` does not look at it."""
+
+    methods: Annotated[list[str], Joined()] | None = Field(
+        default=None, description="Defences, all of them by default.", examples=[["anp", "fst"]]
+    )
+    settings: list[str] | None = Field(
+        default=None,
+        description="Settings of single defences, METHOD.SETTING=VALUE each.",
+        examples=[["ft-sam.rho=1.0"]],
+    )
+    defender_images: int | None = Field(
+        default=None,
+        description="Clean images the defences get; the audits get the others.",
+        examples=[500],
+    )
+
+
 class ProjectFile(Table):
     """Everything `bdaudit audit` needs, so that it can be run without arguments.
 
@@ -356,6 +375,7 @@ class ProjectFile(Table):
     surrogates: Surrogates = Surrogates()
     compute: Compute = Compute()
     output: Output = Output()
+    defend: Defend = Defend()
     policy: _Path | Policy | None = Field(
         default=None, description="Limits of the verdict: a table, or the path of a policy file."
     )

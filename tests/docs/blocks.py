@@ -34,6 +34,8 @@ _BUDGETS = {
     "score": {"--craft": "40", "--held-out": "60", "--device": "cpu"},
     "invert": {"--passes": "1", "--craft": "60", "--held-out": "200", "--method": "universal",
                "--target": "0", "--device": "cpu"},
+    "defend": {"--methods": "finetune", "--passes": "2", "--craft": "40", "--eps": "0.02",
+               "--stand-ins": "0", "--device": "cpu", "--defender-images": "40"},
     "relearn": {"--draws": "1", "--steps": "1,2", "--learning-rates": "0.001", "--craft": "40",
                 "--held-out": "60", "--stand-ins": "0", "--device": "cpu"},
 }  # fmt: skip

@@ -96,6 +96,7 @@ def test_files_called_alike_are_named_by_their_folders(tmp_path: Path) -> None:
         ('[[audit]]\n[audit.inputs]\ndefended = ["a/m.pt", "a-m.pt", "b/m.pt"]\n', "second audit"),
         ('[[audit]]\n[audit.inputs]\nendpoint = "http://h/v2/models/m"\n', "needs a name"),
         ('[[audit]]\n[audit.output]\njson = "a.json"\n', r"output\.json: not in a manifest"),
+        ('[[audit]]\n[audit.defend]\nmethods = ["fst"]\n', r"defend\.methods: not in a manifest"),
         ('[[audit]]\n[audit.query]\nstate = "s"\n', r"query\.state: not in a manifest"),
         ("[[audit]]\n[audit.matrix]\nseed = [1]\n", r"matrix\.seed: expected a table"),
         ("[[audit]]\n[audit.matrix.compute]\nseed = 1\n", "expected a list of values"),
@@ -181,6 +182,7 @@ CHANGES: dict[str, Any] = {
 ELSEWHERE = {
     *("inputs.defended", "inputs.endpoint", "inputs.original", "inputs.data"),
     *("clip.classnames", "clip.templates", "clip.pretrained", "clip.clip_config"),
+    *("defend.methods", "defend.settings", "defend.defender_images"),
     *("output.json", "output.report", "query.state", "surrogates.cache", "surrogates.no_cache"),
 }
 """Needed by all, tested below, or the sweep's own."""

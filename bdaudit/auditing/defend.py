@@ -1,0 +1,720 @@
+"""Try defences on a suspected model, audit what each gives, and rank the results."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from bdaudit.atomic import write_atomically
+from bdaudit.auditing.audit import audit_steps, read_limits
+from bdaudit.auditing.environment import describe_environment, resolve_device
+from bdaudit.auditing.inputs import (
+    DataSource,
+    ModelSource,
+    Sources,
+    TriggerSource,
+    open_models,
+)
+from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
+from bdaudit.auditing.remote import fetch_sources
+from bdaudit.auditing.runs import derive_generator
+from bdaudit.auditing.settings import AuditSettings
+from bdaudit.auditing.standins import MadeStandIns
+from bdaudit.auditing.store import MemoryStore
+from bdaudit.data import Sample, split_sample
+from bdaudit.defense_results import DefenseRecord, TriedDefense
+from bdaudit.defenses.catalogue import DEFENSES, defense_config, flat_settings
+from bdaudit.digests import digest_file, digest_tensors
+from bdaudit.engines import Advanced, Engine, Failed, Finished, LocalEngine, Task
+from bdaudit.errors import BdauditError, ConfigError, InputError, ModelError, unknown_key
+from bdaudit.models import (
+    Classifier,
+    LoadedModel,
+    ModelSettings,
+    ZeroShotNetwork,
+    load_model,
+    save_model,
+)
+from bdaudit.models.architectures import is_python_factory
+from bdaudit.plain_settings import Setting
+from bdaudit.progress import Listener, Progress, Steps, finish, reworded, within
+from bdaudit.results import AuditRecord, InversionRecord, Rate, Release, read_record, to_json
+from bdaudit.triggers import Trigger, read_trigger, write_trigger
+from bdaudit.verdict import Policy
+from bdaudit.version import __version__
+
+__all__ = ["DefendSettings", "defend", "defend_steps"]
+
+_RECORD, _BEST, _STATE = "defend.json", "best", "state"
+_DEFENSE_SHARE = 0.4  # of the time of a method, for the progress bar
+_MOST_DEFENDER_IMAGES = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefendSettings:
+    """What is tried, and how it is audited.
+
+    Attributes:
+        methods: Names of defences; `None` takes all there are.
+        method_settings: By method, the settings that differ from its defaults, as
+            `defense_config` reads them.
+        n_defender: Clean images the defences get; `None` takes half, at most 2,000. The audits get
+            the others.
+        audit: How every result is audited; the device and the seed are those of the defences too.
+
+    Raises:
+        ConfigError: A method or a setting is not known, or out of range.
+    """
+
+    methods: tuple[str, ...] | None = None
+    method_settings: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
+    n_defender: int | None = None
+    audit: AuditSettings = field(default_factory=AuditSettings)
+
+    def __post_init__(self) -> None:
+        if self.n_defender is not None and self.n_defender < 2:
+            raise ConfigError(f"n_defender: expected 2 or more, got {self.n_defender}")
+        if not self.chosen:
+            raise ConfigError("methods: expected one defence or more, got none")
+        for method in self.chosen:
+            if method not in DEFENSES:
+                raise ConfigError(f"methods: {unknown_key(method, DEFENSES)}")
+        for method in self.method_settings:
+            if method not in self.chosen:
+                raise ConfigError(
+                    f"settings of {method}: it is not among the methods ({', '.join(self.chosen)})"
+                )
+        self.configs()
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The methods to try, each once, in the order given."""
+        return tuple(dict.fromkeys(DEFENSES if self.methods is None else self.methods))
+
+    def configs(self) -> dict[str, Any]:
+        """Build the settings of every method."""
+        return {
+            method: defense_config(method, self.method_settings.get(method))
+            for method in self.chosen
+        }
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all methods have in common; handed to every worker once.
+
+    Attributes:
+        original: On the CPU.
+        found: The recovered triggers, where none was given.
+        store: Attacks on the original and the references, made once in each worker.
+    """
+
+    folder: Path
+    sources: Sources
+    original: LoadedModel
+    saved_arch: str | None
+    defender: Sample
+    found: RecoveredTriggers | None
+    settings: AuditSettings
+    cache_dir: Path | None
+    store: MemoryStore = field(default_factory=MemoryStore)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One method: its settings, what determines model and audit, and what an earlier run left."""
+
+    method: str
+    config: Any
+    made_of: dict[str, str]
+    audited_by: dict[str, str]
+    earlier: TriedDefense | None
+
+
+def defend(
+    original: str | Path,
+    *,
+    data: DataSource,
+    folder: Path,
+    trigger: TriggerSource | None = None,
+    references: Sequence[ModelSource] = (),
+    settings: DefendSettings | None = None,
+    policy: Policy | str | Path | None = None,
+    classes: Sequence[str] | Path | None = None,
+    model_options: ModelSettings | None = None,
+    target_label: int | str | None = None,
+    allow_trigger_code: bool = False,
+    engine: Engine | None = None,
+    cache_dir: Path | None = None,
+    command: Sequence[str] | None = None,
+    listener: Listener | None = None,
+) -> DefenseRecord:
+    """Try defences on a suspected model, audit each result, rank them, and write all of it.
+
+    Args:
+        original: The suspected model: the path of a checkpoint.
+        data: Clean labelled images; divided between the defences and the audits.
+        folder: Made when missing; see `defend_steps`.
+        trigger: The trigger, or the path of a trigger file; `None` has one looked for.
+        references: Innocent models of the same task.
+        settings: Methods, their settings, how results are audited.
+        policy: Limits of the verdicts, or the path of a policy file.
+        classes: Class names in order of index, or a file with one a line.
+        model_options: Architecture, normalisation and so on where the files do not say.
+        target_label: Replaces the target of an all-to-one trigger; an index, or a class name.
+        allow_trigger_code: Run Python code that the trigger file names.
+        engine: What runs the methods; `None` runs one after the other in this process.
+        cache_dir: Folder that keeps stand-ins for the next run; `None` keeps none.
+        command: What to record as the command that reproduces this.
+        listener: Told of progress.
+
+    Returns:
+        The record; `record.tried` is the ranking, best first.
+
+    Raises:
+        InputError: An input cannot be used, or the folder cannot be written to.
+        ConfigError: A setting is out of range.
+    """
+    sources = Sources(
+        defended=None,
+        original=original,
+        references=references,
+        data=data,
+        trigger=trigger,
+        policy=policy,
+        classes=classes,
+        model_options=model_options or ModelSettings(),
+        target_label=target_label,
+        allow_trigger_code=allow_trigger_code,
+    )
+    steps = defend_steps(
+        sources,
+        folder=folder,
+        engine=engine or LocalEngine(),
+        settings=settings,
+        cache_dir=cache_dir,
+        command=command,
+    )
+    return finish(steps, listener)
+
+
+def defend_steps(
+    sources: Sources,
+    *,
+    folder: Path,
+    engine: Engine,
+    settings: DefendSettings | None = None,
+    cache_dir: Path | None = None,
+    command: Sequence[str] | None = None,
+) -> Steps[DefenseRecord]:
+    """Try defences, audit each result, rank them, and write all of it.
+
+    The clean images are divided first: the defences get one part, the audits the other. Where no
+    trigger is given, one is looked for in the original, once. What an earlier run in the same
+    folder did is kept where nothing that determines it has changed; what has is named.
+
+    Args:
+        sources: Original, data, and optionally trigger, references, policy; no defended model.
+        folder: Made when missing. Gets METHOD.safetensors and METHOD.json (the audit's record) of
+            every method, best.safetensors and best.json where the best may be released,
+            defend.json (what is returned), and state/ for resuming.
+        engine: What runs the methods.
+        settings: Methods, their settings, the audit's; `None` takes the defaults.
+        cache_dir: Folder that keeps stand-ins for the next run; `None` keeps none.
+        command: What to record as the command that reproduces this.
+
+    Returns:
+        The record. A defence that fails is in it with the reason.
+
+    Raises:
+        InputError: An input cannot be used, or the folder cannot be written to.
+        ConfigError: A setting is out of range.
+    """
+    started = time.perf_counter()
+    settings = settings or DefendSettings()
+    compute = settings.audit.compute
+    sources = yield from fetch_sources(sources)
+    yield Progress("opening models and data", 0, 1)
+    subjects, sample = open_models(sources, device=resolve_device("cpu"))
+    original = next(subject.white for subject in subjects if subject.role == "original")
+    saved_arch = _saved_arch(original, sources)
+    parts = split_sample(
+        sample,
+        n_craft=settings.n_defender or max(min(len(sample) // 2, _MOST_DEFENDER_IMAGES), 2),
+        seed=compute.seed,
+    )
+    defender, auditor = parts.craft, parts.held_out
+    audited = replace(sources, data=auditor)
+    limits, _ = read_limits(sources.policy)
+    _make_folder(folder)
+    inherent = {
+        "original": original.weights_sha256,
+        "bdaudit": __version__,
+        "seed": str(compute.seed),
+        "device": resolve_device(compute.device).type,
+    }
+    audited_by = inherent | {
+        "the auditor's images": _digest_images(auditor),
+        "references": ", ".join(s.weights_sha256 or "" for s in subjects if s.role == "reference"),
+        "audit settings": json.dumps(settings.audit.as_dict(), sort_keys=True, default=str),
+        "target": str(sources.target_label),
+        "policy": limits.model_dump_json(),
+    }
+    found: RecoveredTriggers | None = None
+    if sources.trigger is None:
+        search = _Search(folder / _STATE, dict(audited_by), original, saved_arch, limits)
+        found = yield from search.run(audited, settings, cache_dir)
+        audited_by["trigger"] = found.triggers[0].sha256
+    else:
+        audited_by["trigger"] = _read(sources).sha256
+    made_of = inherent | {"the defender's images": _digest_images(defender)}
+    jobs = [
+        _Job(
+            method,
+            config,
+            made_of | {f"{method}.{key}": str(v) for key, v in flat_settings(config).items()},
+            audited_by,
+            _earlier(folder, method),
+        )
+        for method, config in settings.configs().items()
+    ]
+    shared = _Shared(
+        folder, audited, original, saved_arch, defender, found, settings.audit, cache_dir
+    )
+    tried = yield from _run(jobs, shared, engine)
+    return _finish(
+        tried,
+        shared,
+        auditor=auditor,
+        environment_device=compute.device,
+        command=command,
+        started=started,
+    )
+
+
+def defend_one(job: _Job, shared: _Shared) -> Steps[TriedDefense]:
+    """Defend, write, audit, write; the work of one task. What was done before is not done again."""
+    earlier, changes = job.earlier, list[str]()
+    path = shared.folder / f"{job.method}.safetensors"
+    row = TriedDefense(
+        method=job.method,
+        title=DEFENSES[job.method].title,
+        status="failed",
+        settings=flat_settings(job.config),
+        why="not finished",
+        made_of=job.made_of,
+        audited_by=job.audited_by,
+    )
+    if earlier is not None:
+        changes = [
+            *_differences(earlier.made_of, job.made_of),
+            *_differences(earlier.audited_by, job.audited_by),
+        ]
+        same_model = earlier.made_of == job.made_of and _is_there(path, earlier)
+        if same_model and earlier.audited_by == job.audited_by and _is_whole(shared, earlier):
+            return earlier.model_copy(update={"kept": "audit", "changes": ()})
+        row = row.model_copy(update={"changes": tuple(dict.fromkeys(changes))})
+        if same_model and earlier.model is not None:
+            row = row.model_copy(
+                update={
+                    "kept": "model",
+                    "model": earlier.model,
+                    "model_sha256": earlier.model_sha256,
+                    "defense_s": earlier.defense_s,
+                }
+            )
+    try:
+        if row.model is None:
+            row = yield from reworded(_defend(job, row, shared, path), within(0.0, _DEFENSE_SHARE))
+        row = yield from reworded(
+            _audit(row, shared, path), within(_DEFENSE_SHARE, 1.0 - _DEFENSE_SHARE)
+        )
+    except BdauditError as error:
+        row = row.model_copy(update={"status": "failed", "why": str(error)})
+    _write(shared.folder / _STATE / f"{job.method}.json", row.model_dump_json(indent=1) + "\n")
+    return row
+
+
+def _defend(job: _Job, row: TriedDefense, shared: _Shared, path: Path) -> Steps[TriedDefense]:
+    started = time.perf_counter()
+    compute = shared.settings.compute
+    classifier = copy.deepcopy(shared.original.classifier).to(resolve_device(compute.device))
+    defended: nn.Module = yield from DEFENSES[job.method].run(
+        classifier,
+        shared.defender.images,
+        shared.defender.labels,
+        config=job.config,
+        generator=derive_generator(compute.seed, "defend", job.method),
+    )
+    _save(
+        path,
+        defended,
+        like=shared.original,
+        arch=shared.saved_arch,
+        extra={
+            "defense": job.method,
+            "defense_settings": json.dumps(flat_settings(job.config), sort_keys=True),
+            "original_weights_sha256": shared.original.weights_sha256,
+        },
+    )
+    return row.model_copy(
+        update={
+            "model": path.name,
+            "model_sha256": digest_file(path),
+            "defense_s": time.perf_counter() - started,
+        }
+    )
+
+
+def _save(
+    path: Path,
+    classifier: nn.Module,
+    *,
+    like: LoadedModel,
+    arch: str | None,
+    extra: Mapping[str, str],
+) -> None:
+    """Write a model made from `like`, or in its image."""
+    assert isinstance(classifier, Classifier)  # as the original's is
+    save_model(
+        path,
+        classifier.network,
+        arch=arch,
+        num_classes=like.num_classes,
+        image_shape=like.image_shape,
+        input_size=classifier.input_size,
+        mean=classifier.mean.flatten().tolist(),
+        std=classifier.std.flatten().tolist(),
+        outputs=classifier.outputs,
+        extra=extra,
+    )
+
+
+def _audit(row: TriedDefense, shared: _Shared, path: Path) -> Steps[TriedDefense]:
+    record = yield from audit_steps(
+        replace(shared.sources, defended=path),
+        settings=shared.settings,
+        store=shared.store,
+        cache_dir=shared.cache_dir,
+        found=shared.found,
+    )
+    verdict, baseline = record.verdict, record.baseline_of("defended")
+    assert verdict is not None
+    written = path.with_suffix(".json")
+    _write(written, to_json(record))
+    return row.model_copy(
+        update={
+            "status": "audited",
+            "record": written.name,
+            "outcome": verdict.outcome,
+            "release": verdict.release,
+            "why": verdict.why,
+            "warnings": verdict.warnings,
+            "clean_acc": None if baseline is None else baseline.clean_acc,
+            "asr": None if baseline is None else baseline.asr,
+            "audit_s": record.elapsed_s,
+        }
+    )
+
+
+def _run(jobs: Sequence[_Job], shared: _Shared, engine: Engine) -> Steps[list[TriedDefense]]:
+    """Run every job; one that fails in a way nobody foresaw is a row as well."""
+    rows: dict[str, TriedDefense] = {}
+    done = {job.method: 0.0 for job in jobs}
+    tasks = [Task(job.method, job) for job in jobs]
+    with contextlib.closing(engine.run(defend_one, tasks, shared)) as events:
+        for event in events:
+            if isinstance(event, Advanced):
+                total = event.progress.total
+                done[event.key] = event.progress.done / total if total else 1.0
+                step = f"{event.key}: {event.progress.step}"
+            elif isinstance(event, Finished):
+                rows[event.key], done[event.key] = event.result, 1.0
+                step = f"{event.key}: done"
+            elif isinstance(event, Failed):
+                job = next(job for job in jobs if job.method == event.key)
+                rows[event.key] = TriedDefense(
+                    method=job.method,
+                    title=DEFENSES[job.method].title,
+                    status="failed",
+                    settings=flat_settings(job.config),
+                    why=f"{type(event.error).__name__}: {event.error}",
+                )
+                done[event.key], step = 1.0, f"{event.key}: failed"
+            else:
+                continue
+            yield Progress(step, sum(done.values()), len(jobs))
+    return [rows[job.method] for job in jobs]
+
+
+def _finish(
+    tried: Sequence[TriedDefense],
+    shared: _Shared,
+    *,
+    auditor: Sample,
+    environment_device: str,
+    command: Sequence[str] | None,
+    started: float,
+) -> DefenseRecord:
+    ranked = sorted(tried, key=_rank)
+    first = ranked[0]
+    outcome: Release = "fail" if first.status == "failed" else first.release or "inconclusive"
+    best = _write_best(first if outcome == "pass" else None, shared.folder)
+    record = DefenseRecord(
+        created=datetime.now(UTC),
+        command=None if command is None else tuple(command),
+        seed=shared.settings.compute.seed,
+        outcome=outcome,
+        why=_why(ranked, outcome),
+        tried=tuple(ranked),
+        best=best,
+        trigger_recovered=shared.found is not None,
+        search=None if shared.found is None else shared.found.record.inversion.why,
+        original_clean_acc=_original_clean_acc(ranked, shared.folder),
+        n_defender=len(shared.defender),
+        n_auditor=len(auditor),
+        environment=describe_environment(resolve_device(environment_device)),
+        elapsed_s=time.perf_counter() - started,
+    )
+    _write(shared.folder / _RECORD, record.model_dump_json(indent=1) + "\n")
+    return record
+
+
+def _rank(row: TriedDefense) -> tuple[int, float]:
+    """Order by what may be done with it, then by clean accuracy."""
+    if row.status == "failed":
+        return (5, 0.0)
+    place = {"pass": 0, "inconclusive": 2, "fail": 3}[row.release or "inconclusive"]
+    if row.outcome == "removed" and row.release == "fail":
+        place = 1  # gone, but the policy forbids it for another reason
+    elif row.release == "pass" and row.outcome != "removed":
+        place = 2
+    return (place, -(row.clean_acc.value if row.clean_acc is not None else 0.0))
+
+
+def _why(ranked: Sequence[TriedDefense], outcome: Release) -> str:
+    counts: dict[str, int] = {}
+    for row in ranked:
+        name = row.outcome or "failed"
+        counts[name] = counts.get(name, 0) + 1
+    tally = ", ".join(f"{count} {name}" for name, count in counts.items())
+    first = ranked[0]
+    if first.outcome == "removed":
+        what = f"the best is {first.title}"
+        if outcome != "pass":
+            what += ", and the policy forbids its release for another reason"
+    elif outcome == "pass":
+        what = f"the best is {first.title}, which the policy lets pass"
+    else:
+        what = "no defence tried is known to have removed the backdoor"
+    return f"Of {len(ranked)} defences {tally}; {what}."
+
+
+def _write_best(row: TriedDefense | None, folder: Path) -> str | None:
+    """Copy the best model and its audit; without one nothing of an earlier run stays under it."""
+    model, record = folder / f"{_BEST}.safetensors", folder / f"{_BEST}.json"
+    if row is None or row.model is None or row.record is None:
+        model.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+        return None
+    for target, name in ((model, row.model), (record, row.record)):
+        _write(target, (folder / name).read_bytes())
+    return model.name
+
+
+def _original_clean_acc(rows: Sequence[TriedDefense], folder: Path) -> Rate | None:
+    for row in rows:
+        if row.record is not None:
+            record = read_record(folder / row.record)
+            assert isinstance(record, AuditRecord)
+            return next((b.clean_acc for b in record.baselines if b.role == "original"), None)
+    return None
+
+
+# -- the search for a trigger, made once ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Where a search for a trigger is kept, and what determines it."""
+
+    state: Path
+    determined_by: dict[str, str]
+    original: LoadedModel
+    arch: str | None
+    policy: Policy
+
+    def run(
+        self, sources: Sources, settings: DefendSettings, cache_dir: Path | None
+    ) -> Steps[RecoveredTriggers]:
+        """Look for a trigger in the original, unless an earlier run did in the same way.
+
+        Stand-ins, where references are missing, are taught by the original and serve the audits of
+        all methods.
+        """
+        kept = self._kept(sources)
+        if kept is not None:
+            yield Progress("the search for a trigger, kept from an earlier run", 1, 1)
+            return kept
+        audit = settings.audit
+        found = yield from invert_steps(
+            replace(sources, defended=None, surrogates=()),
+            config=audit.inversion,
+            compute=audit.compute,
+            split=audit.split,
+            stand_ins=audit.stand_ins,
+            stand_in=audit.stand_in,
+            cache_dir=cache_dir,
+            policy=self.policy,
+        )
+        self._keep(found)
+        return found
+
+    @property
+    def _marker(self) -> Path:
+        return self.state / "search.json"
+
+    def _keep(self, found: RecoveredTriggers) -> None:
+        self._marker.unlink(missing_ok=True)  # until all is written, nothing is kept
+        for number, trigger in enumerate(found.triggers):
+            write_trigger(self.state / f"trigger-{number}.toml", trigger)
+        for number, model in enumerate(found.stand_ins.models):
+            path = self.state / f"stand-in-{number}.safetensors"
+            _save(path, model.classifier, like=self.original, arch=self.arch, extra={})
+        _write(self.state / "trigger.json", to_json(found.record))
+        kept: dict[str, Any] = {
+            "determined_by": self.determined_by,
+            "stand_ins": [model.name for model in found.stand_ins.models],
+        }
+        _write(self._marker, json.dumps(kept, indent=1) + "\n")
+
+    def _kept(self, sources: Sources) -> RecoveredTriggers | None:
+        assert isinstance(sources.data, Sample)
+        try:
+            kept = json.loads(self._marker.read_text(encoding="utf-8"))
+            if kept["determined_by"] != self.determined_by:
+                return None
+            record = read_record(self.state / "trigger.json")
+            assert isinstance(record, InversionRecord)
+            triggers = tuple(
+                read_trigger(self.state / f"trigger-{number}.toml")
+                for number in range(len(record.inversion.candidates))
+            )
+            models = tuple(
+                load_model(
+                    self.state / f"stand-in-{number}.safetensors",
+                    name=name,
+                    arch=None if self.arch is not None else self.original.arch,
+                )
+                for number, name in enumerate(kept["stand_ins"])
+            )
+        except (OSError, ValueError, KeyError, InputError):
+            return None
+        failure = next((d for d in record.diagnostics if d.code == "no_stand_ins"), None)
+        # Only pictures of the triggers are made of the sample, and none are made here.
+        return RecoveredTriggers(record, triggers, sources.data, MadeStandIns(models, failure))
+
+
+# -- what an earlier run left ----------------------------------------------------------------------
+
+
+def _earlier(folder: Path, method: str) -> TriedDefense | None:
+    try:
+        text = (folder / _STATE / f"{method}.json").read_text(encoding="utf-8")
+        return TriedDefense.model_validate_json(text)
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return None
+
+
+def _is_there(path: Path, earlier: TriedDefense) -> bool:
+    """Say whether the earlier model is still the file it was; one that failed never was."""
+    if earlier.model is None:
+        return True
+    return path.is_file() and digest_file(path) == earlier.model_sha256
+
+
+def _is_whole(shared: _Shared, earlier: TriedDefense) -> bool:
+    if earlier.status == "failed":
+        return True  # it would fail again
+    try:
+        read_record(shared.folder / str(earlier.record))
+    except InputError:
+        return False
+    return True
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for key in dict.fromkeys((*before, *now)):
+        one, other = before.get(key, "unset"), now.get(key, "unset")
+        if one == other:
+            continue
+        short = max(len(one), len(other)) <= 40
+        yield f"{key} was {one}, is {other}" if short else f"{key} differs"
+
+
+# -- inputs ----------------------------------------------------------------------------------------
+
+
+def _saved_arch(original: LoadedModel, sources: Sources) -> str | None:
+    """Return what a defended model's file says of its architecture; checked before any work.
+
+    Raises:
+        ModelError: The original is of a kind that cannot be written as a file of its own.
+    """
+    classifier = original.classifier
+    if not isinstance(classifier, Classifier) or isinstance(classifier.network, ZeroShotNetwork):
+        raise ModelError(
+            f"{original.name}: expected a network with logits of its own, got a CLIP or a bare "
+            "module; its defended versions cannot be written as files"
+        )
+    if isinstance(sources.original, nn.Module | LoadedModel):
+        raise ModelError(
+            "original: expected the path of a checkpoint, so that defended versions are written "
+            "as the same architecture, got a module in memory"
+        )
+    return None if is_python_factory(original.arch) else original.arch
+
+
+def _read(sources: Sources) -> Trigger:
+    trigger = sources.trigger
+    if isinstance(trigger, Trigger):
+        return trigger
+    assert trigger is not None
+    return read_trigger(Path(trigger), allow_code=sources.allow_trigger_code)
+
+
+def _digest_images(sample: Sample) -> str:
+    return digest_tensors({"images": sample.images, "labels": sample.labels})
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder and the one for the state.
+
+    Raises:
+        InputError: It cannot be made, or holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder to write to, got a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _STATE).is_dir():
+        raise InputError(f"{folder}: holds something else; name another folder")
+    try:
+        (folder / _STATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    try:
+        write_atomically(path, content if isinstance(content, bytes) else content.encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
