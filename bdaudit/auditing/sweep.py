@@ -169,40 +169,38 @@ class _Common:
 
 @dataclass(frozen=True)
 class _SharedRuns:
-    """The attacks on one model that several audits need."""
+    """The attacks on some models that several audits need.
+
+    Attributes:
+        key: Of the task.
+        request: An audit of no more than these models; the original stands in the place of the
+            defended one, and is not attacked there.
+        models: Names of those that are attacked.
+    """
 
     key: str
     request: AuditRequest
-    model: str
+    models: frozenset[str]
 
     @classmethod
-    def on_original(cls, key: str, request: AuditRequest) -> _SharedRuns:
-        return cls(key, _without_defended(request, ()), "original")
-
-    @classmethod
-    def on_reference(cls, key: str, request: AuditRequest, index: int) -> _SharedRuns:
-        references = request.sources.references
-        if request.settings.objective == "specific":
-            # It is made on the others as well, so they must be there under their names.
-            name = "reference" if len(references) == 1 else f"reference {index + 1}"
-            return cls(key, _without_defended(request, references), name)
-        return cls(key, _without_defended(request, references[index : index + 1]), "reference")
-
-
-def _without_defended(request: AuditRequest, references: Sequence[Any]) -> AuditRequest:
-    """Return a request for what does not depend on the defended model.
-
-    The original stands in its place, and is not attacked there.
-    """
-    request = request.with_modes()
-    sources, settings = request.sources, request.settings
-    if settings.objective == "specific":
-        references = sources.references
-    return replace(
-        request,
-        sources=replace(sources, defended=sources.original, references=tuple(references)),
-        settings=replace(settings, controls=(), measure_bec=False, pictures=False, stand_ins=0),
-    )
+    def of(
+        cls, key: str, request: AuditRequest, *, original: bool, indices: Sequence[int]
+    ) -> _SharedRuns:
+        """Ask for the original, where `original` says so, and the references at `indices`."""
+        sources, settings = request.sources, request.settings
+        references = tuple(sources.references)
+        if settings.objective != "specific":
+            references = tuple(references[index] for index in indices)
+            indices = range(len(references))
+        # The specific objective is made on the others too, so they are there under their names.
+        alone = len(references) == 1
+        names = {"reference" if alone else f"reference {index + 1}" for index in indices}
+        request = replace(
+            request,
+            sources=replace(sources, defended=sources.original, references=references),
+            settings=replace(settings, controls=(), measure_bec=False, pictures=False, stand_ins=0),
+        )
+        return cls(key, request, frozenset(names | ({"original"} if original else set())))
 
 
 def _plan(requests: Sequence[AuditRequest], files: FileDigests, workers: int) -> list[Task]:
@@ -213,15 +211,15 @@ def _plan(requests: Sequence[AuditRequest], files: FileDigests, workers: int) ->
         cases.setdefault(case or f"alone {request.key}", []).append(request)
     tasks: list[Task] = []
     for number, members in enumerate(cases.values()):
-        shared = _shared_tasks(members[0], number) if len(members) > 1 else []
+        shared = _shared_tasks(members[0], number, workers) if len(members) > 1 else []
         tasks += shared
         keys = tuple(task.key for task in shared)
         tasks += [Task(request.key, request, behind=keys) for request in members]
     return tasks
 
 
-def _shared_tasks(request: AuditRequest, number: int) -> list[Task]:
-    """List the attacks that are alike in all audits of a case, a task a model.
+def _shared_tasks(request: AuditRequest, number: int, workers: int) -> list[Task]:
+    """Deal out the attacks that are alike in all audits of a case, to all workers at most.
 
     Where the trigger is looked for first, each audit looks for it itself.
     """
@@ -229,15 +227,20 @@ def _shared_tasks(request: AuditRequest, number: int) -> list[Task]:
     sources, modes = request.sources, set(request.settings.modes or ())
     if sources.original is None or sources.trigger is None:
         return []
+    # By transfer the original is shown what is made for each defended model.
+    originals = [None] if modes - {"transfer"} else []
+    models = [*originals, *range(len(sources.references))]
     tasks: list[Task] = []
-    if modes - {"transfer"}:
-        # No name of an audit begins like this.
-        payload = _SharedRuns.on_original(f"_{number}-original", request)
-        tasks.append(Task(payload.key, payload))
-    # Models that queries start from are made once, by the first, and kept in the cache.
-    behind = tuple(task.key for task in tasks) if modes != {"white"} else ()
-    for index in range(len(sources.references)):
-        payload = _SharedRuns.on_reference(f"_{number}-reference-{index + 1}", request, index)
+    for part in range(min(workers, len(models))):
+        dealt = models[part :: min(workers, len(models))]
+        payload = _SharedRuns.of(
+            f"_{number}-shared-{part + 1}",  # no name of an audit begins like this
+            request,
+            original=None in dealt,
+            indices=[index for index in dealt if index is not None],
+        )
+        # Models that queries start from are made once, by the first, and kept in the cache.
+        behind = (tasks[0].key,) if tasks and modes != {"white"} else ()
         tasks.append(Task(payload.key, payload, behind=behind))
     return tasks
 
@@ -256,7 +259,7 @@ def _make_shared(payload: _SharedRuns, common: _Common) -> Steps[None]:
     store = SharingStore(common.folder / _STATE / payload.key, common.folder / _RUNS)
 
     def is_wanted(mode: Mode, name: str, condition: Condition, eps: float) -> bool:
-        return name == payload.model and condition == "trigger"
+        return name in payload.models and condition == "trigger"
 
     # What is wrong is said by the audits themselves, which go on without.
     with contextlib.suppress(BdauditError):
