@@ -21,6 +21,7 @@ from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.parts import load_parts
 from bdaudit.zoo.planning import Recipe, plan_family
 from bdaudit.zoo.truth import (
+    asr_of_original,
     is_relearned,
     kept_evidence,
     may_need_relearning,
@@ -220,7 +221,9 @@ def _of_members(shop: Workshop) -> list[Task]:
         for recipe, note in _present(shop)
         if note.measured is not None
         and (floor := floors.get(recipe.attack or "")) is not None
-        and needs_relearning(recipe, shop.recipes, note.measured.asr, floor)
+        and needs_relearning(
+            recipe, shop.recipes, note.measured.asr, asr_of_original(recipe, shop), floor
+        )
         and kept_evidence(shop, recipe) is None
     ]
 

@@ -21,7 +21,7 @@ from bdaudit.zoo.folder import CLEAN_SAMPLE, Made
 from bdaudit.zoo.making import Workshop
 from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.planning import Recipe
-from bdaudit.zoo.truth import judge_truth, kept_evidence, needs_relearning
+from bdaudit.zoo.truth import asr_of_original, judge_truth, kept_evidence, needs_relearning
 
 __all__ = ["describe_family", "family_readme", "write_clean_sample"]
 
@@ -114,14 +114,15 @@ def _member(
     assert note.weights_sha256 is not None
     asr = note.measured.asr
     floor = floors.get(recipe.attack or "")
-    evidence = None
-    if needs_relearning(recipe, shop.recipes, asr, floor):
+    evidence, original_asr = None, asr_of_original(recipe, shop)
+    if needs_relearning(recipe, shop.recipes, asr, original_asr, floor):
         evidence = kept_evidence(shop, recipe)
     ruling = judge_truth(
         recipe,
         shop.recipes,
         asr,
         evidence,
+        original_asr=original_asr,
         floor=floor,
         why_none=_why_no_evidence(recipe, shop, failed),
     )

@@ -43,6 +43,7 @@ from bdaudit.zoo.training import computing_in
 __all__ = [
     "ACTIVE_ABOVE",
     "Ruling",
+    "asr_of_original",
     "is_relearned",
     "judge_truth",
     "kept_evidence",
@@ -75,16 +76,20 @@ def may_need_relearning(recipe: Recipe, recipes: Mapping[str, Recipe]) -> bool:
 
 
 def needs_relearning(
-    recipe: Recipe, recipes: Mapping[str, Recipe], asr: Rate | None, floor: float | None
+    recipe: Recipe,
+    recipes: Mapping[str, Recipe],
+    asr: Rate | None,
+    original_asr: Rate | None,
+    floor: float | None,
 ) -> bool:
     """Say whether relearning has to tell what a member is; arguments as for `judge_truth`."""
-    if asr is None or not may_need_relearning(recipe, recipes):
+    if not may_need_relearning(recipe, recipes) or asr is None:
         return False
-    return not _is_active(asr, floor)
+    return _is_active(original_asr, floor) and not _is_active(asr, floor)
 
 
-def _is_active(asr: Rate, floor: float | None) -> bool:
-    return asr.low > max(ACTIVE_ABOVE, floor or 0.0)
+def _is_active(asr: Rate | None, floor: float | None) -> bool:
+    return asr is not None and asr.low > max(ACTIVE_ABOVE, floor or 0.0)
 
 
 def judge_truth(
@@ -93,6 +98,7 @@ def judge_truth(
     asr: Rate | None,
     evidence: RelearningEvidence | None,
     *,
+    original_asr: Rate | None,
     floor: float | None,
     why_none: str,
 ) -> Ruling:
@@ -103,6 +109,8 @@ def judge_truth(
         recipes: All of the family, by name.
         asr: Of its trigger alone.
         evidence: From relearning, where it was needed.
+        original_asr: Of the trigger alone on the original it was made from: where that does not
+            answer the trigger, there is nothing that could sleep or be removed.
         floor: Share of test images that the trigger alone takes on the reference where it takes
             most; `None` where no reference was asked.
         why_none: Why there is no evidence, where there is none.
@@ -118,6 +126,8 @@ def judge_truth(
     alone = "not measured" if asr is None else f"{asr.value:.1%}"
     if recipe.lineage == "original":
         return Ruling("unknown", "asr", f"the attack did not take: the trigger alone takes {alone}")
+    if not _is_active(original_asr, floor):
+        return Ruling("unknown", "asr", f"trigger alone {alone}; on its original it did not take")
     if evidence is None:
         return Ruling("unknown", "relearning", f"trigger alone {alone}; {why_none}")
     gap = f"{evidence.gap:+.2f} ({evidence.low:+.2f} to {evidence.high:+.2f})"
@@ -147,6 +157,14 @@ def _beginning(recipe: Recipe, recipes: Mapping[str, Recipe]) -> str:
 def _was_taught(recipe: Recipe, recipes: Mapping[str, Recipe]) -> bool:
     """Say whether a backdoored model was the beginning, or the teacher."""
     return _beginning(recipe, recipes) in ("attack", "distilled")
+
+
+def asr_of_original(recipe: Recipe, shop: Workshop) -> Rate | None:
+    """Return the ASR of the trigger alone on the original that a member is held against."""
+    if recipe.original is None:
+        return None
+    note = shop.folder.note(shop.recipes[recipe.original])
+    return None if note is None or note.measured is None else note.measured.asr
 
 
 def strongest_reference(shop: Workshop, attack: str) -> float | None:

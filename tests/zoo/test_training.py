@@ -284,12 +284,13 @@ def test_truth(
     name: str, successes: int, floor: float | None, gap: float | None, truth: str, source: str
 ) -> None:
     made, alone = RECIPES[name], share(successes)
-    asked = needs_relearning(made, RECIPES, alone, floor)
+    asked = needs_relearning(made, RECIPES, alone, share(990), floor)
     ruling = judge_truth(
         made,
         RECIPES,
         alone,
         None if gap is None else evidence(gap),
+        original_asr=share(990),
         floor=floor,
         why_none="nobody asked",
     )
@@ -298,3 +299,15 @@ def test_truth(
     assert ruling.note
     if gap is None and source == "relearning":
         assert "nobody asked" in ruling.note
+
+
+def test_nothing_is_removed_where_nothing_took() -> None:
+    """The trigger of an original that does not answer it cannot sleep in what is made of it."""
+    for name in ("o--ft", "o--unlearned"):
+        made = RECIPES[name]
+        assert not needs_relearning(made, RECIPES, share(0), share(90), 0.02)
+        ruling = judge_truth(
+            made, RECIPES, share(0), None, original_asr=share(90), floor=0.02, why_none=""
+        )
+        assert (ruling.truth, ruling.source) == ("unknown", "asr")
+        assert "did not take" in ruling.note
