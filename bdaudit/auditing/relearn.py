@@ -210,16 +210,12 @@ def measure_relearning(
             _taught(subject, inputs, compute, config), subject, done, len(references)
         )
     rate = choose_rate(list(innocents.values()))
-    while True:
-        mine = yield from _within(
-            _taught(defended, inputs, compute, replace(config, learning_rates=(rate,))),
-            defended,
-            len(references),
-            len(references),
-        )
-        if rate not in mine.diverged:
-            break
-        rate = choose_rate(list(innocents.values()), below=rate)
+    mine = yield from _within(
+        _taught(defended, inputs, compute, replace(config, learning_rates=(rate,))),
+        defended,
+        len(references),
+        len(references),
+    )
     evidence = compare_relearning(
         mine,
         innocents,

@@ -11,10 +11,14 @@ from typing import Any
 
 from torch import nn
 
+from bdaudit.defenses.ban import BanConfig, ban_finetune
 from bdaudit.defenses.fine_pruning import FinePruningConfig, fine_prune
 from bdaudit.defenses.finetune import FinetuneConfig, finetune
 from bdaudit.defenses.fst import FstConfig, feature_shift_tune
 from bdaudit.defenses.ft_sam import FtSamConfig, ft_sam
+from bdaudit.defenses.nc_unlearning import NcUnlearnConfig, nc_unlearn
+from bdaudit.defenses.sau import SauConfig, shared_adversarial_unlearn
+from bdaudit.defenses.tsbd import TsbdConfig, tsbd
 from bdaudit.errors import ConfigError, unknown_key
 from bdaudit.plain_settings import Setting, config_from, flat_settings
 from bdaudit.progress import Steps
@@ -44,6 +48,10 @@ _ALL = (
     Defense("ft-sam", "FT-SAM", FtSamConfig, ft_sam),
     Defense("fine-pruning", "fine-pruning", FinePruningConfig, fine_prune),
     Defense("fst", "FST", FstConfig, feature_shift_tune),
+    Defense("nc-unlearn", "NC unlearning", NcUnlearnConfig, nc_unlearn),
+    Defense("sau", "SAU", SauConfig, shared_adversarial_unlearn),
+    Defense("tsbd", "TSBD", TsbdConfig, tsbd),
+    Defense("ban", "BAN fine-tuning", BanConfig, ban_finetune),
 )
 
 DEFENSES: Mapping[str, Defense] = {defense.name: defense for defense in _ALL}

@@ -7,9 +7,9 @@ from typing import TypeAlias
 from torch import nn
 
 from bdaudit.errors import ModelError
-from bdaudit.models import ZeroShotNetwork
+from bdaudit.models import ZeroShotNetwork, is_on_shortcut
 
-__all__ = ["Weighted", "classifier_head", "last_feature_layer"]
+__all__ = ["Weighted", "classifier_head", "hidden_layers", "last_feature_layer"]
 
 Weighted: TypeAlias = nn.Linear | nn.Conv2d
 """A layer whose weight has one row an output channel."""
@@ -54,6 +54,32 @@ def last_feature_layer(classifier: nn.Module) -> Weighted:
     raise ModelError(
         "expected a network with two convolutions or two linear layers, so that features can be "
         "pruned; use a defence that prunes nothing, such as fine-tuning"
+    )
+
+
+def hidden_layers(classifier: nn.Module) -> list[Weighted]:
+    """List the convolutions that are on no shortcut path.
+
+    Without convolutions past the stem it is the hidden linear layers, as in a transformer.
+    An attention module's own weights are in no layer, and so not among them.
+
+    Raises:
+        ModelError: There is no such layer.
+    """
+    convolutions: list[Weighted] = [
+        part
+        for name, part in classifier.named_modules()
+        if isinstance(part, nn.Conv2d) and not is_on_shortcut(name)
+    ]
+    if len(convolutions) > 1:
+        return convolutions
+    linear = _linear_layers(classifier)
+    hidden: list[Weighted] = [*linear] if _is_zero_shot(classifier) else [*linear[:-1]]
+    if hidden:
+        return hidden
+    raise ModelError(
+        "expected a network with two convolutions or two linear layers, whose neurons can be told "
+        "apart; use a defence that resets none, such as fine-tuning"
     )
 
 

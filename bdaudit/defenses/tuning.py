@@ -24,6 +24,7 @@ __all__ = [
     "Gradients",
     "TuningConfig",
     "backpropagate",
+    "check_images",
     "device_of",
     "seeded_globals",
     "statistics_held",
@@ -87,7 +88,18 @@ class TuningConfig:
 
 
 def trainable_copy(classifier: nn.Module) -> nn.Module:
-    """Copy a classifier, frozen or not, and let every parameter of the copy be trained."""
+    """Copy a classifier, frozen or not, and let every parameter of the copy be trained.
+
+    Raises:
+        ConfigError: It would be trained inside an autocast that caches its casts: until that
+            context ends it would go on with casts of the weights as they were before a step.
+    """
+    kind = device_of(classifier).type
+    if torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled():
+        raise ConfigError(
+            "training inside torch.autocast: its cache keeps weights as they were before a step; "
+            "enter it with cache_enabled=False"
+        )
     return copy.deepcopy(classifier).requires_grad_(True)
 
 
@@ -135,7 +147,7 @@ def tune(
         DataError: Images and labels do not fit each other, or there are fewer than two.
         NumericsError: The loss of an epoch was not finite.
     """
-    _check_images(images, labels)
+    check_images(images, labels)
     device = device_of(classifier)
     images, labels = images.to(device=device, dtype=torch.float32), labels.to(device)
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
@@ -214,7 +226,12 @@ def seeded_globals(device: torch.device, generator: torch.Generator) -> Iterator
         yield
 
 
-def _check_images(images: Tensor, labels: Tensor) -> None:
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Refuse images and labels that do not fit each other.
+
+    Raises:
+        DataError: They do not, or there are fewer than two.
+    """
     if images.ndim != 4 or labels.shape != images.shape[:1] or len(labels) < 2:
         raise DataError(
             "tuning: expected images (N, C, H, W) and labels (N,) with N of at least 2, got "

@@ -9,6 +9,7 @@ from torch import nn
 
 from bdaudit.errors import ModelError
 from bdaudit.models.classifier import Classifier
+from bdaudit.models.shortcuts import is_on_shortcut
 
 __all__ = ["READABLE", "network_of", "select_layers"]
 
@@ -17,8 +18,6 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 READABLE = (*_CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 """Kinds of module whose output has a known channel axis."""
 
-# One component of a dotted name is enough: `layer2.0.shortcut.0`, `layer2.0.downsample.0`.
-_SHORTCUT_PARTS = frozenset({"shortcut", "convshortcut", "downsample", "skip", "identity", "proj"})
 _STEM_PARTS = frozenset({"stem", "patch_embed", "conv_proj"})
 _ATTENTION_OUTPUTS = (
     "*attn.proj",  # timm
@@ -98,7 +97,8 @@ def _trunk_convolutions(network: nn.Module, readable: dict[str, nn.Module]) -> I
     deep = [n for n, m in network.named_modules() if type(m).__name__ == "ModifiedResNet"]
     for name in names[1:]:
         parts = set(name.lower().split("."))
-        if name.rpartition(".")[0] not in deep and not parts & (_SHORTCUT_PARTS | _STEM_PARTS):
+        outside = name.rpartition(".")[0] in deep or parts & _STEM_PARTS or is_on_shortcut(name)
+        if not outside:
             yield name
 
 

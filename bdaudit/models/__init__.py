@@ -12,6 +12,7 @@ from bdaudit.models.outputs import check_outputs
 from bdaudit.models.preactresnet import PreActResNet, preactresnet18
 from bdaudit.models.saving import save_model
 from bdaudit.models.settings import ModelSettings
+from bdaudit.models.shortcuts import is_on_shortcut
 from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check_outputs",
     "describe_classifier",
     "inspect_checkpoint",
+    "is_on_shortcut",
     "load_model",
     "locate_checkpoint",
     "open_checkpoint",

@@ -9,21 +9,30 @@ from torch import nn
 from torch.nn import functional
 
 from bdaudit.defenses import (
+    BanConfig,
     FinePruningConfig,
     FinetuneConfig,
     FstConfig,
     FtSamConfig,
+    NcUnlearnConfig,
+    SauConfig,
+    TsbdConfig,
     TuningConfig,
+    ban_finetune,
     feature_shift_tune,
     fine_prune,
     finetune,
     ft_sam,
+    nc_unlearn,
+    shared_adversarial_unlearn,
+    tsbd,
 )
 from bdaudit.defenses.fine_pruning import _mean_activation
 from bdaudit.defenses.ft_sam import _at_worst_neighbour
 from bdaudit.defenses.layers import classifier_head, last_feature_layer
 from bdaudit.defenses.tuning import statistics_held, trainable_copy
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
+from bdaudit.inversion import NeuralCleanseConfig
 from bdaudit.models import build_network
 from bdaudit.progress import finish
 from bdaudit.scoring import predict
@@ -36,6 +45,15 @@ DEFENSES = {
     "fine_prune": (fine_prune, FinePruningConfig(tuning=TUNING)),
     # A fresh head takes longer to learn.
     "fst": (feature_shift_tune, FstConfig(tuning=replace(TUNING, n_epochs=15))),
+    "nc-unlearn": (
+        nc_unlearn,
+        NcUnlearnConfig(
+            search=NeuralCleanseConfig(n_stages=2, n_steps=10), n_full_steps=30, tuning=TUNING
+        ),
+    ),
+    "sau": (shared_adversarial_unlearn, SauConfig(eps=0.1, step_size=0.1, tuning=TUNING)),
+    "tsbd": (tsbd, TsbdConfig(max_unlearning_epochs=3, tuning=TUNING)),
+    "ban": (ban_finetune, BanConfig(tuning=TUNING)),
 }
 every_defense = pytest.mark.parametrize("name", DEFENSES)
 
@@ -140,6 +158,16 @@ def test_learning_rate_rises_to_its_peak_and_falls():
     assert rates[25:] == sorted(rates[25:], reverse=True)
     assert rates[12] == pytest.approx(0.048)
     assert min(rates) == pytest.approx(0.002)
+
+
+def test_training_on_cached_casts_is_refused_and_without_the_cache_it_works(net):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ConfigError, match="cache_enabled"):
+        _defend("finetune", net)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        for name in DEFENSES:
+            defended = _defend(name, net)
+            assert all(value.dtype == torch.float32 for value in defended.parameters())
+            assert _accuracy(defended) > 0.9
 
 
 # ---- FT-SAM --------------------------------------------------------------------------------------
