@@ -103,6 +103,7 @@ def measure(models: Path, out: Path, test: Sample) -> None:
                     one, {n: i for n, i in innocents.items() if i is not one}, tried
                 )
                 for tried in CONFIG.learning_rates
+                if not any(tried in innocent.diverged for innocent in innocents.values())
             }
             for other, one in innocents.items()
         }

@@ -145,8 +145,11 @@ def test_a_rate_that_diverges_is_left_out():
 def test_the_rate_is_chosen_on_innocent_models_alone():
     slow = at_rates({0.03: 0.0, 0.1: 0.0, 0.3: 0.0})
     assert choose_rate([slow]) == 0.3
-    assert choose_rate([slow, at_rates({0.03: 0.0, 0.1: 0.2, 0.3: 0.6})]) == 0.1
+    assert choose_rate([slow, at_rates({0.03: 0.0, 0.1: 0.05, 0.3: 0.6})]) == 0.1
     assert choose_rate([slow, at_rates({0.03: 0.9, 0.1: 0.9, 0.3: 0.9})]) == 0.03
+    assert choose_rate([slow], below=0.3) == 0.1
+    with pytest.raises(NumericsError, match="no finite answers"):
+        choose_rate([slow], below=0.03)
     with pytest.raises(ConfigError, match="one innocent model or more"):
         choose_rate([])
 

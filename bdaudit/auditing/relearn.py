@@ -210,12 +210,16 @@ def measure_relearning(
             _taught(subject, inputs, compute, config), subject, done, len(references)
         )
     rate = choose_rate(list(innocents.values()))
-    mine = yield from _within(
-        _taught(defended, inputs, compute, replace(config, learning_rates=(rate,))),
-        defended,
-        len(references),
-        len(references),
-    )
+    while True:
+        mine = yield from _within(
+            _taught(defended, inputs, compute, replace(config, learning_rates=(rate,))),
+            defended,
+            len(references),
+            len(references),
+        )
+        if rate not in mine.diverged:
+            break
+        rate = choose_rate(list(innocents.values()), below=rate)
     evidence = compare_relearning(
         mine,
         innocents,

@@ -60,7 +60,7 @@ def relearn(
             "largest that leaves them innocent.",
             rich_help_panel="Relearning",
         ),
-    ] = "0.0003,0.001,0.003,0.01",
+    ] = "0.0001,0.0003,0.001,0.003",
     draws: Annotated[
         int,
         typer.Option(help="Repetitions with other shots.", min=1, rich_help_panel="Relearning"),

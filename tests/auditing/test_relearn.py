@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import bdaudit
@@ -64,6 +65,26 @@ def test_the_defended_model_is_taught_at_the_chosen_rate_alone() -> None:
     assert [c.learning_rate for c in found.curves if c.role == "defended"] == [rate]
     tried = [c.learning_rate for c in found.curves if c.model == "reference 1"]
     assert tried == list(CONFIG.learning_rates)
+
+
+class Brittle(nn.Module):
+    """The dormant twin, which answers with infinities once training has moved it a little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = dormant_twin()
+        self.moved = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(images)
+        bias = self.moved * (torch.arange(logits.shape[1]) == TARGET)
+        return logits + bias + torch.where(self.moved.detach().abs() > 8e-4, torch.inf, 0.0)
+
+
+def test_a_model_that_diverges_is_taught_at_the_next_smaller_rate() -> None:
+    found = relearn(Brittle()).relearning
+    assert relearn(dormant_twin()).relearning.evidence.settings["learning_rate"] == 1e-3
+    assert found.evidence.settings["learning_rate"] == 1e-4
 
 
 def test_progress_rises_to_its_total() -> None:
