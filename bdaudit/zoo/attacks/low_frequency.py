@@ -76,8 +76,10 @@ def make_low_frequency_trigger(
     coefficients = start.to(images).requires_grad_(True)
 
     def pattern() -> Tensor:
-        smooth = rows.T @ coefficients @ columns  # (C, H, W)
-        return config.eps * smooth / smooth.abs().max()
+        # Under bfloat16 a sum of cosines is not smooth, and what is written must be float32.
+        with torch.autocast(images.device.type, enabled=False):
+            smooth = rows.T @ coefficients @ columns  # (C, H, W)
+            return config.eps * smooth / smooth.abs().max()
 
     optimizer = torch.optim.Adam([coefficients], lr=config.learning_rate)
     for step in range(config.n_steps):
