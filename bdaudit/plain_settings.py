@@ -38,7 +38,10 @@ def config_from(config_type: type, settings: Mapping[str, Setting], where: str) 
         if isinstance(expected, type) and dataclasses.is_dataclass(expected):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: {key}: expected a table, got {value!r}")
-            values[key] = config_from(expected, value, f"{where}: {key}")
+            # What is not given stays as the outer settings have it, not as the nested type has it.
+            default = _default_of(config_type, key)
+            start = {} if default is None else flat_settings(default)
+            values[key] = config_from(expected, {**start, **value}, f"{where}: {key}")
         else:
             values[key] = _checked(expected, value, f"{where}: {key}")
     try:
@@ -74,6 +77,14 @@ def _nested(where: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
         else:
             tables[first] = value
     return tables
+
+
+def _default_of(config_type: type, key: str) -> object | None:
+    field = next(one for one in dataclasses.fields(config_type) if one.name == key)
+    if field.default_factory is not dataclasses.MISSING:
+        made: object = field.default_factory()
+        return made
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 @cache

@@ -11,12 +11,16 @@ from typing import Any
 
 from torch import nn
 
+from bdaudit.defenses.anp import AnpConfig, prune_perturbed_neurons
 from bdaudit.defenses.ban import BanConfig, ban_finetune
 from bdaudit.defenses.fine_pruning import FinePruningConfig, fine_prune
 from bdaudit.defenses.finetune import FinetuneConfig, finetune
 from bdaudit.defenses.fst import FstConfig, feature_shift_tune
 from bdaudit.defenses.ft_sam import FtSamConfig, ft_sam
+from bdaudit.defenses.i_bau import IBauConfig, unlearn_worst_trigger
+from bdaudit.defenses.nad import NadConfig, distil_attention
 from bdaudit.defenses.nc_unlearning import NcUnlearnConfig, nc_unlearn
+from bdaudit.defenses.pam import PamConfig, minimise_along_path
 from bdaudit.defenses.sau import SauConfig, shared_adversarial_unlearn
 from bdaudit.defenses.tsbd import TsbdConfig, tsbd
 from bdaudit.errors import ConfigError, unknown_key
@@ -52,6 +56,10 @@ _ALL = (
     Defense("sau", "SAU", SauConfig, shared_adversarial_unlearn),
     Defense("tsbd", "TSBD", TsbdConfig, tsbd),
     Defense("ban", "BAN fine-tuning", BanConfig, ban_finetune),
+    Defense("nad", "NAD", NadConfig, distil_attention),
+    Defense("anp", "ANP", AnpConfig, prune_perturbed_neurons),
+    Defense("i-bau", "i-BAU", IBauConfig, unlearn_worst_trigger),
+    Defense("pam", "PAM", PamConfig, minimise_along_path),
 )
 
 DEFENSES: Mapping[str, Defense] = {defense.name: defense for defense in _ALL}

@@ -42,6 +42,15 @@ def test_settings_from_a_toml_table():
     assert defense_config("ft-sam", mixed) == config
 
 
+def test_a_nested_setting_leaves_the_others_as_the_defense_has_them():
+    default = defense_config("nad")
+    assert default.tuning.learning_rate != TuningConfig().learning_rate  # else this says nothing
+    config = defense_config("nad", {"tuning": {"flip": False}})
+    assert config == dataclasses.replace(
+        default, tuning=dataclasses.replace(default.tuning, flip=False)
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
