@@ -544,6 +544,8 @@ class RecoveredTrigger(Record):
     """A trigger recovered from the original, and what it does on held-out images.
 
     Attributes:
+        class_map: For the rule `class-map`, the class each class is taken to; its own where its
+            images do not count.
         size: In the unit of its method.
         p_value: As in the ranking.
         asr: Success on the original; the images are those whose label is not the target.
@@ -568,6 +570,7 @@ class RecoveredTrigger(Record):
     wakes_original: bool
     why_not: str | None = None
     trigger: TriggerInfo
+    class_map: tuple[int, ...] | None = None
 
 
 class Inversion(Record):

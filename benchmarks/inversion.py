@@ -27,15 +27,14 @@ from bdaudit.data import Split, load_sample, split_sample
 from bdaudit.inversion import InversionConfig, make_arms
 from bdaudit.inversion.anomaly import score_arms
 from bdaudit.inversion.batching import Asker
-from bdaudit.inversion.invert import make_search
+from bdaudit.inversion.invert import make_search, recover_in_full
 from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
-from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalSearch
 from bdaudit.models import LoadedModel, load_model
 from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.standins import StandInConfig, make_stand_ins
-from bdaudit.triggers import AllToAll, AllToOne, Trigger, poison, read_trigger, write_trigger
+from bdaudit.triggers import AllToOne, Trigger, poison, read_trigger, write_trigger
 
 DEMO = resources.files("bdaudit") / "demo_files"
 ORIGINALS = {  # name: file, defended versions
@@ -53,7 +52,7 @@ REFERENCES = INNOCENT[:3]
 N_CRAFT, SEED, NUM_CLASSES = 300, 0, 10
 METHODS = ("universal", "warp", "neural-cleanse")
 CONFIG = InversionConfig(methods=METHODS)
-RULES = [*(AllToOne(k) for k in range(NUM_CLASSES)), AllToAll()]
+RULES = [*(AllToOne(k) for k in range(NUM_CLASSES)), None]  # and any other class
 
 
 def sample() -> Split:
@@ -177,7 +176,7 @@ def _row(
         figures[method] = {
             "ranking": [
                 (
-                    k if k < NUM_CLASSES else "all-to-all",
+                    k if k < NUM_CLASSES else "any other",
                     round(float(scored.gains[k]), 2),
                     round(scored.scores[k], 2),
                     float(f"{scored.p_values[k]:.2g}"),
@@ -188,10 +187,11 @@ def _row(
         }
         if scored.p_values[arm] > CONFIG.unsure_p:
             continue
-        found: Recovered = finish(
-            searches[0].recover(arm, searches[1:], n_passes=CONFIG.n_passes, seed=SEED)
+        found = finish(
+            recover_in_full(searches, arm, halves.craft.labels, config=CONFIG, seed=SEED)
         )
-        rule = RULES[arm]
+        rule = found.rule or RULES[arm]
+        assert rule is not None
         trigger = Trigger(
             transform=found.transform, rule=rule, source=f"{label}, {method}", recovered=True
         )
@@ -205,6 +205,7 @@ def _row(
             return round(float((answers == targets).double().mean()), 4)
 
         figures[method] |= {
+            "rule": rule.name,
             "size": found.size,
             "asr": share(models[0], held_out.triggered),
             "innocent": [share(m, held_out.triggered) for m in models[1:]],

@@ -41,6 +41,7 @@ from bdaudit.auditing.standins import (
 from bdaudit.data import Sample, Split, split_sample
 from bdaudit.errors import ConfigError, InputError
 from bdaudit.inversion import (
+    ANY_OTHER,
     RACED,
     Arm,
     InversionConfig,
@@ -64,8 +65,8 @@ from bdaudit.scoring import rate
 from bdaudit.standins import StandInConfig
 from bdaudit.statistics import paired_difference
 from bdaudit.triggers import (
-    AllToAll,
     AllToOne,
+    ClassMap,
     TargetRule,
     Transform,
     Trigger,
@@ -407,12 +408,12 @@ def save_recovered(path: Path, recovered: RecoveredTriggers) -> None:
 
 def _hypotheses(
     num_classes: int, target_label: int | None, seed: int
-) -> tuple[list[TargetRule], list[TargetRule]]:
-    """Return the rules that race, and those of them that are suspected."""
+) -> tuple[list[TargetRule | None], list[TargetRule | None]]:
+    """Return the rules that race, `None` for any other class, and those that are suspected."""
     if target_label is None:
-        rules: list[TargetRule] = [AllToOne(k) for k in range(num_classes)]
-        # With two classes, all-to-all takes each to the other: no rule of its own to tell apart.
-        rules += [AllToAll()] if num_classes > 2 else []
+        rules: list[TargetRule | None] = [AllToOne(k) for k in range(num_classes)]
+        # With two classes, the other class is the only other: no rule of its own to tell apart.
+        rules += [None] if num_classes > 2 else []
         return rules, rules
     if not 0 <= target_label < num_classes:
         raise ConfigError(
@@ -445,7 +446,8 @@ def _scored(
     compute: Compute,
 ) -> _Scored:
     """Score one recovered trigger on held-out images, on the original and the innocent models."""
-    rule = arms[recovered.arm].rule
+    rule = recovered.rule or arms[recovered.arm].rule
+    assert rule is not None
     num_classes = original.white.num_classes
 
     def as_trigger(transform: Transform) -> Trigger:
@@ -473,6 +475,7 @@ def _scored(
         method=inverted.method,
         target_rule=rule.name,
         target_label=rule.target_label,
+        class_map=rule.classes if isinstance(rule, ClassMap) else None,
         size=recovered.size,
         unit=inverted.unit,
         p_value=p_values.get(recovered.arm),
@@ -600,11 +603,13 @@ def _decide(
 
 
 def _name(candidate: RecoveredTrigger) -> str:
-    return (
-        candidate.target_rule
-        if candidate.target_label is None
-        else f"class {candidate.target_label}"
-    )
+    if candidate.target_label is not None:
+        return f"class {candidate.target_label}"
+    if candidate.class_map is None:
+        return candidate.target_rule
+    moved = [f"{k} to {to}" for k, to in enumerate(candidate.class_map) if k != to]
+    more = ", ..." if len(moved) > _SHOWN else ""
+    return f"other classes ({', '.join(moved[:_SHOWN])}{more})"
 
 
 def _named(references: Sequence[Subject]) -> str:
@@ -650,8 +655,8 @@ def _scores(inverted: Inverted, arms: Sequence[Arm]) -> Iterator[TargetScore]:
         k = place.get(number)
         gain = sizes[1:].mean() - sizes[0] if len(sizes) > 1 else -sizes[0]
         yield TargetScore(
-            target_rule=arm.rule.name,
-            target_label=arm.rule.target_label,
+            target_rule=ANY_OTHER if arm.rule is None else arm.rule.name,
+            target_label=None if arm.rule is None else arm.rule.target_label,
             size=float(2 ** sizes[0]),
             innocent_sizes=tuple((2 ** sizes[1:]).tolist()),
             gain=float(gain if k is None else anomalies.gains[k]),

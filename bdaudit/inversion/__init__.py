@@ -1,6 +1,6 @@
 """Trigger inversion: find the trigger and the target when nobody knows them."""
 
-from bdaudit.inversion.arms import Arm, describe, make_arms
+from bdaudit.inversion.arms import ANY_OTHER, Arm, describe, make_arms
 from bdaudit.inversion.config import NOMINATORS, RACED, InversionConfig, Method
 from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
 from bdaudit.inversion.invert import Inverted, invert_with
@@ -10,6 +10,7 @@ from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalConfig
 
 __all__ = [
+    "ANY_OTHER",
     "NOMINATORS",
     "RACED",
     "Arm",

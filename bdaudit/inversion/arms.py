@@ -11,7 +11,10 @@ from torch import Tensor
 from bdaudit.errors import DataError
 from bdaudit.triggers import MIN_POISONED, NOT_COUNTED, TargetRule
 
-__all__ = ["Arm", "draw_batches", "make_arms"]
+__all__ = ["ANY_OTHER", "Arm", "as_rivals", "describe", "draw_batches", "is_won", "make_arms"]
+
+ANY_OTHER = "any other class"
+"""Name of the hypothesis that the trigger takes images away from their class, wherever to."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,12 +22,13 @@ class Arm:
     """A target rule with the images that it counts.
 
     Attributes:
-        rule: Which class an image should be taken to.
+        rule: Which class an image should be taken to; `None` where any but its own will do.
         indices: (N,) into the craft images, at least `MIN_POISONED`.
-        targets: (N,) the class each of them should be taken to.
+        targets: (N,) the class each of them should be taken to, or ~y (which is below 0) where it
+            should be taken away from y.
     """
 
-    rule: TargetRule
+    rule: TargetRule | None
     indices: Tensor
     targets: Tensor
 
@@ -33,12 +37,12 @@ class Arm:
 
 
 def make_arms(
-    rules: Sequence[TargetRule], labels: Tensor, num_classes: int
+    rules: Sequence[TargetRule | None], labels: Tensor, num_classes: int
 ) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
     """Find the images that each rule counts.
 
     Args:
-        rules: Hypotheses about the target.
+        rules: Hypotheses about the target; `None` for any other class.
         labels: (N,) true labels of the craft images, on the CPU.
         num_classes: Classes of the model.
 
@@ -51,13 +55,17 @@ def make_arms(
     """
     arms, skipped = [], []
     for rule in rules:
+        if rule is None:
+            # Every image counts, and another arm had to have images enough for there to be a race.
+            arms.append(Arm(None, torch.arange(len(labels)), ~labels))
+            continue
         targets = rule.targets(labels, num_classes)
         indices = (targets != NOT_COUNTED).nonzero()[:, 0]
         if len(indices) < MIN_POISONED:
             skipped.append(f"{describe(rule)} ({len(indices)} images of other classes)")
         else:
             arms.append(Arm(rule, indices, targets[indices]))
-    if not arms:
+    if all(arm.rule is None for arm in arms):
         raise DataError(
             f"{len(labels)} craft images: expected {MIN_POISONED} or more outside of a target "
             f"class, got too few for every one of them ({', '.join(skipped[:3])}); give more "
@@ -66,8 +74,31 @@ def make_arms(
     return tuple(arms), tuple(skipped)
 
 
-def describe(rule: TargetRule) -> str:
+def is_won(answers: Tensor, targets: Tensor) -> Tensor:
+    """Say of each image whether it is where it should be taken, in the terms of `Arm.targets`."""
+    return torch.where(targets < 0, answers != ~targets, answers == targets)
+
+
+def as_rivals(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Put one arm's logits (N, K) in such terms that any targeted loss drives it.
+
+    Where an image should be taken away from y, the others become one class, whose probability is
+    the sum of theirs, and that is the target.
+
+    Returns:
+        Logits and targets, all of them 0 or above.
+    """
+    if not bool((targets < 0).all()):
+        return logits, targets
+    own = ~targets[:, None]
+    others = logits.scatter(1, own, float("-inf")).logsumexp(1, keepdim=True)
+    return torch.cat([logits.gather(1, own), others], dim=1), torch.ones_like(targets)
+
+
+def describe(rule: TargetRule | None) -> str:
     """Name a rule as a table does."""
+    if rule is None:
+        return ANY_OTHER
     return rule.name if rule.target_label is None else f"class {rule.target_label}"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import NumericsError
+from bdaudit.inversion.arms import as_rivals, is_won
 from bdaudit.perturbation import Loss, cross_entropy
 
 __all__ = ["Asker"]
@@ -60,7 +61,7 @@ class Asker:
             parameters: Tensors whose first dimension is the arm, (K, ...).
             stamp: From parameters (k, ...) and images (k, n, C, H, W) to triggered images.
             indices: (K, n) into the images.
-            targets: (K, n).
+            targets: (K, n), as `Arm.targets` has them.
             loss: Logits and targets to one value an image; it may depend on the whole batch, so
                 it sees each arm's images apart.
 
@@ -77,10 +78,13 @@ class Asker:
             logits = self.logits(stamped.flatten(0, 1)).view(*stamped.shape[:2], -1)
             wanted = targets[part].to(logits.device)
             total = torch.stack(
-                [loss(one, goal).mean() for one, goal in zip(logits, wanted, strict=True)]
+                [
+                    loss(*as_rivals(one, goal)).mean()
+                    for one, goal in zip(logits, wanted, strict=True)
+                ]
             ).sum()
             found.append(torch.autograd.grad(total, leaves))
-            won.append((logits.argmax(2) == wanted).float().mean(1).detach())
+            won.append(is_won(logits.argmax(2), wanted).float().mean(1).detach())
         self.differentiated += indices.numel()
         gradients = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
         if not all(bool(g.isfinite().all()) for g in gradients):
@@ -108,9 +112,9 @@ class Asker:
             stamped = stamp(tuple(p[part] for p in parameters), self.images[indices[part]])
             logits = self.logits(stamped.flatten(0, 1)).view(*stamped.shape[:2], -1)
             wanted = targets[part].to(logits.device)
-            won.append((logits.argmax(2) == wanted).float().mean(1))
+            won.append(is_won(logits.argmax(2), wanted).float().mean(1))
             near += [
-                1 / (1 + cross_entropy(one, goal).mean())
+                1 / (1 + cross_entropy(*as_rivals(one, goal)).mean())
                 for one, goal in zip(logits, wanted, strict=True)
             ]
         self.forwarded += indices.numel()

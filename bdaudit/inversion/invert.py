@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from bdaudit.inversion.anomaly import Anomalies, residuals, score_arms
-from bdaudit.inversion.arms import Arm
+from bdaudit.inversion.arms import Arm, is_won, make_arms
 from bdaudit.inversion.batching import Asker
+from bdaudit.inversion.class_map import class_map_of
 from bdaudit.inversion.config import NOMINATORS, InversionConfig, Method
 from bdaudit.inversion.feature_decoupling import decouple
 from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
@@ -21,7 +22,7 @@ from bdaudit.inversion.universal import UniversalSearch
 from bdaudit.inversion.warp import WarpSearch
 from bdaudit.progress import Progress, Steps, reworded, within
 
-__all__ = ["Inverted", "invert_with", "make_search"]
+__all__ = ["Inverted", "invert_with", "make_search", "recover_in_full"]
 
 Search = UniversalSearch | WarpSearch | NeuralCleanseSearch
 
@@ -122,14 +123,10 @@ def invert_with(
     chosen = _choose(race, anomalies, wanted, config)
     recovered = []
     for place, arm in enumerate(chosen):
-        steps = searches[0].recover(
-            arm,
-            searches[1:],  # type: ignore[arg-type]
-            n_passes=config.n_passes,
-            seed=seed,
-        )
         share = (1 - _RACE_SHARE) / len(chosen)
-        recovered.append((yield from reworded(steps, within(_RACE_SHARE + place * share, share))))
+        steps = recover_in_full(searches, arm, labels.cpu(), config=config, seed=seed)
+        part = within(_RACE_SHARE + place * share, share)
+        recovered.append((yield from reworded(steps, part)))
     yield Progress(title, 1, 1)
     total = sum(asker.differentiated for asker in askers)
     return Inverted(
@@ -141,6 +138,46 @@ def invert_with(
         differentiated=total,
         naive=_naive_cost(race, searches[0].n_stages, raced, (total - raced) / len(chosen)),
     )
+
+
+def recover_in_full(
+    searches: Sequence[Search], arm: int, labels: Tensor, *, config: InversionConfig, seed: int
+) -> Steps[Recovered]:
+    """Make the trigger of one arm in full.
+
+    Where it only has to take images away from their class, it is read from the original's answers
+    on craft images where it takes them, and the trigger is made once more toward that.
+
+    Args:
+        searches: The original's first; each has gone through the race.
+        arm: Which.
+        labels: (N,) true labels of the craft images, on the CPU.
+        config: Settings.
+        seed: Of the mini-batches.
+    """
+
+    def recover() -> Steps[Recovered]:
+        return searches[0].recover(
+            arm,
+            searches[1:],  # type: ignore[arg-type]
+            n_passes=config.n_passes,
+            seed=seed,
+        )
+
+    found = yield from recover()
+    if searches[0].arms[arm].rule is not None:
+        return found
+    asker = searches[0].asker
+    with torch.no_grad():
+        parts = torch.split(asker.images, asker.batch_size)
+        logits = torch.cat([asker.logits(found.transform.apply(part, None)) for part in parts])
+    asker.forwarded += len(logits)
+    rule = class_map_of(labels, logits.argmax(1).cpu(), logits.shape[1])
+    (known,), _ = make_arms([rule], labels, logits.shape[1])
+    for search in searches:
+        search.arms = [*search.arms[:arm], known, *search.arms[arm + 1 :]]
+    again = yield from recover()
+    return replace(again, rule=rule)
 
 
 def _nominate(
@@ -181,7 +218,7 @@ def _nominate(
         differentiated += cost
     sizes = torch.stack([_log_odds_against(sent, arms) for sent in answers])
     gains = residuals(sizes)
-    arm = max(wanted, key=lambda k: float(gains[k]))
+    arm = max((k for k in wanted if arms[k].rule), key=lambda k: float(gains[k]))
     searches = [UniversalSearch(asker, arms, config.universal) for asker in askers]
     for stage in range(searches[0].n_stages):
         for search in searches:
@@ -206,7 +243,7 @@ def _log_odds_against(answers: Tensor, arms: Sequence[Arm]) -> Tensor:
     """Return log2 of the odds (n,) against an arm's image being sent to its target."""
     odds = []
     for arm in arms:
-        sent = (answers[arm.indices] == arm.targets).double().mean()
+        sent = is_won(answers[arm.indices], arm.targets).double().mean()
         least = 0.5 / len(arm)  # nothing counted is not nothing at all
         sent = sent.clamp(least, 1 - least)
         odds.append(((1 - sent) / sent).log2().float())

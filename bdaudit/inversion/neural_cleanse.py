@@ -33,6 +33,8 @@ class NeuralCleanseConfig:
         n_images: Images in the mini-batch of one step of one arm.
         learning_rate: Of Adam on the logits of mask and pattern.
         success: Share of images a mask has to win before it may shrink.
+        success_any_other: The same of a mask that takes images to any other class. A backdoor
+            that moves every class to another one is only as sure as the model is of the class.
         first_cost: Weight of the mask's size (in shares of the image) at the start.
         cost_factor: By which the weight rises when enough was won, and its power 1.5 by which it
             falls when not.
@@ -47,6 +49,7 @@ class NeuralCleanseConfig:
     n_images: int = 16
     learning_rate: float = 0.3
     success: float = 0.95
+    success_any_other: float = 0.60
     first_cost: float = 4.0
     cost_factor: float = 1.5
     patience: int = 2
@@ -54,8 +57,9 @@ class NeuralCleanseConfig:
     def __post_init__(self) -> None:
         if min(self.n_steps, self.n_stages, self.n_images, self.patience) < 1:
             raise ConfigError("neural cleanse: counts must be 1 or more")
-        if not 0 < self.success <= 1:
-            raise ConfigError(f"neural cleanse: success in (0, 1], got {self.success}")
+        for share in (self.success, self.success_any_other):
+            if not 0 < share <= 1:
+                raise ConfigError(f"neural cleanse: success in (0, 1], got {share}")
         if min(self.learning_rate, self.first_cost) <= 0 or self.cost_factor <= 1:
             raise ConfigError("neural cleanse: rate and cost above 0, cost factor above 1")
 
@@ -96,6 +100,10 @@ class NeuralCleanseSearch:
         self.best = [s.clone() for s in self.state]
         self.best_size = torch.full((n,), float(self.pixels))
         self.missed = torch.ones(n)
+        self.enough = torch.tensor(
+            [config.success if arm.rule else config.success_any_other for arm in arms],
+            device=device,
+        )
 
     def advance(self, stage: int, active: Sequence[int], generator: torch.Generator) -> None:
         """Take `n_steps` steps with the active arms."""
@@ -124,7 +132,7 @@ class NeuralCleanseSearch:
 
     def _steer(self, pick: Tensor, before: tuple[Tensor, ...], won: Tensor) -> None:
         """Remember masks that win enough, and change the weight of size."""
-        enough = won >= self.config.success
+        enough = won >= self.enough[pick]
         sizes = before[0].sigmoid().sum((1, 2, 3)).cpu()
         self.missed[pick] = 1 - won.cpu()
         better = enough.cpu() & (sizes < self.best_size[pick])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bdaudit.triggers import Transform
+from bdaudit.triggers import TargetRule, Transform
 
 __all__ = ["Recovered"]
 
@@ -19,9 +19,11 @@ class Recovered:
         own: What the same search gave on each innocent model at the same size, to be scored on
             that model; `None` where a method bounds success and compares sizes.
         size: In the method's unit.
+        rule: Where it takes images, of an arm that did not say: read from the original's answers.
     """
 
     arm: int
     transform: Transform
     own: tuple[Transform, ...] | None
     size: float
+    rule: TargetRule | None = None

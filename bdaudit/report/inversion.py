@@ -156,7 +156,9 @@ def _table() -> Table:
 
 def _target(of: RecoveredTrigger | TargetScore, names: Sequence[str]) -> str:
     if of.target_label is None:
-        return of.target_rule
+        classes = of.class_map if isinstance(of, RecoveredTrigger) else None
+        moved = [f"{k} to {to}" for k, to in enumerate(classes or ()) if k != to]
+        return ", ".join(moved) or of.target_rule
     name = names[of.target_label] if of.target_label < len(names) else ""
     return f"{of.target_label} {name}".strip()
 

@@ -5,7 +5,14 @@ from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.poisoning import MIN_POISONED, Footprint, Poisoned, footprint, poison
 from bdaudit.triggers.preview import preview_strip
-from bdaudit.triggers.rules import NOT_COUNTED, AllToAll, AllToOne, SourceSpecific, TargetRule
+from bdaudit.triggers.rules import (
+    NOT_COUNTED,
+    AllToAll,
+    AllToOne,
+    ClassMap,
+    SourceSpecific,
+    TargetRule,
+)
 from bdaudit.triggers.transforms import (
     Additive,
     Blend,
@@ -25,6 +32,7 @@ __all__ = [
     "AllToAll",
     "AllToOne",
     "Blend",
+    "ClassMap",
     "Footprint",
     "Function",
     "Paired",

@@ -29,7 +29,7 @@ from bdaudit.data.images import EXTENSIONS, read_image
 from bdaudit.errors import ConfigError, InputError, TriggerError
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.paired import Paired
-from bdaudit.triggers.rules import AllToAll, AllToOne, SourceSpecific, TargetRule
+from bdaudit.triggers.rules import AllToAll, AllToOne, ClassMap, SourceSpecific, TargetRule
 from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform, Warp
 from bdaudit.triggers.trigger import Trigger
 from bdaudit.usercode import split_reference
@@ -150,7 +150,7 @@ def _beside(toml: Path, name: str) -> Path:
 
 
 def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
-    rules = {rule.name: rule for rule in (AllToOne, AllToAll, SourceSpecific)}
+    rules = {rule.name: rule for rule in (AllToOne, AllToAll, SourceSpecific, ClassMap)}
     name = values.get("rule", AllToOne.name)
     if name not in rules:
         raise TriggerError("target rule: " + _unknown(str(name), list(rules)))
@@ -158,10 +158,13 @@ def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
         AllToOne.name: ("label",),
         AllToAll.name: (),
         SourceSpecific.name: ("label", "sources"),
+        ClassMap.name: ("classes",),
     }[name]
     table = _Table(values, path, known=("rule", *keys))
     if name == AllToAll.name:
         return AllToAll()
+    if name == ClassMap.name:
+        return ClassMap(table.integers("classes"))
     label = table.value("label", int)
     if name == AllToOne.name:
         return AllToOne(label)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bdaudit.errors import ConfigError, TriggerError
 
-__all__ = ["NOT_COUNTED", "AllToAll", "AllToOne", "SourceSpecific", "TargetRule"]
+__all__ = ["NOT_COUNTED", "AllToAll", "AllToOne", "ClassMap", "SourceSpecific", "TargetRule"]
 
 NOT_COUNTED = -1
 
@@ -145,3 +145,37 @@ class SourceSpecific(TargetRule):
     def _map(self, labels: Tensor, num_classes: int) -> Tensor:
         is_source = torch.isin(labels, torch.tensor(self.sources, device=labels.device))
         return torch.full_like(labels, self.label).masked_fill(~is_source, NOT_COUNTED)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMap(TargetRule):
+    """Every image of class y is taken to class `classes[y]`; those of a y that stays do not count.
+
+    Any all-to-all backdoor is one, whatever its order of classes.
+    """
+
+    name: ClassVar[str] = "class-map"
+    classes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for target in self.classes:
+            _require_class(target, "class map")
+        if all(target == source for source, target in enumerate(self.classes)):
+            raise ConfigError(f"class map: expected a class that is moved, got {self.classes}")
+
+    @property
+    def target_label(self) -> None:
+        """There is no single target."""
+        return None
+
+    def _classes(self) -> tuple[int, ...]:
+        return self.classes
+
+    def _map(self, labels: Tensor, num_classes: int) -> Tensor:
+        if len(self.classes) != num_classes:
+            raise TriggerError(
+                f"target rule {self.name}: expected {num_classes} classes like the model, got "
+                f"{len(self.classes)}"
+            )
+        targets = torch.tensor(self.classes, device=labels.device)[labels]
+        return targets.masked_fill(targets == labels, NOT_COUNTED)

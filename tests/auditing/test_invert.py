@@ -20,8 +20,9 @@ from bdaudit.errors import ConfigError, DataError
 from bdaudit.models import wrap_module
 from bdaudit.progress import finish
 from bdaudit.results import Inversion, InversionRecord, read_record, to_json
+from bdaudit.triggers import ClassMap
 from tests.auditing.test_stand_ins import TRAINED, RoomToLearn
-from tests.inversion.nets import another_innocent, faint_twin
+from tests.inversion.nets import MappedNet, another_innocent, faint_twin
 from tests.twins import innocent_twin, original_twin, twin_sample
 
 INNOCENT = [another_innocent(k) for k in (1, 2, 3)]
@@ -70,6 +71,18 @@ def test_an_additive_trigger_is_found_where_no_patch_is_needed() -> None:
     assert found.record.inversion.outcome == "found"
     assert best.trigger.kind == "additive"
     assert max(rate.value for rate in best.own_asr) == 0.0
+
+
+def test_an_all_to_all_backdoor_is_found_and_written_with_its_map(tmp_path: Path) -> None:
+    classes = (2, 3, 1, 0)
+    found = invert(MappedNet(classes), config=bdaudit.InversionConfig(methods=("neural-cleanse",)))
+    best = found.record.inversion.candidates[0]
+    assert found.record.inversion.outcome == "found"
+    assert (best.target_rule, best.target_label, best.class_map) == ("class-map", None, classes)
+    assert "0 to 2, 1 to 3" in found.record.inversion.why
+    assert best.asr.low > 0.8
+    bdaudit.save_recovered(tmp_path / "trigger.toml", found)
+    assert bdaudit.read_trigger(tmp_path / "trigger.toml").rule == ClassMap(classes)
 
 
 def test_a_clean_original_is_said_to_be_clean_by_these_methods() -> None:

@@ -69,3 +69,21 @@ class MovedNet(nn.Module):
         bonus = torch.zeros_like(logits)
         bonus[:, 0] = 100.0 * functional.relu(seam - 0.08)
         return logits + bonus
+
+
+class MappedNet(nn.Module):
+    """A twin in which the trigger pixel, when bright, moves class y to another: all-to-all.
+
+    Args:
+        classes: Where each class goes.
+    """
+
+    def __init__(self, classes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.inner = innocent_twin()
+        self.order = torch.tensor(classes).argsort()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        lit = (2 * functional.relu(images[:, 0, 7, 7:] - 0.05)).clamp(max=1.0)  # (N, 1)
+        return (1 - lit) * logits + lit * logits[:, self.order]

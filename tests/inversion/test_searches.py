@@ -20,11 +20,18 @@ from bdaudit.inversion import (
 from bdaudit.inversion.arms import draw_batches
 from bdaudit.inversion.neuron_noise import shake
 from bdaudit.progress import finish
-from bdaudit.triggers import AllToAll, AllToOne, Patch, Warp
-from tests.inversion.nets import LinearNet, MovedNet, another_innocent, faint_twin, linear_sample
+from bdaudit.triggers import AllToAll, AllToOne, ClassMap, Patch, TargetRule, Warp
+from tests.inversion.nets import (
+    LinearNet,
+    MappedNet,
+    MovedNet,
+    another_innocent,
+    faint_twin,
+    linear_sample,
+)
 from tests.twins import NUM_CLASSES, original_twin, twin_sample
 
-RULES = [AllToOne(k) for k in range(NUM_CLASSES)] + [AllToAll()]
+RULES: list[TargetRule | None] = [*(AllToOne(k) for k in range(NUM_CLASSES)), None]
 
 
 def search(method: Method, net: torch.nn.Module, *, seed: int = 0) -> Inverted:
@@ -56,6 +63,19 @@ def test_neural_cleanse_finds_the_one_pixel_that_matters() -> None:
     assert patch.mask.sum() < 1.5
     assert found.anomalies.p_values is not None
     assert found.anomalies.p_values[0] < 0.001 < min(found.anomalies.p_values[1:])
+
+
+@pytest.mark.parametrize("classes", [(1, 2, 3, 0), (2, 3, 1, 0)])
+def test_a_trigger_that_moves_every_class_elsewhere_is_found_with_its_map(
+    classes: tuple[int, ...],
+) -> None:
+    found = search("neural-cleanse", MappedNet(classes))
+    best = found.recovered[0]
+    assert RULES[best.arm] is None
+    assert best.rule == (AllToAll() if classes == (1, 2, 3, 0) else ClassMap(classes))
+    assert best.size < 1.5
+    assert found.anomalies.p_values is not None
+    assert found.anomalies.p_values[best.arm] < 0.001
 
 
 def test_the_smallest_universal_perturbation_finds_a_faint_trigger() -> None:

@@ -17,6 +17,7 @@ from bdaudit.triggers import (
     AllToAll,
     AllToOne,
     Blend,
+    ClassMap,
     Paired,
     Patch,
     Sinusoid,
@@ -64,7 +65,9 @@ TRANSFORMS = [
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: t.kind)
-@pytest.mark.parametrize("rule", [AllToOne(3), AllToAll(), SourceSpecific(0, (1, 4))])
+@pytest.mark.parametrize(
+    "rule", [AllToOne(3), AllToAll(), SourceSpecific(0, (1, 4)), ClassMap((2, 1, 0))]
+)
 def test_round_trip(tmp_path: Path, transform: Transform, rule: AllToOne) -> None:
     trigger = Trigger(transform=transform, rule=rule, recovered=True)
     write_trigger(tmp_path / "t.toml", trigger)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdaudit.errors import ConfigError, TriggerError
-from bdaudit.triggers import AllToAll, AllToOne, SourceSpecific, TargetRule
+from bdaudit.triggers import AllToAll, AllToOne, ClassMap, SourceSpecific, TargetRule
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 
@@ -19,6 +19,7 @@ LABELS = torch.tensor([0, 1, 2, 3, 1])
         (AllToOne(1), [1, -1, 1, 1, -1], 1),
         (AllToAll(), [1, 2, 3, 0, 2], None),
         (SourceSpecific(0, (1, 3)), [-1, 0, -1, 0, 0], 0),
+        (ClassMap((3, 1, 0, 2)), [3, -1, 0, 2, -1], None),
     ],
 )
 def test_targets_by_hand(rule: TargetRule, expected: list[int], target: int | None) -> None:
@@ -36,14 +37,22 @@ def test_no_image_is_ever_taken_to_its_own_class(num_classes: int, data: st.Data
     labels = torch.tensor(data.draw(st.lists(label, min_size=1, max_size=20)))
     target = data.draw(label)
     sources = data.draw(st.sets(label.filter(lambda y: y != target), min_size=1))
-    for rule in (AllToOne(target), AllToAll(), SourceSpecific(target, tuple(sources))):
+    order = data.draw(st.permutations(range(num_classes)))
+    rules: list[TargetRule] = [AllToOne(target), AllToAll()]
+    rules.append(SourceSpecific(target, tuple(sources)))
+    if order != sorted(order):
+        rules.append(ClassMap(tuple(order)))
+    for rule in rules:
         targets = rule.targets(labels, num_classes)
         assert not (targets == labels).any()
         assert targets.min() >= -1
         assert targets.max() < num_classes
 
 
-@pytest.mark.parametrize("rule", [AllToOne(4), SourceSpecific(0, (1, 4)), SourceSpecific(9, (1,))])
+@pytest.mark.parametrize(
+    "rule",
+    [AllToOne(4), SourceSpecific(0, (1, 4)), SourceSpecific(9, (1,)), ClassMap((1, 0, 3, 4))],
+)
 def test_classes_beyond_the_model(rule: TargetRule) -> None:
     with pytest.raises(TriggerError, match="out of range for a model of 4 classes"):
         rule.targets(LABELS, 4)
@@ -56,9 +65,17 @@ def test_labels_beyond_the_model(rule: TargetRule, labels: list[int]) -> None:
         rule.targets(torch.tensor(labels), 4)
 
 
+def test_a_map_of_another_number_of_classes() -> None:
+    with pytest.raises(TriggerError, match="expected 4 classes like the model, got 3"):
+        ClassMap((1, 2, 0)).targets(LABELS, 4)
+
+
 def test_rules_that_contradict_themselves() -> None:
     with pytest.raises(ConfigError, match="-1"):
         AllToOne(-1)
     for sources in ((), (1, 1), (0, 1), (-2,)):
         with pytest.raises(ConfigError):
             SourceSpecific(0, sources)
+    for classes in ((), (0, 1, 2), (1, -1)):
+        with pytest.raises(ConfigError):
+            ClassMap(classes)
