@@ -582,7 +582,8 @@ class Inversion(Record):
         candidates: Recovered triggers, the one to go on with first.
         n_tests: Comparisons that the p-values are corrected for.
         references: Names of the innocent models, in the order of all lists here.
-        stand_ins: Those of them that were made here.
+        made: Innocent models that were made for the search from the labels of clean images.
+        left_out: Why some of those were not held against the original, by name.
         skipped: Targets that could not be tried, in words.
         settings: Of the searches and of the decision.
     """
@@ -593,7 +594,8 @@ class Inversion(Record):
     runs: tuple[InversionRun, ...]
     n_tests: int
     references: tuple[str, ...] = ()
-    stand_ins: tuple[str, ...] = ()
+    made: tuple[ModelInfo, ...] = ()
+    left_out: dict[str, str] = {}
     skipped: tuple[str, ...] = ()
     settings: dict[str, Any]
     elapsed_s: float

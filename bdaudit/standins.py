@@ -46,6 +46,8 @@ class StandInConfig:
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of SGD.
         max_shift: Augmentation: largest shift as a share of the image's shorter side.
+        lessons: What it learns: the teacher's `answers`, or the images' `labels`, with which
+            nothing of the teacher comes along but its architecture.
         autocast: `bf16` trains under bfloat16 autocast.
 
     Raises:
@@ -57,6 +59,7 @@ class StandInConfig:
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     max_shift: float = 0.08
+    lessons: Literal["answers", "labels"] = "answers"
     autocast: Literal["bf16"] | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +67,8 @@ class StandInConfig:
             raise ConfigError(f"n_images: expected 1 or more, got {self.n_images}")
         if not (isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"learning_rate: expected above 0, got {self.learning_rate}")
+        if self.lessons not in ("answers", "labels"):
+            raise ConfigError(f"lessons: expected answers or labels, got {self.lessons!r}")
         if self.autocast not in (None, "bf16"):
             raise ConfigError(f"autocast: expected bf16 or none, got {self.autocast!r}")
         self.tuning(1)  # checks the rest
@@ -76,6 +81,8 @@ class StandInConfig:
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
             max_shift=self.max_shift,
+            # A teacher answers to the flipped image; a label may not hold for it.
+            flip=self.lessons == "answers",
         )
 
 
@@ -93,7 +100,7 @@ def make_stand_ins(
     Args:
         teacher: Left as it is. The stand-ins are made and put on its device.
         craft: Clean images; none of those that rates are reported on, and none with the trigger.
-            Their labels are not used.
+            Their labels are not used, unless the lessons are labels.
         count: How many; they differ by their seeds.
         config: How they are trained; `None` takes the defaults.
         generator: Seeded CPU generator. One number is drawn for each stand-in, whether it comes
@@ -105,8 +112,8 @@ def make_stand_ins(
         `Progress` of the training, in stand-ins.
 
     Returns:
-        The stand-ins, "stand-in 1" first: eval mode, no parameter requiring a gradient. How good
-        they are is not checked here.
+        The stand-ins, "stand-in 1" first ("label stand-in 1" where labels taught them): eval
+        mode, no parameter requiring a gradient. How good they are is not checked here.
 
     Raises:
         ModelError: The architecture cannot be given fresh weights.
@@ -116,12 +123,17 @@ def make_stand_ins(
     """
     config = config or StandInConfig()
     kept = KeptClassifiers(cache_dir, "stand-in")
-    images = digest_tensors({"images": craft.images})
+    seen = {"images": craft.images}
+    if config.lessons == "labels":
+        seen["labels"] = craft.labels
+    images = digest_tensors(seen)
     made = []
     for number in range(1, count + 1):
         seed = int(torch.randint(2**62, (), generator=generator))
-        name = f"stand-in {number}"
-        title = f"{name} of {count}, taught by {teacher.name}"
+        by_answers = config.lessons == "answers"
+        name = f"stand-in {number}" if by_answers else f"label stand-in {number}"
+        taught_by = teacher.name if by_answers else "the labels"
+        title = f"{name} of {count}, taught by {taught_by}"
         key = kept.key(
             {
                 **describe_classifier(teacher),
@@ -136,7 +148,14 @@ def make_stand_ins(
             classifier = yield from _as_part(steps, title, number - 1, count)
             kept.write(key, classifier)
         yield Progress(title, number, count)
-        made.append(_loaded(teacher, classifier, name, len(craft)))
+        made.append(
+            _loaded(
+                teacher,
+                classifier,
+                name,
+                f"{taught_by} {'on' if by_answers else 'of'} {len(craft)}",
+            )
+        )
     return tuple(made)
 
 
@@ -153,7 +172,11 @@ def _distil(
         config=config.tuning(len(craft)),
         generator=generator,
         title="stand-in",
-        gradients=_imitation(teacher.classifier, config, generator),
+        gradients=(
+            _imitation(teacher.classifier, config, generator)
+            if config.lessons == "answers"
+            else _schooling(config, generator)
+        ),
     )
     return student.to(memory_format=torch.contiguous_format)
 
@@ -164,7 +187,7 @@ def _imitation(teacher: nn.Module, config: StandInConfig, generator: torch.Gener
     teacher = teacher.to(memory_format=torch.channels_last)
 
     def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        mixed = _mixed(images, generator).contiguous(memory_format=torch.channels_last)
+        mixed, _, _ = _mixed(images, generator)
         with torch.autocast(
             images.device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16"
         ):
@@ -183,23 +206,44 @@ def _imitation(teacher: nn.Module, config: StandInConfig, generator: torch.Gener
     return backpropagate
 
 
-def _mixed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mix every image of (N, C, H, W) with another of them, in a share uniform in [0, 1]."""
+def _schooling(config: StandInConfig, generator: torch.Generator) -> Gradients:
+    """Return the gradient of the cross-entropy on mixtures, weighted as their labels are mixed."""
+
+    def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        mixed, partners, shares = _mixed(images, generator)
+        with torch.autocast(
+            images.device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16"
+        ):
+            outputs = student(mixed)
+        own = functional.cross_entropy(outputs.float(), labels, reduction="none")
+        other = functional.cross_entropy(outputs.float(), labels[partners], reduction="none")
+        loss = own.lerp(other, shares).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return backpropagate
+
+
+def _mixed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix every image of (N, C, H, W) with another of them, in a share uniform in [0, 1].
+
+    Returns:
+        The mixtures, channels last; with whom each was mixed (N,); the partner's share (N,).
+    """
     n = len(images)
     partners = torch.randperm(n, generator=generator).to(images.device)
     shares = torch.rand((n, 1, 1, 1), generator=generator).to(images.device)
-    return images.lerp(images[partners], shares)
+    mixed = images.lerp(images[partners], shares)
+    return mixed.contiguous(memory_format=torch.channels_last), partners, shares.flatten()
 
 
-def _loaded(teacher: LoadedModel, classifier: nn.Module, name: str, n_craft: int) -> LoadedModel:
+def _loaded(teacher: LoadedModel, classifier: nn.Module, name: str, by: str) -> LoadedModel:
     model = replace(
         teacher,
         name=name,
         classifier=classifier,
         path=None,
-        notes=(
-            f"stand-in: fresh weights, taught by {teacher.name} on {n_craft} clean craft images",
-        ),
+        notes=(f"stand-in: fresh weights, taught by {by} clean craft images",),
     )
     return replace(model, weights_sha256=digest_tensors(model.network.state_dict()))
 

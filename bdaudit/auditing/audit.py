@@ -47,13 +47,7 @@ from bdaudit.auditing.runs import (
     whitebox_run,
 )
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.standins import (
-    MadeStandIns,
-    assess_stand_ins,
-    n_missing,
-    stand_in_cost,
-    stand_in_steps,
-)
+from bdaudit.auditing.standins import assess_stand_ins, n_missing, stand_in_cost, stand_in_steps
 from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
 from bdaudit.blackbox import BlackBoxOptions
@@ -187,17 +181,13 @@ def audit_steps(
     sources = yield from fetch_sources(sources)
 
     def audit_one(
-        sources: Sources,
-        inversion: Inversion | None,
-        attack: bool,
-        made: MadeStandIns | None,
+        sources: Sources, inversion: Inversion | None, attack: bool
     ) -> Steps[AuditRecord]:
         return _audit_known(
             sources,
             settings=settings,
             inversion=inversion,
             attack=attack,
-            made=made,
             store=store,
             cache_dir=cache_dir,
             command=command,
@@ -205,12 +195,9 @@ def audit_steps(
         )
 
     if sources.trigger is not None:
-        return (yield from audit_one(sources, None, True, None))
-    limits, _ = read_limits(sources.policy)
+        return (yield from audit_one(sources, None, True))
     return (
-        yield from audit_recovered(
-            sources, settings, audit_one, policy=limits, cache_dir=cache_dir, found=found
-        )
+        yield from audit_recovered(sources, settings, audit_one, cache_dir=cache_dir, found=found)
     )
 
 
@@ -220,16 +207,12 @@ def _audit_known(
     settings: AuditSettings,
     inversion: Inversion | None,
     attack: bool,
-    made: MadeStandIns | None,
     store: RunStore | None,
     cache_dir: Path | None,
     command: Sequence[str] | None,
     only: Wanted | None,
 ) -> Steps[AuditRecord]:
-    """Audit with one trigger, given or recovered; without `attack` nothing is perturbed.
-
-    Stand-ins that are `made` already are taken; `None` makes what is missing.
-    """
+    """Audit with one trigger, given or recovered; without `attack` nothing is perturbed."""
     started = time.perf_counter()
     limits, policy_source = read_limits(sources.policy)
     device = resolve_device(settings.compute.device)
@@ -240,7 +223,7 @@ def _audit_known(
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": repr(settings)})
     keep_answers(inputs.subjects, store)
-    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack, made)
+    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack)
     yield from audit_.measure()
     record = AuditRecord(
         **document_fields(
@@ -297,7 +280,6 @@ class _Audit:
     cache_dir: Path | None = None
     only: Wanted | None = None
     attack: bool = True
-    made: MadeStandIns | None = None
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
@@ -315,10 +297,7 @@ class _Audit:
     def measure(self) -> Steps[None]:
         """Run every step; one that fails is noted, and the others go on."""
         self.diagnostics += check_inputs(self.inputs)
-        if self.made is not None:
-            self.inputs = self.inputs.with_stand_ins(self.made.models)
-            self.diagnostics += [self.made.failure] if self.made.failure else []
-        elif self._n_stand_ins:
+        if self.attack and self._n_stand_ins:
             yield from self._step("stand-ins", self._stand_ins(), self._stand_in_cost())
         if self.attack and self._wants_surrogates():
             yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
@@ -352,7 +331,7 @@ class _Audit:
 
     def _baselines(self) -> Steps[None]:
         measured = yield from measure_baselines(self.inputs, self.compute)
-        self.baselines, unfit = assess_stand_ins(measured, self.policy, by_trigger=self.attack)
+        self.baselines, unfit = assess_stand_ins(measured, self.policy)
         self.diagnostics += unfit
         left_out = frozenset(b.model for b in self.baselines if b.left_out)
         self.inputs = replace(self.inputs, left_out=left_out)
@@ -513,9 +492,6 @@ class _Audit:
 
     @property
     def _n_stand_ins(self) -> int:
-        """Stand-ins to make here."""
-        if self.made is not None:
-            return 0
         return n_missing(self.inputs.subjects, self.settings.stand_ins)
 
     @property

@@ -29,7 +29,6 @@ from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import derive_generator
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.standins import MadeStandIns
 from bdaudit.auditing.store import MemoryStore
 from bdaudit.data import Sample, split_sample
 from bdaudit.defense_results import DefenseRecord, TriedDefense
@@ -42,7 +41,6 @@ from bdaudit.models import (
     LoadedModel,
     ModelSettings,
     ZeroShotNetwork,
-    load_model,
     save_model,
 )
 from bdaudit.models.architectures import is_python_factory
@@ -272,7 +270,7 @@ def defend_steps(
     }
     found: RecoveredTriggers | None = None
     if sources.trigger is None:
-        search = _Search(folder / _STATE, dict(audited_by), original, saved_arch, limits)
+        search = _Search(folder / _STATE, dict(audited_by))
         found = yield from search.run(audited, settings, cache_dir)
         audited_by["trigger"] = found.triggers[0].sha256
     else:
@@ -550,18 +548,11 @@ class _Search:
 
     state: Path
     determined_by: dict[str, str]
-    original: LoadedModel
-    arch: str | None
-    policy: Policy
 
     def run(
         self, sources: Sources, settings: DefendSettings, cache_dir: Path | None
     ) -> Steps[RecoveredTriggers]:
-        """Look for a trigger in the original, unless an earlier run did in the same way.
-
-        Stand-ins, where references are missing, are taught by the original and serve the audits of
-        all methods.
-        """
+        """Look for a trigger in the original, unless an earlier run did in the same way."""
         kept = self._kept(sources)
         if kept is not None:
             yield Progress("the search for a trigger, kept from an earlier run", 1, 1)
@@ -575,7 +566,6 @@ class _Search:
             stand_ins=audit.stand_ins,
             stand_in=audit.stand_in,
             cache_dir=cache_dir,
-            policy=self.policy,
         )
         self._keep(found)
         return found
@@ -588,14 +578,8 @@ class _Search:
         self._marker.unlink(missing_ok=True)  # until all is written, nothing is kept
         for number, trigger in enumerate(found.triggers):
             write_trigger(self.state / f"trigger-{number}.toml", trigger)
-        for number, model in enumerate(found.stand_ins.models):
-            path = self.state / f"stand-in-{number}.safetensors"
-            _save(path, model.classifier, like=self.original, arch=self.arch, extra={})
         _write(self.state / "trigger.json", to_json(found.record))
-        kept: dict[str, Any] = {
-            "determined_by": self.determined_by,
-            "stand_ins": [model.name for model in found.stand_ins.models],
-        }
+        kept = {"determined_by": self.determined_by}
         _write(self._marker, json.dumps(kept, indent=1) + "\n")
 
     def _kept(self, sources: Sources) -> RecoveredTriggers | None:
@@ -610,19 +594,10 @@ class _Search:
                 read_trigger(self.state / f"trigger-{number}.toml")
                 for number in range(len(record.inversion.candidates))
             )
-            models = tuple(
-                load_model(
-                    self.state / f"stand-in-{number}.safetensors",
-                    name=name,
-                    arch=None if self.arch is not None else self.original.arch,
-                )
-                for number, name in enumerate(kept["stand_ins"])
-            )
         except (OSError, ValueError, KeyError, InputError):
             return None
-        failure = next((d for d in record.diagnostics if d.code == "no_stand_ins"), None)
         # Only pictures of the triggers are made of the sample, and none are made here.
-        return RecoveredTriggers(record, triggers, sources.data, MadeStandIns(models, failure))
+        return RecoveredTriggers(record, triggers, sources.data)
 
 
 # -- what an earlier run left ----------------------------------------------------------------------

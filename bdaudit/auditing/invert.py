@@ -36,7 +36,6 @@ from bdaudit.auditing.standins import (
     looks_moved,
     make_models,
     n_missing,
-    teacher_of,
 )
 from bdaudit.data import Sample, Split, split_sample
 from bdaudit.errors import ConfigError, InputError
@@ -50,6 +49,7 @@ from bdaudit.inversion import (
     invert_with,
     make_arms,
 )
+from bdaudit.inversion.anomaly import LEAST_SPREAD, LEAST_SPREAD_OF_STAND_INS
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.results import (
@@ -58,7 +58,6 @@ from bdaudit.results import (
     InversionRun,
     Rate,
     RecoveredTrigger,
-    StepStatus,
     TargetScore,
 )
 from bdaudit.scoring import rate
@@ -81,6 +80,7 @@ __all__ = ["RecoveredTriggers", "invert", "invert_steps", "recover_steps", "save
 _CONFIDENCE = 0.95
 _N_COMPANIONS = 11  # classes raced beside a given target, to show what chance does
 _SHOWN = 6
+_MAX_ACC_LOSS = 0.15  # of a stand-in for the search: it is compared class by class
 _STAND_IN_SHARE = 0.5  # of the time where stand-ins are made, for the progress bar
 
 
@@ -92,13 +92,11 @@ class RecoveredTriggers:
         record: The record.
         triggers: One a candidate of `record.inversion`, in that order.
         sample: The held-out images.
-        stand_ins: Innocent models that were made for the comparison.
     """
 
     record: InversionRecord
     triggers: tuple[Trigger, ...]
     sample: Sample
-    stand_ins: MadeStandIns
 
 
 def invert(
@@ -131,8 +129,8 @@ def invert(
         split: Sizes of the halves: triggers are made on one and scored on the other.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        stand_ins: Innocent models to make, taught by the original's answers on clean images;
-            `None` makes what the references lack to three.
+        stand_ins: Innocent models to make from the labels of the clean images; `None` makes what
+            the references lack to three.
         stand_in: How they are made.
         cache_dir: Folder that keeps models made here for the next run; `None` keeps none.
         command: What to record as the command that reproduces this.
@@ -179,13 +177,13 @@ def invert_steps(
     stand_ins: int | None,
     stand_in: StandInConfig,
     cache_dir: Path | None = None,
-    policy: Policy | None = None,
     command: Sequence[str] | None = None,
 ) -> Steps[RecoveredTriggers]:
     """Run `invert` step by step, for whoever drives the generator.
 
-    A defended model among `sources` teaches the stand-ins in the original's place, and is not
-    looked at otherwise. `policy` says when a stand-in is good enough.
+    Stand-ins for the search learn from labels and not from a model's answers: a student of a
+    backdoored model's answers is pushed toward the target as easily as its teacher, although the
+    trigger does nothing to it, and would hide the backdoor (measured in docs/inversion.md).
     """
     started = time.perf_counter()
     device = resolve_device(compute.device)
@@ -204,23 +202,23 @@ def invert_steps(
         if sources.target_label is None
         else class_index(sources.target_label, sample.class_names)
     )
-    policy = policy or Policy()
     count = n_missing(subjects, stand_ins)
-    made, unfit, steps = MadeStandIns(), {}, []
+    made, unfit = MadeStandIns(), {}
     if count:
-        began = time.perf_counter()
+        (original,) = (s for s in subjects if s.role == "original")
         making = make_models(
-            subjects,
+            original.white,
             halves.craft,
             run,
             count=count,
-            config=replace(stand_in, autocast="bf16") if compute.bf16 else stand_in,
+            config=replace(
+                stand_in, lessons="labels", autocast="bf16" if compute.bf16 else stand_in.autocast
+            ),
             cache_dir=cache_dir,
         )
         made = yield from reworded(making, within(0.0, _STAND_IN_SHARE))
         subjects = (*subjects, *as_stand_ins(made.models, subjects[0].black_box))
-        unfit = _lacking(subjects, halves.held_out, run, policy)
-        steps.append(_step_of(made, time.perf_counter() - began))
+        unfit = _lacking(subjects, halves.held_out, run)
     searching = recover_steps(
         [s for s in subjects if s.name not in unfit],
         halves,
@@ -228,10 +226,16 @@ def invert_steps(
         config=config,
         compute=run,
         bf16=compute.bf16,
-        policy=policy,
     )
     first = _STAND_IN_SHARE if count else 0.0
     inversion, triggers = yield from reworded(searching, within(first, 1.0 - first))
+    inversion = inversion.model_copy(
+        update={
+            "elapsed_s": time.perf_counter() - started,
+            "made": tuple(s.describe() for s in subjects if s.stand_in),
+            "left_out": unfit,
+        }
+    )
     num_classes = subjects[0].black_box.num_classes
     files = digest_inputs(subjects, sources)
     inputs = Inputs(
@@ -263,44 +267,34 @@ def invert_steps(
                 *([made.failure] if made.failure else ()),
                 *(left_out_diagnostic(name, reason) for name, reason in unfit.items()),
             ),
-            steps=steps,
+            steps=(),
             command=command,
             started=started,
         ),
         inversion=inversion,
     )
-    return RecoveredTriggers(record, triggers, halves.held_out, made)
+    return RecoveredTriggers(record, triggers, halves.held_out)
 
 
-def _lacking(
-    subjects: Sequence[Subject], held_out: Sample, compute: Compute, policy: Policy
-) -> dict[str, str]:
-    """Say which stand-ins did not learn their teacher's task well enough, and why.
+def _lacking(subjects: Sequence[Subject], held_out: Sample, compute: Compute) -> dict[str, str]:
+    """Say which stand-ins did not learn the original's task well enough, and why.
 
-    That the trigger does not move them can only be looked at when there is one.
+    That no trigger moves them can only be looked at when there is one.
     """
 
     def clean_acc(subject: Subject) -> float:
         return rate(ask(subject, held_out.images, compute) == held_out.labels).value
 
-    made = [s for s in subjects if s.stand_in]
+    made = {s.name: clean_acc(s) for s in subjects if s.stand_in}
     if not made:
         return {}
-    teacher = teacher_of(subjects)
-    (taught_by,) = (s for s in subjects if s.model is teacher)
-    known, whose = clean_acc(taught_by), f"the {taught_by.name} model's"
-    reasons = {s.name: lacks_accuracy(clean_acc(s), known, whose, policy) for s in made}
+    (original,) = (s for s in subjects if s.role == "original")
+    known = clean_acc(original)
+    reasons = {
+        name: lacks_accuracy(acc, known - acc, "the original's", _MAX_ACC_LOSS)
+        for name, acc in made.items()
+    }
     return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def _step_of(made: MadeStandIns, elapsed_s: float) -> StepStatus:
-    failure = made.failure
-    return StepStatus(
-        name="stand-ins",
-        status="failed" if failure else "done",
-        elapsed_s=elapsed_s,
-        reason=failure.message if failure else None,
-    )
 
 
 def recover_steps(
@@ -311,7 +305,6 @@ def recover_steps(
     config: InversionConfig,
     compute: Compute,
     bf16: bool = False,
-    policy: Policy | None = None,
 ) -> Steps[tuple[Inversion, tuple[Trigger, ...]]]:
     """Look for triggers in the original among `subjects`, with every method of `config`.
 
@@ -322,7 +315,6 @@ def recover_steps(
         config: Settings.
         compute: Device, seed, batch size.
         bf16: Search under bfloat16 autocast.
-        policy: Says when a stand-in is moved too much by a trigger to be innocent of it.
 
     Returns:
         What was found, and the recovered triggers, one a candidate.
@@ -343,6 +335,8 @@ def recover_steps(
         raise InputError(f"too few images of other classes: {', '.join(skipped)}")
     n_tests = len(wanted) * max(1, len(set(config.methods) & set(RACED)))
     images = halves.craft.images.to(compute.device)
+    made_here = any(s.stand_in for s in references)
+    least_spread = LEAST_SPREAD_OF_STAND_INS if made_here else LEAST_SPREAD
     found = []
     for number, method in enumerate(config.methods):
         began = time.perf_counter()
@@ -358,6 +352,7 @@ def recover_steps(
             seed=compute.seed,
             batch_size=compute.batch_size,
             bf16=bf16,
+            least_spread=least_spread,
         )
         inverted = yield from reworded(steps, _one_of(number, len(config.methods)))
         found.append((inverted, time.perf_counter() - began))
@@ -370,9 +365,7 @@ def recover_steps(
     candidates = tuple(one.candidate for one in scored)
     outcome, why = _decide(candidates, found, references, config)
     if outcome == "none":
-        hidden = _hidden_by_stand_ins(
-            scored, references, halves.held_out, n_tests, config, compute, policy or Policy()
-        )
+        hidden = _hidden_by_stand_ins(scored, references, halves.held_out, n_tests, config, compute)
         if hidden is not None:
             outcome, why = "unsure", hidden
     inversion = Inversion(
@@ -382,7 +375,6 @@ def recover_steps(
         runs=tuple(_as_run(inverted, arms, len(images), s) for inverted, s in found),
         n_tests=n_tests,
         references=tuple(s.name for s in references),
-        stand_ins=tuple(s.name for s in references if s.stand_in),
         skipped=skipped,
         settings=asdict(config),
         elapsed_s=time.perf_counter() - started,
@@ -497,7 +489,6 @@ def _hidden_by_stand_ins(
     n_tests: int,
     config: InversionConfig,
     compute: Compute,
-    policy: Policy,
 ) -> str | None:
     """Say where stand-ins may be why nothing was found; `None` where they are not.
 
@@ -514,7 +505,7 @@ def _hidden_by_stand_ins(
         moved = []
         for number, subject in enumerate(references):
             bare = rate(ask(subject, poisoned.clean, compute) == poisoned.targets)
-            if subject.stand_in and looks_moved(candidate.innocent_asr[number], bare, policy):
+            if subject.stand_in and looks_moved(candidate.innocent_asr[number], bare, Policy()):
                 moved.append(number)
         if not moved or len(moved) == len(references):
             continue

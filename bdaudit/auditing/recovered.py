@@ -7,22 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from bdaudit.auditing.inputs import Sources, can_only_be_asked
+from bdaudit.auditing.inputs import Sources
 from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.standins import MadeStandIns
 from bdaudit.errors import ConfigError
 from bdaudit.progress import Steps, reworded, within
 from bdaudit.results import AuditRecord, Diagnostic, Inversion, StepStatus
 from bdaudit.triggers import Trigger
-from bdaudit.verdict import Policy
 
 __all__ = ["audit_recovered"]
 
-AuditOne: TypeAlias = Callable[[Sources, Inversion, bool, MadeStandIns], Steps[AuditRecord]]
-"""Audits with the trigger of its sources, and puts the inversion into the record. The third
-argument says whether the defended model is attacked, or only scored without any perturbation; the
-last holds the stand-ins that the search was made with."""
+AuditOne: TypeAlias = Callable[[Sources, Inversion, bool], Steps[AuditRecord]]
+"""Audits with the trigger of its sources, and puts the inversion into the record; the last argument
+says whether the defended model is attacked, or only scored without any perturbation."""
 
 _SEARCH_SHARE = 0.4  # of the time, for the progress bar
 _GRAVEST_FIRST = ("active", "dormant", "inconclusive", "removed")
@@ -33,18 +30,17 @@ def audit_recovered(
     settings: AuditSettings,
     audit_one: AuditOne,
     *,
-    policy: Policy,
     cache_dir: Path | None,
     found: RecoveredTriggers | None = None,
 ) -> Steps[AuditRecord]:
     """Look for a trigger in the original, and audit with what was found.
 
-    Stand-ins for innocent models that were not given come first: the search needs them as much as
-    the attacks do. The defended model teaches them where it can be looked into.
+    The search makes what it lacks of innocent models by itself (`invert_steps` says why they are
+    not those that the attacks are held against).
 
     Where a backdoor was found toward several targets, each is audited and the gravest verdict is
     the audit's; a diagnostic names the others. Where none was found nothing is attacked. With
-    `found` the search is made already, its stand-ins with it.
+    `found` the search is made already.
 
     Raises:
         ConfigError: There is no original to look into.
@@ -52,18 +48,15 @@ def audit_recovered(
     if sources.original is None:
         raise ConfigError("no trigger was given, and no original to look for one in")
     if found is None:
-        assert sources.defended is not None
-        teacher = None if can_only_be_asked(sources.defended) else sources.defended
         found = yield from reworded(
             invert_steps(
-                replace(sources, defended=teacher, surrogates=()),
+                replace(sources, defended=None, surrogates=()),
                 config=settings.inversion,
                 compute=settings.compute,
                 split=settings.split,
                 stand_ins=settings.stand_ins,
                 stand_in=settings.stand_in,
                 cache_dir=cache_dir,
-                policy=policy,
             ),
             within(0.0, _SEARCH_SHARE),
         )
@@ -74,11 +67,10 @@ def audit_recovered(
     records = []
     for number, trigger in enumerate(chosen):
         share = (1 - _SEARCH_SHARE) / len(chosen)
-        known = replace(sources, trigger=trigger, target_label=None)
-        steps = audit_one(known, inversion, attack, found.stand_ins)
+        steps = audit_one(replace(sources, trigger=trigger, target_label=None), inversion, attack)
         record = yield from reworded(steps, within(_SEARCH_SHARE + number * share, share))
         records.append(record)
-    return _with_search(_gravest(records), inversion, found.record.steps)
+    return _with_search(_gravest(records), inversion)
 
 
 def _to_audit(inversion: Inversion, triggers: Sequence[Trigger]) -> list[Trigger]:
@@ -109,15 +101,12 @@ def _gravest(records: Sequence[AuditRecord]) -> AuditRecord:
     return first.model_copy(update={"diagnostics": (*first.diagnostics, *others)})
 
 
-def _with_search(
-    record: AuditRecord, inversion: Inversion, before: Sequence[StepStatus]
-) -> AuditRecord:
-    """Put what came before the audit first among the steps, and its time into the whole."""
-    search = StepStatus(name="inversion", status="done", elapsed_s=inversion.elapsed_s)
-    steps = (*before, search)
+def _with_search(record: AuditRecord, inversion: Inversion) -> AuditRecord:
+    """Put the search first among the steps, and its time into the whole."""
+    step = StepStatus(name="inversion", status="done", elapsed_s=inversion.elapsed_s)
     return record.model_copy(
         update={
-            "steps": (*steps, *record.steps),
-            "elapsed_s": record.elapsed_s + sum(step.elapsed_s for step in steps),
+            "steps": (step, *record.steps),
+            "elapsed_s": record.elapsed_s + inversion.elapsed_s,
         }
     )

@@ -27,7 +27,6 @@ __all__ = [
     "n_missing",
     "stand_in_cost",
     "stand_in_steps",
-    "teacher_of",
 ]
 
 N_INNOCENT = 3
@@ -56,7 +55,7 @@ def n_missing(subjects: Sequence[Subject], wanted: int | None) -> int:
 
 
 def make_models(
-    subjects: Sequence[Subject],
+    teacher: LoadedModel,
     craft: Sample,
     compute: Compute,
     *,
@@ -64,10 +63,10 @@ def make_models(
     config: StandInConfig,
     cache_dir: Path | None = None,
 ) -> Steps[MadeStandIns]:
-    """Make stand-ins, taught by `teacher_of(subjects)` on clean craft images."""
+    """Make stand-ins of the teacher's architecture from clean craft images."""
     try:
         models = yield from make_stand_ins(
-            teacher_of(subjects),
+            teacher,
             craft,
             count=count,
             config=config,
@@ -96,11 +95,14 @@ def stand_in_steps(
 ) -> Steps[tuple[Inputs, Diagnostic | None]]:
     """Make stand-ins and put them among the references.
 
+    The defended model teaches them. Where it can only be asked the original does, which costs no
+    query: neither sees anything but clean craft images.
+
     Returns:
         The inputs with the stand-ins, and, where none could be made, why.
     """
     made = yield from make_models(
-        inputs.subjects, inputs.craft, compute, count=count, config=config, cache_dir=cache_dir
+        _teacher(inputs), inputs.craft, compute, count=count, config=config, cache_dir=cache_dir
     )
     return inputs.with_stand_ins(made.models), made.failure
 
@@ -110,28 +112,18 @@ def stand_in_cost(count: int, config: StandInConfig) -> float:
     return 4.0 * count * config.n_images
 
 
-def teacher_of(subjects: Sequence[Subject]) -> LoadedModel:
-    """Return the model that teaches stand-ins: the defended one.
-
-    Where there is none, or it can only be asked, the original teaches, which costs no query:
-    neither sees anything but clean craft images.
-    """
-    for subject in subjects:
-        if subject.role == "defended" and subject.model is not None:
-            return subject.model
-    (original,) = (s for s in subjects if s.role == "original")
+def _teacher(inputs: Inputs) -> LoadedModel:
+    (defended,) = inputs.with_role("defended")
+    if defended.model is not None:
+        return defended.model
+    (original,) = inputs.with_role("original")
     return original.white
 
 
 def assess_stand_ins(
-    baselines: Sequence[Baseline], policy: Policy, *, by_trigger: bool = True
+    baselines: Sequence[Baseline], policy: Policy
 ) -> tuple[tuple[Baseline, ...], list[Diagnostic]]:
     """Say which stand-ins are not good enough to be held against the defended model.
-
-    Args:
-        baselines: One a model.
-        policy: The limits.
-        by_trigger: Whether the trigger is worth the name, so that moving one speaks against it.
 
     Returns:
         The baselines, those of unfit stand-ins marked as left out, and a diagnostic for each.
@@ -142,11 +134,10 @@ def assess_stand_ins(
     for baseline in baselines:
         reason = None
         if baseline.stand_in:
+            loss = defended.clean_acc.value - baseline.clean_acc.value
             reason = lacks_accuracy(
-                baseline.clean_acc.value, defended.clean_acc.value, "the defended model's", policy
-            )
-            if reason is None and by_trigger:
-                reason = looks_moved(baseline.asr, baseline.clean_target_rate, policy)
+                baseline.clean_acc.value, loss, "the defended model's", policy.max_stand_in_acc_loss
+            ) or looks_moved(baseline.asr, baseline.clean_target_rate, policy)
         if reason is not None:
             baseline = baseline.model_copy(update={"left_out": reason})
             diagnostics.append(left_out_diagnostic(baseline.model, reason))
@@ -165,21 +156,20 @@ def left_out_diagnostic(name: str, reason: str) -> Diagnostic:
     )
 
 
-def lacks_accuracy(stand_in: float, known: float, whose: str, policy: Policy) -> str | None:
-    """Say why a stand-in's clean accuracy is too far below `known`; `None` where it is not.
+def lacks_accuracy(stand_in: float, loss: float, whose: str, limit: float) -> str | None:
+    """Say why a stand-in's clean accuracy is too low; `None` where it is not.
 
     Args:
         stand_in: Its clean accuracy on held-out images.
-        known: Of the model whose task it should have learned.
+        loss: By how much that is below another model's.
         whose: That model, as a possessive.
-        policy: The limits.
+        limit: Of the loss.
     """
-    loss = known - stand_in
-    if loss <= policy.max_stand_in_acc_loss:
+    if loss <= limit:
         return None
     return (
         f"its clean accuracy, {stand_in:.1%}, is {100 * loss:.1f} points below {whose} (limit "
-        f"{100 * policy.max_stand_in_acc_loss:.3g})"
+        f"{100 * limit:.3g})"
     )
 
 

@@ -13,11 +13,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-__all__ = ["LEAST_SPREAD", "Anomalies", "residuals", "score_arms"]
+__all__ = ["LEAST_SPREAD", "LEAST_SPREAD_OF_STAND_INS", "Anomalies", "residuals", "score_arms"]
 
 LEAST_SPREAD = 0.25
 """Standard deviation, in doublings, below which two runs of a search on one model can differ by
 their random draws alone; no spread between models is taken to be smaller."""
+
+LEAST_SPREAD_OF_STAND_INS = 0.5
+"""The same where an innocent model was made for the search: it learned from few images, and may
+differ from true ones by more than it does from its like (calibrated in docs/inversion.md)."""
 
 _MIN_ARMS_FOR_OWN_SPREAD = 5
 _MAD_TO_SIGMA = 1.4826
@@ -59,12 +63,13 @@ def residuals(sizes: Tensor) -> Tensor:
     return gains - gains.median() if _centred(sizes) else gains
 
 
-def score_arms(sizes: Tensor, *, n_tests: int) -> Anomalies:
+def score_arms(sizes: Tensor, *, n_tests: int, least_spread: float = LEAST_SPREAD) -> Anomalies:
     """Score the original's classes.
 
     Args:
         sizes: (M, n) log2 sizes, the original first, then K = M - 1 innocent models.
         n_tests: Comparisons made in all, over classes and methods (Bonferroni).
+        least_spread: Standard deviation, in doublings, below which no spread is taken to be.
 
     Returns:
         The scores. The spread is the larger of two estimates: between the innocent models (each
@@ -98,7 +103,7 @@ def score_arms(sizes: Tensor, *, n_tests: int) -> Anomalies:
             f"{n_innocent} innocent model(s) and {n} class(es) do not show how much is chance: "
             "two innocent models are needed, or five classes",
         )  # fmt: skip
-    spread = max([LEAST_SPREAD, *spreads])
+    spread = max([least_spread, *spreads])
     scores = gains / spread
     tails = stats.t.sf(scores.numpy(), degrees)
     return Anomalies(

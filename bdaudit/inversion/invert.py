@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bdaudit.inversion.anomaly import Anomalies, residuals, score_arms
+from bdaudit.inversion.anomaly import LEAST_SPREAD, Anomalies, residuals, score_arms
 from bdaudit.inversion.arms import Arm, is_won, make_arms
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.class_map import class_map_of
@@ -45,6 +45,7 @@ class Inverted:
         recovered: Triggers in full, the most suspicious target first.
         differentiated: Images that were differentiated, on all models.
         naive: The same had every arm gone as far as the recovered ones did.
+        least_spread: What the scores took as the least spread.
     """
 
     method: Method
@@ -54,6 +55,7 @@ class Inverted:
     recovered: tuple[Recovered, ...]
     differentiated: int
     naive: float
+    least_spread: float = LEAST_SPREAD
 
     def p_value_without(self, left_out: Sequence[int], arm: int, *, n_tests: int) -> float | None:
         """Return the p-value of an arm had some of the innocent models not been there.
@@ -65,7 +67,8 @@ class Inverted:
         """
         rows = [0, *(k for k in range(1, len(self.race.sizes)) if k - 1 not in left_out)]
         sizes = self.race.sizes[rows][:, self.race.finished]
-        p_values = score_arms(sizes, n_tests=n_tests).p_values
+        scored = score_arms(sizes, n_tests=n_tests, least_spread=self.least_spread)
+        p_values = scored.p_values
         return None if p_values is None else p_values[self.race.finished.index(arm)]
 
 
@@ -82,6 +85,7 @@ def invert_with(
     seed: int,
     batch_size: int,
     bf16: bool = False,
+    least_spread: float = LEAST_SPREAD,
 ) -> Steps[Inverted]:
     """Look for triggers with one method.
 
@@ -98,6 +102,7 @@ def invert_with(
         seed: Every model meets the same random draws.
         batch_size: Most images in one forward pass.
         bf16: Run the passes under bfloat16 autocast.
+        least_spread: As for `score_arms`.
 
     Raises:
         NumericsError: A gradient is not finite.
@@ -119,7 +124,7 @@ def invert_with(
         within(0.0, _RACE_SHARE),
     )
     raced = sum(asker.differentiated for asker in askers)
-    anomalies = score_arms(race.sizes[:, race.finished], n_tests=n_tests)
+    anomalies = score_arms(race.sizes[:, race.finished], n_tests=n_tests, least_spread=least_spread)
     chosen = _choose(race, anomalies, wanted, config)
     recovered = []
     for place, arm in enumerate(chosen):
@@ -137,6 +142,7 @@ def invert_with(
         recovered=tuple(recovered),
         differentiated=total,
         naive=_naive_cost(race, searches[0].n_stages, raced, (total - raced) / len(chosen)),
+        least_spread=least_spread,
     )
 
 

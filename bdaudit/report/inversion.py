@@ -45,13 +45,22 @@ def inversion_parts(
         head = Text.assemble(
             ("Search for the trigger: ", "bold"), (word, "bold"), f"\n{inversion.why}"
         )
-        return [head, _candidate_table(inversion, names, console)]
+        return [head, _candidate_table(inversion, names, console), *_made(inversion)]
     parts: list[RenderableType] = [_panel(inversion, console)]
     parts.append(_candidate_table(inversion, names, console))
     parts += [_ranking(run, names, console) for run in inversion.runs]
+    parts += _made(inversion)
     if inversion.skipped:
         parts.append(Text(f"Not tried, too few images: {', '.join(inversion.skipped)}"))
     return parts
+
+
+def _made(inversion: Inversion) -> list[RenderableType]:
+    if not inversion.made:
+        return []
+    made = ", ".join(model.name for model in inversion.made)
+    left_out = "".join(f"; {name} left out: {why}" for name, why in inversion.left_out.items())
+    return [Text(f"Innocent models made for the search: {made}{left_out}", style="dim")]
 
 
 def _panel(inversion: Inversion, console: Console) -> Panel:

@@ -269,7 +269,7 @@ def test_without_a_trigger_it_is_looked_for_once(files: Path, tmp_path: Path) ->
     assert len(shas) == 1
     again = defend(files, tmp_path / "out", **changes)
     assert {one.kept for one in again.tried} == {"audit"}
-    # A method that was not tried before meets the triggers and the stand-in that were kept.
+    # A method that was not tried before meets the search that was kept.
     more = defend(files, tmp_path / "out", **{**changes, "methods": ("nothing",)})
     assert row(more, "nothing").kept == "nothing"
     assert search.stat().st_mtime_ns == stamp
@@ -277,7 +277,8 @@ def test_without_a_trigger_it_is_looked_for_once(files: Path, tmp_path: Path) ->
     for name in ("cut", "nothing"):
         audited = read_record(tmp_path / "out" / f"{name}.json")
         assert isinstance(audited, AuditRecord)
-        made[name] = audited.model_named("stand-in 1").weights_sha256
+        assert audited.inversion is not None
+        made[name] = audited.inversion.made[0].weights_sha256
     assert made["cut"] == made["nothing"]
 
 

@@ -105,12 +105,12 @@ def test_innocent_models_that_are_missing_are_made_and_named() -> None:
     )
     inversion = found.record.inversion
     assert inversion.outcome == "found"
-    assert inversion.references == ("reference 1", "reference 2", "stand-in 1")
-    assert inversion.stand_ins == ("stand-in 1",)
+    assert inversion.references == ("reference 1", "reference 2", "label stand-in 1")
     assert "innocent models and stand-ins" in inversion.why
-    assert found.record.model_named("stand-in 1").stand_in
-    assert "taught by original" in found.record.model_named("stand-in 1").notes[0]
-    assert [s.name for s in found.record.steps] == ["stand-ins"]
+    made = found.record.model_named("label stand-in 1")
+    assert made.stand_in
+    assert inversion.made == (made,)
+    assert "taught by the labels of 100" in made.notes[0]
 
 
 def test_a_stand_in_that_carries_the_backdoor_cannot_make_the_original_look_clean() -> None:

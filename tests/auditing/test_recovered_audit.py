@@ -79,28 +79,32 @@ def test_a_clean_original_leaves_nothing_to_audit() -> None:
 
 
 def test_the_plain_case_needs_neither_trigger_nor_reference() -> None:
-    """Stand-ins are made first: the search is held against them, then the attacks are."""
-    settings = replace(SETTINGS, stand_ins=None, stand_in=TRAINED, modes=("white",))
+    """The search is held against what labels taught, the attacks against the defended's students.
+
+    Nothing of a model that may be backdoored may come along into the search.
+    """
+    settings = replace(SETTINGS, stand_ins=None, stand_in=TRAINED)
     record = audit(
         trainable_removed_twin(),
         original=trainable_original_twin(),
         references=[],
         settings=settings,
     )
-    assert record.inversion is not None
-    assert record.inversion.outcome == "found"
-    names = ("stand-in 1", "stand-in 2", "stand-in 3")
-    assert record.inversion.references == record.inversion.stand_ins == names
-    assert "stand-ins for innocent models" in record.inversion.why
-    assert [s.name for s in record.steps[:3]] == ["stand-ins", "inversion", "baselines"]
-    assert [s.name for s in record.steps].count("stand-ins") == 1
-    assert all("taught by defended" in record.model_named(name).notes[0] for name in names)
-    assert all({r.condition for r in record.runs if r.model == n} >= {"trigger"} for n in names)
+    inversion = record.inversion
+    assert inversion is not None
+    assert inversion.outcome == "found"
+    names = tuple(f"label stand-in {k}" for k in (1, 2, 3))
+    assert inversion.references == tuple(m.name for m in inversion.made) == names
+    assert all("taught by the labels of 100" in m.notes[0] for m in inversion.made)
+    assert "stand-ins for innocent models" in inversion.why
+    for name in ("stand-in 1", "stand-in 2", "stand-in 3"):
+        assert "taught by defended" in record.model_named(name).notes[0]
+        assert {r.condition for r in record.runs if r.model == name} == {"trigger", "no_trigger"}
     assert record.verdict is not None
     assert record.verdict.outcome == "removed", record.verdict
 
 
-def test_what_can_only_be_asked_teaches_no_stand_in() -> None:
+def test_a_search_asks_nothing_of_what_can_only_be_asked() -> None:
     network = trainable_removed_twin()
     asked: list[int] = []
 
@@ -121,7 +125,7 @@ def test_what_can_only_be_asked_teaches_no_stand_in() -> None:
     before: list[int] = []
 
     def listen(event: Progress) -> None:
-        if "taught by" in event.step or "Neural Cleanse" in event.step:
+        if "taught by the labels" in event.step or "Neural Cleanse" in event.step:
             before.append(sum(asked))
 
     record = audit(
@@ -132,23 +136,20 @@ def test_what_can_only_be_asked_teaches_no_stand_in() -> None:
         listener=listen,
     )
     assert record.inversion is not None
-    assert record.inversion.stand_ins == ("stand-in 1",)
-    assert "taught by original" in record.model_named("stand-in 1").notes[0]
+    assert record.inversion.references == ("label stand-in 1",)
     assert len(before) > 2
     assert max(before) == 0
     assert sum(asked) > 0
 
 
-def test_a_stand_in_that_did_not_learn_the_task_is_shown_and_serves_nowhere() -> None:
+def test_a_stand_in_that_did_not_learn_the_task_is_named_and_serves_nowhere() -> None:
     settings = replace(SETTINGS, stand_ins=1, stand_in=StandInConfig(n_images=64))
     record = audit(trainable_removed_twin(), original=trainable_original_twin(), settings=settings)
-    assert record.inversion is not None
-    assert record.inversion.stand_ins == ()
-    assert record.inversion.references == ("reference 1", "reference 2", "reference 3")
-    alone = record.baseline_of("stand-in 1")
-    assert alone is not None
-    assert "clean accuracy" in (alone.left_out or "")
-    assert [d.code for d in record.diagnostics].count("stand_in_left_out") == 1
+    inversion = record.inversion
+    assert inversion is not None
+    assert inversion.references == ("reference 1", "reference 2", "reference 3")
+    assert [m.name for m in inversion.made] == ["label stand-in 1"]
+    assert "points below the original's" in inversion.left_out["label stand-in 1"]
     assert record.verdict is not None
     assert record.verdict.outcome == "removed"
 
