@@ -27,7 +27,7 @@ from bdaudit.scoring import predict
 from bdaudit.triggers import AllToAll, AllToOne, read_trigger, write_trigger
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 
-N_TRAIN, SEED, TARGET = 20_000, 41, 0
+N_TRAIN, SEED, TARGET = 20_000, 41, 0  # OUT belongs to one size of the training set
 DIRTY = ("badnets", "blended", "lf", "wanet", "input-aware", "ssba", "trojannn")
 
 
@@ -51,14 +51,16 @@ def save(path: Path, classifier: nn.Module) -> None:
     )
 
 
-def measure(data: Path, out: Path, only: set[str], rates: set[float], rules: set[str]) -> None:
+def measure(
+    data: Path, out: Path, n_train: int, only: set[str], rates: set[float], rules: set[str]
+) -> None:
     train, test = load_sample(data, split="train"), load_sample(data, split="test")
     test = test.take(torch.arange(1_000, 3_000))
-    images, labels = part(train, SEED, N_TRAIN, 0, 40_000)
+    images, labels = part(train, SEED, n_train, 0, 40_000)
     out.mkdir(parents=True, exist_ok=True)
     helper_file = out / "helper.safetensors"
     if not helper_file.exists():
-        save(helper_file, trained(*part(train, SEED + 1, N_TRAIN, 0, 40_000), SEED + 1))
+        save(helper_file, trained(*part(train, SEED + 1, n_train, 0, 40_000), SEED + 1))
     helper = load_model(helper_file, name="helper").classifier
     figures_file = out / "figures.json"
     figures = json.loads(figures_file.read_text()) if figures_file.exists() else {}
@@ -77,7 +79,7 @@ def measure(data: Path, out: Path, only: set[str], rates: set[float], rules: set
             "helper": helper if attack.needs_helper else None,
         }
         trigger_file = out / f"{name} {rule}{'' if not settings else ' other'}.toml"
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             if not trigger_file.exists():
                 wanted = AllToAll() if rule == "all-to-all" else AllToOne(TARGET)
                 made = finish(attack.make_trigger(images, labels, rule=wanted, **shared))
@@ -110,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the idx files")
+    parser.add_argument("--images", type=int, default=N_TRAIN, help="in the training set")
     parser.add_argument("--only", nargs="*", default=[], choices=ATTACKS, help="attacks")
     parser.add_argument("--rates", nargs="*", default=[], type=float, help="poison rates")
     parser.add_argument("--rules", nargs="*", default=[], choices=["all-to-one", "all-to-all"])
@@ -118,6 +121,7 @@ def main() -> None:
     measure(
         arguments.data,
         arguments.out,
+        arguments.images,
         set(arguments.only),
         set(arguments.rates),
         set(arguments.rules),

@@ -26,6 +26,7 @@ __all__ = [
     "backpropagate",
     "check_images",
     "device_of",
+    "refuse_cached_autocast",
     "seeded_globals",
     "statistics_held",
     "trainable_copy",
@@ -91,16 +92,25 @@ def trainable_copy(classifier: nn.Module) -> nn.Module:
     """Copy a classifier, frozen or not, and let every parameter of the copy be trained.
 
     Raises:
-        ConfigError: It would be trained inside an autocast that caches its casts: until that
-            context ends it would go on with casts of the weights as they were before a step.
+        ConfigError: It would be trained inside an autocast that caches its casts.
     """
-    kind = device_of(classifier).type
-    if torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled():
+    refuse_cached_autocast(device_of(classifier).type)
+    return copy.deepcopy(classifier).requires_grad_(True)
+
+
+def refuse_cached_autocast(device_type: str) -> None:
+    """Refuse to train inside an autocast that caches its casts.
+
+    Until that context ends, training would go on with casts of the weights from before a step.
+
+    Raises:
+        ConfigError: Such a context is entered.
+    """
+    if torch.is_autocast_enabled(device_type) and torch.is_autocast_cache_enabled():
         raise ConfigError(
             "training inside torch.autocast: its cache keeps weights as they were before a step; "
             "enter it with cache_enabled=False"
         )
-    return copy.deepcopy(classifier).requires_grad_(True)
 
 
 def device_of(classifier: nn.Module) -> torch.device:

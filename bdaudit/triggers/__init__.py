@@ -2,6 +2,7 @@
 
 from bdaudit.triggers.files import read_trigger, write_trigger
 from bdaudit.triggers.function import Function, load_function
+from bdaudit.triggers.networks import Encoder, InputAware, StampNetwork
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.poisoning import MIN_POISONED, Footprint, Poisoned, footprint, poison
 from bdaudit.triggers.preview import preview_strip
@@ -33,13 +34,16 @@ __all__ = [
     "AllToOne",
     "Blend",
     "ClassMap",
+    "Encoder",
     "Footprint",
     "Function",
+    "InputAware",
     "Paired",
     "Patch",
     "Poisoned",
     "Sinusoid",
     "SourceSpecific",
+    "StampNetwork",
     "TargetRule",
     "Transform",
     "Trigger",

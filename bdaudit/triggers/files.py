@@ -28,6 +28,7 @@ from bdaudit.data.files import is_inside
 from bdaudit.data.images import EXTENSIONS, read_image
 from bdaudit.errors import ConfigError, InputError, TriggerError
 from bdaudit.triggers.function import Function, load_function
+from bdaudit.triggers.networks import Encoder, InputAware, NetworkTransform
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.rules import AllToAll, AllToOne, ClassMap, SourceSpecific, TargetRule
 from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform, Warp
@@ -37,6 +38,8 @@ from bdaudit.usercode import split_reference
 __all__ = ["companion_files", "companion_names", "read_trigger", "write_trigger"]
 
 _VERSION = 1
+_MOST_WEIGHTS = 16 * 2**20  # bytes; two networks of the greatest width take 12 MiB
+_MOST_TENSORS = 64
 _REQUIRED = object()
 Value = TypeVar("Value")
 
@@ -210,6 +213,16 @@ def _read_warp(values: Mapping[str, Any], path: Path, allow_code: bool) -> Trans
     return Warp(grid=_read_floats(table.file("grid"), "grid"))
 
 
+def _read_input_aware(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("weights",))
+    return InputAware.from_tensors(_read_weights(table.file("weights")))
+
+
+def _read_encoder(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("weights", "eps"))
+    return Encoder.from_tensors(_read_weights(table.file("weights")), eps=table.value("eps", float))
+
+
 def _read_paired(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
     table = _Table(values, path, known=("folder", "layout"))
     folder = table.file("folder")
@@ -238,6 +251,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Transform]] = {
     Sinusoid.kind: _read_sinusoid,
     Additive.kind: _read_additive,
     Warp.kind: _read_warp,
+    InputAware.kind: _read_input_aware,
+    Encoder.kind: _read_encoder,
     Paired.kind: _read_paired,
     Function.kind: _read_python,
 }
@@ -281,6 +296,26 @@ def _read_tensor(path: Path, key: str) -> Tensor:
     raise TriggerError(f"{path}: expected .npy, .safetensors or, for pictures, an image file")
 
 
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a trigger's networks; they are looked at before they are used."""
+    try:
+        size = path.stat().st_size
+        if path.suffix.lower() != ".safetensors" or size > _MOST_WEIGHTS:
+            raise TriggerError(
+                f"{path}: expected the weights of a trigger's networks, a .safetensors file of at "
+                f"most {_MOST_WEIGHTS // 2**20} MiB, got {size} bytes"
+            )
+        with safe_open(path, framework="pt") as content:
+            names = list(content.keys())
+            if len(names) > _MOST_TENSORS:
+                raise TriggerError(
+                    f"{path}: expected at most {_MOST_TENSORS} tensors, got {len(names)}"
+                )
+            return {name: content.get_tensor(name) for name in names}
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise TriggerError(f"{path}: expected tensors: {error}") from error
+
+
 def companion_files(path: Path) -> tuple[Path, ...]:
     """List the files that a trigger file which was read names beside itself."""
     document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -297,7 +332,7 @@ def companion_names(document: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple((split_reference(name) or (Path(name),))[0].as_posix() for name in named)
 
 
-_FILE_KEYS = ("image", "mask", "delta", "grid", "function")
+_FILE_KEYS = ("image", "mask", "delta", "grid", "weights", "function")
 """Keys, of whatever kind of trigger, that name a file."""
 
 
@@ -358,6 +393,8 @@ def _write_companions(path: Path, transform: Transform) -> dict[str, str]:
     beside = path.with_suffix(".safetensors")
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(beside, save(packed))
+    if isinstance(transform, NetworkTransform):
+        return {"weights": beside.name}
     return dict.fromkeys(tensors, beside.name)
 
 

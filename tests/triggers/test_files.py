@@ -18,6 +18,7 @@ from bdaudit.triggers import (
     AllToOne,
     Blend,
     ClassMap,
+    Encoder,
     Paired,
     Patch,
     Sinusoid,
@@ -31,6 +32,8 @@ from bdaudit.triggers import (
     read_trigger,
     write_trigger,
 )
+from bdaudit.triggers.files import companion_files
+from tests.triggers.test_transforms import encoder, input_aware
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "triggers"
 TARGET = "\n[target]\nlabel = 1\n"
@@ -61,6 +64,8 @@ TRANSFORMS = [
     Sinusoid(amplitude=20 / 255, frequency=6),
     Additive(delta=torch.randn(3, 8, 8, generator=generator())),
     Warp(grid=elastic_grid(control_grid(4, generator()), (8, 8))),
+    input_aware(3),
+    encoder(3),
 ]
 
 
@@ -325,3 +330,110 @@ def test_examples_are_read_and_stamp(path: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert len(list(EXAMPLES.glob("*.toml"))) >= 5
+
+
+NETWORK_FILES = {
+    "input-aware": '[input-aware]\nweights = "w.safetensors"\n',
+    "encoder": '[encoder]\nweights = "w.safetensors"\neps = 0.1\n',
+}
+
+
+def write_network_trigger(folder: Path, kind: str, tensors: dict[str, torch.Tensor]) -> Path:
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "w.safetensors"
+    )
+    return write_toml(folder, f'kind = "{kind}"\n' + TARGET + NETWORK_FILES[kind])
+
+
+def weights_of(kind: str) -> dict[str, torch.Tensor]:
+    return (input_aware(1) if kind == "input-aware" else encoder(1)).tensors()
+
+
+@pytest.mark.parametrize("kind", NETWORK_FILES)
+def test_network_triggers_are_read_from_their_tensors(tmp_path: Path, kind: str) -> None:
+    made = input_aware(1) if kind == "input-aware" else encoder(1)
+    trigger = read_trigger(write_network_trigger(tmp_path, kind, weights_of(kind)))
+    images = torch.rand(3, 1, 9, 7, generator=generator())
+    expected = Trigger(transform=made, rule=AllToOne(1)).stamp(images)
+    assert torch.equal(trigger.stamp(images), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(trigger.stamp(images), expected)
+
+
+def _without(name: str):
+    return lambda tensors: tensors.pop(name)
+
+
+def _with(name: str, tensor: torch.Tensor):
+    return lambda tensors: tensors.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "message"),
+    [
+        ("input-aware", _without("mask.up1.bias"), "missing: up1.bias"),
+        ("input-aware", _without("mask.enter.weight"), "stamp network of width"),
+        ("input-aware", _with("code.weight", torch.zeros(1)), r"got 'code\.weight'"),
+        ("input-aware", _with("mask.more", torch.zeros(1)), r"wrong: more \(1,\)"),
+        ("input-aware", _with("mask.up1.bias", torch.zeros(5)), r"wrong: up1\.bias \(5,\)"),
+        ("input-aware", _with("mask.enter.weight", torch.zeros(65, 1, 3, 3)), "width 1 to 64"),
+        ("input-aware", _with("mask.enter.weight", torch.zeros(0, 1, 3, 3)), "width 1 to 64"),
+        ("input-aware", _with("mask.enter.weight", torch.zeros(2, 9, 3, 3)), "1 to 8 channels"),
+        ("input-aware", _with("mask.enter.bias", torch.full((2,), torch.nan)), "finite float32"),
+        ("input-aware", _with("mask.enter.bias", torch.zeros(2).double()), "finite float32"),
+        ("input-aware", lambda t: t.update(weights_of("encoder")), "expected tensors of pattern"),
+        ("encoder", _without("message"), "a tensor called 'message'"),
+        ("encoder", _with("message", torch.zeros(1, 300, 300)), "at most 65,536 values"),
+        ("encoder", _with("message", torch.zeros(4, 4)), r"expected \(1, h, w\)"),
+        ("encoder", _with("message", torch.full((1, 4, 4), torch.inf)), "finite float32"),
+        (
+            "encoder",
+            lambda t: [t.update({f"x{i}": torch.zeros(1)}) for i in range(64)],
+            "at most 64 tensors",
+        ),
+        ("encoder", _with("network.x", torch.zeros(2**22 + 1)), "at most 16 MiB"),
+    ],
+)
+def test_network_files_that_are_wrong(
+    tmp_path: Path, kind: str, spoil: object, message: str
+) -> None:
+    tensors = weights_of(kind)
+    spoil(tensors)  # type: ignore[operator]
+    path = write_network_trigger(tmp_path, kind, tensors)
+    with pytest.raises(TriggerError, match=message) as caught:
+        read_trigger(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_networks_of_the_wrong_channels_do_not_make_a_trigger(tmp_path: Path) -> None:
+    pattern = {n: t for n, t in input_aware(3).tensors().items() if n.startswith("pattern")}
+    mask = {n: t for n, t in input_aware(1).tensors().items() if n.startswith("mask")}
+    with pytest.raises(TriggerError, match="mask network from those to 1"):
+        read_trigger(write_network_trigger(tmp_path, "input-aware", pattern | mask))
+    grey = Encoder(network=encoder(1).network, message=torch.zeros(1, 2, 2), eps=0.1)
+    trigger = Trigger(transform=grey, rule=AllToOne(0))
+    with pytest.raises(TriggerError, match="encoder trigger of 1 channels does not fit"):
+        trigger.stamp(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(TriggerError, match="4x4"):
+        trigger.stamp(torch.zeros(1, 1, 8, 3))
+
+
+@pytest.mark.parametrize("name", ["w.pt", "../w.safetensors", "w.safetensors"])
+def test_weights_come_from_safetensors_beside_the_file_only(tmp_path: Path, name: str) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    home = tmp_path / "home"
+    home.mkdir()
+    torch.save(Evil(), home / name)
+    text = 'kind = "input-aware"\n' + TARGET + f'[input-aware]\nweights = "{name}"\n'
+    with pytest.raises(TriggerError, match=r"safetensors|outside"):
+        read_trigger(write_toml(home, text))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_trigger_lists_its_weights_as_its_companion(tmp_path: Path) -> None:
+    write_trigger(tmp_path / "t.toml", Trigger(transform=encoder(3), rule=AllToOne(0)))
+    assert companion_files(tmp_path / "t.toml") == (tmp_path / "t.safetensors",)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.safetensors", "t.toml"]

@@ -16,8 +16,11 @@ from bdaudit.triggers import (
     Additive,
     AllToOne,
     Blend,
+    Encoder,
+    InputAware,
     Patch,
     Sinusoid,
+    StampNetwork,
     Transform,
     Trigger,
     Warp,
@@ -35,6 +38,21 @@ def stamp(transform: Transform, images: Tensor) -> Tensor:
     return Trigger(transform=transform, rule=AllToOne(0)).stamp(images)
 
 
+def network(in_channels: int, out_channels: int, width: int = 2, seed: int = 0) -> StampNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StampNetwork(in_channels, out_channels, width).eval().requires_grad_(False)
+
+
+def input_aware(channels: int) -> InputAware:
+    return InputAware(pattern=network(channels, channels), mask=network(channels, 1, seed=1))
+
+
+def encoder(channels: int) -> Encoder:
+    message = torch.randn(1, 4, 4, generator=generator())
+    return Encoder(network=network(channels + 1, channels), message=message, eps=0.1)
+
+
 def every_kind(height: int = 6, width: int = 6) -> list[Transform]:
     g = generator(1)
     return [
@@ -47,6 +65,8 @@ def every_kind(height: int = 6, width: int = 6) -> list[Transform]:
         Sinusoid(amplitude=0.3, frequency=2.5),
         Additive(delta=torch.randn(3, height, width, generator=g)),
         Warp(grid=elastic_grid(control_grid(4, g), (height, width), strength=2.0)),
+        input_aware(3),
+        encoder(3),
         from_callable(lambda images: images.flip(3) * 2 - 0.3, 0).transform,
     ]
 

@@ -3,10 +3,12 @@
 from bdaudit.zoo.attacks.badnets import BadnetsConfig
 from bdaudit.zoo.attacks.blended import BlendedConfig
 from bdaudit.zoo.attacks.catalogue import ATTACKS, Attack, attack_config
+from bdaudit.zoo.attacks.input_aware import InputAwareConfig
 from bdaudit.zoo.attacks.label_consistent import LabelConsistentConfig
 from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig
 from bdaudit.zoo.attacks.poisoning import Poisoning
 from bdaudit.zoo.attacks.sig import SigConfig
+from bdaudit.zoo.attacks.ssba import SsbaConfig
 from bdaudit.zoo.attacks.trojannn import TrojannnConfig
 from bdaudit.zoo.attacks.wanet import WanetConfig
 
@@ -15,10 +17,12 @@ __all__ = [
     "Attack",
     "BadnetsConfig",
     "BlendedConfig",
+    "InputAwareConfig",
     "LabelConsistentConfig",
     "LowFrequencyConfig",
     "Poisoning",
     "SigConfig",
+    "SsbaConfig",
     "TrojannnConfig",
     "WanetConfig",
     "attack_config",

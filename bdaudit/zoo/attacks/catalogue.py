@@ -19,6 +19,11 @@ from bdaudit.progress import Steps
 from bdaudit.triggers import Trigger
 from bdaudit.zoo.attacks.badnets import BadnetsConfig, make_badnets_trigger
 from bdaudit.zoo.attacks.blended import BlendedConfig, make_blended_trigger
+from bdaudit.zoo.attacks.input_aware import (
+    InputAwareConfig,
+    make_input_aware_trigger,
+    poison_input_aware,
+)
 from bdaudit.zoo.attacks.label_consistent import (
     LabelConsistentConfig,
     make_label_consistent_trigger,
@@ -27,6 +32,7 @@ from bdaudit.zoo.attacks.label_consistent import (
 from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig, make_low_frequency_trigger
 from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning
 from bdaudit.zoo.attacks.sig import SigConfig, make_sig_trigger, poison_sig
+from bdaudit.zoo.attacks.ssba import SsbaConfig, make_ssba_trigger
 from bdaudit.zoo.attacks.trojannn import TrojannnConfig, make_trojannn_trigger
 from bdaudit.zoo.attacks.wanet import WanetConfig, make_wanet_trigger, poison_wanet
 
@@ -88,6 +94,15 @@ _ALL = (
     Attack("sig", "SIG", SigConfig, make_sig_trigger, poison_sig, one_target=True),
     Attack("lf", "LF", LowFrequencyConfig, make_low_frequency_trigger, needs_helper=True),
     Attack("wanet", "WaNet", WanetConfig, make_wanet_trigger, poison_wanet),
+    Attack(
+        "input-aware",
+        "input-aware",
+        InputAwareConfig,
+        make_input_aware_trigger,
+        poison_input_aware,
+        needs_helper=True,
+    ),
+    Attack("ssba", "SSBA", SsbaConfig, make_ssba_trigger),
     Attack("trojannn", "TrojanNN", TrojannnConfig, make_trojannn_trigger, needs_helper=True),
     Attack(
         "label-consistent",

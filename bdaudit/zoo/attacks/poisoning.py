@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bdaudit.defenses.tuning import refuse_cached_autocast
 from bdaudit.errors import ConfigError, DataError
-from bdaudit.triggers import NOT_COUNTED, Trigger
+from bdaudit.triggers import NOT_COUNTED, StampNetwork, Trigger
 
 __all__ = [
     "Poisoning",
     "draw_images",
     "make_poisoning",
+    "new_stamp_network",
     "require_helper",
     "require_rate",
     "require_target",
@@ -104,6 +106,25 @@ def draw_images(eligible: Tensor, n: int, generator: torch.Generator) -> Tensor:
 def stamp_in_batches(trigger: Trigger, images: Tensor) -> Tensor:
     """Stamp (N, C, H, W) images, so many at a time that no trigger needs much memory."""
     return torch.cat([trigger.stamp(batch) for batch in torch.split(images, _BATCH)])
+
+
+def new_stamp_network(
+    in_channels: int,
+    out_channels: int,
+    width: int,
+    *,
+    generator: torch.Generator,
+    device: torch.device,
+) -> StampNetwork:
+    """Build a trigger's network, to be trained, with weights drawn from `generator`.
+
+    Raises:
+        ConfigError: It would be trained inside an autocast that caches its casts.
+    """
+    refuse_cached_autocast(device.type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return StampNetwork(in_channels, out_channels, width).to(device)
 
 
 def require_rate(poison_rate: float) -> None:

@@ -10,20 +10,22 @@ N, CLASSES, TARGET = 240, 4, 2
 QUICK = {
     "sig": {"frequency": 2.5},
     "lf": {"n_steps": 3},
+    "input-aware": {"width": 2, "n_mask_steps": 2, "n_steps": 2, "batch_size": 16},
+    "ssba": {"width": 2, "n_steps": 2},
     "trojannn": {"n_steps": 3},
     "label-consistent": {"size": 2, "n_steps": 2, "hardening.n_epochs": 1},
 }
 
 
-def photos(channels=1, side=12, seed=0):
+def photos(channels=1, side=12, seed=0, n=N, contrast=0.5):
     """Smooth random pictures whose class is the quarter that is brightest."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(N) % CLASSES
-    images = 0.4 * torch.rand(N, channels, side, side, generator=generator)
+    labels = torch.arange(n) % CLASSES
+    images = 0.4 * torch.rand(n, channels, side, side, generator=generator)
     half = side // 2
     for image, label in zip(images, labels.tolist(), strict=True):
         row, column = half * (label // 2), half * (label % 2)
-        image[:, row : row + half, column : column + half] += 0.5
+        image[:, row : row + half, column : column + half] += contrast
     return images, labels
 
 
