@@ -3,7 +3,8 @@
     python benchmarks/build_inversion_models.py MODELS --data /usr/share/datasets/fashion-mnist
     python benchmarks/inversion.py MODELS races     # every search on every model
     python benchmarks/inversion.py MODELS table     # pairs originals with innocent models, prints
-    python benchmarks/inversion.py MODELS stand-ins # the same with stand-ins that originals taught
+    python benchmarks/inversion.py MODELS stand-ins # the same with stand-ins that labels taught
+    python benchmarks/inversion.py MODELS students  # and with those that answers taught
     python benchmarks/inversion.py MODELS verdicts  # audits with true and recovered triggers
 
 Searches run under bfloat16 with their default settings, all targets and no race dropped (there are
@@ -17,6 +18,7 @@ import argparse
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ import bdaudit
 from bdaudit.auditing.runs import derive_generator
 from bdaudit.data import Split, load_sample, split_sample
 from bdaudit.inversion import InversionConfig, make_arms
-from bdaudit.inversion.anomaly import score_arms
+from bdaudit.inversion.anomaly import LEAST_SPREAD, LEAST_SPREAD_OF_STAND_INS, score_arms
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.invert import make_search, recover_in_full
 from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
@@ -122,37 +124,41 @@ def measure_table(folder: Path, only: list[str]) -> None:
         print(label, row.read_text(), flush=True)
 
 
-def measure_stand_ins(folder: Path, only: list[str]) -> None:
-    """Score originals against three stand-ins each, which learned from its clean answers."""
+def measure_stand_ins(folder: Path, only: list[str], lessons: Literal["answers", "labels"]) -> None:
+    """Score originals, innocent ones too, against three stand-ins each."""
     halves = sample()
     suspects = {k: f for k, (f, _) in ORIGINALS.items()}
     suspects |= {Path(name).name: name for name in INNOCENT}
     for label, file in suspects.items():
         if (only and label not in only) or not existing(folder, (file,)):
             continue
-        row = folder / "table" / f"{label}-stand-ins.json"
+        row = folder / "table" / f"{label}-{lessons}.json"
         if not row.exists():
             original = open_model(folder, file)
+            # Labels teach the same whatever the original is, so one set serves all.
+            teacher = original if lessons == "answers" else open_model(folder, INNOCENT[0])
             made = finish(
                 make_stand_ins(
-                    original,
+                    teacher,
                     halves.craft,
                     count=3,
-                    config=StandInConfig(autocast="bf16"),
+                    config=StandInConfig(lessons=lessons, autocast="bf16"),
                     generator=derive_generator(SEED, "stand-ins"),
                     cache_dir=folder / "stand-ins",
                 )
             )
+            prefix = label if lessons == "answers" else "labels"
             models = {Path(file).name: original} | {
-                f"{label}-{model.name.replace(' ', '-')}": model for model in made
+                f"{prefix}-{model.name.replace(' ', '-')}": model for model in made
             }
-            figures = _row(folder, label, models, halves, "stand-ins")
-            clean = halves.held_out
-            figures["clean_acc"] = [
-                round(
-                    float((predict(m.classifier, clean.images) == clean.labels).float().mean()), 4
-                )
+            figures = _row(folder, label, models, halves, lessons)
+            answers = [
+                predict(m.classifier, halves.held_out.images, batch_size=250)
                 for m in models.values()
+            ]
+            figures["clean_acc"] = [
+                round(float((given == halves.held_out.labels).float().mean()), 4)
+                for given in answers
             ]
             row.write_text(json.dumps(figures, indent=1))
         print(label, row.read_text(), flush=True)
@@ -170,7 +176,11 @@ def _row(
         ]
         last = searches[0].n_stages - 1
         sizes = torch.stack([s.sizes(last) for s in searches])
-        scored = score_arms(sizes, n_tests=len(METHODS) * len(RULES))
+        scored = score_arms(
+            sizes,
+            n_tests=len(METHODS) * len(RULES),
+            least_spread=LEAST_SPREAD_OF_STAND_INS if against else LEAST_SPREAD,
+        )
         order = scored.gains.argsort(descending=True).tolist()
         arm = order[0]
         figures[method] = {
@@ -289,14 +299,15 @@ def measure_verdicts(folder: Path, only: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=("races", "table", "stand-ins", "verdicts"))
+    parser.add_argument("what", choices=("races", "table", "stand-ins", "students", "verdicts"))
     parser.add_argument("--only", nargs="*", default=[], help="names of originals")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "table":
         measure_table(arguments.folder, arguments.only)
-    elif arguments.what == "stand-ins":
-        measure_stand_ins(arguments.folder, arguments.only)
+    elif arguments.what in ("stand-ins", "students"):
+        lessons = "labels" if arguments.what == "stand-ins" else "answers"
+        measure_stand_ins(arguments.folder, arguments.only, lessons)
     elif arguments.what == "verdicts":
         measure_verdicts(arguments.folder, arguments.only)
     else:

@@ -173,8 +173,9 @@ def _recover(
     names = [describe(arms[found.arm].rule) for found in inverted.recovered]
     yield Progress("Neural Cleanse", 1, 1, _in_words(inverted, names, skipped, config))
     return [
-        Trigger(transform=found.transform, rule=arms[found.arm].rule, recovered=True)
+        Trigger(transform=found.transform, rule=rule, recovered=True)
         for found in inverted.recovered
+        if (rule := arms[found.arm].rule) is not None
     ]
 
 
