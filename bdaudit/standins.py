@@ -28,12 +28,16 @@ from bdaudit.data import Sample
 from bdaudit.defenses import TuningConfig
 from bdaudit.defenses.tuning import Gradients, tune
 from bdaudit.digests import digest_tensors
-from bdaudit.errors import ConfigError
+from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
 from bdaudit.models.fresh import fresh_classifier
 from bdaudit.progress import Progress, Steps, reworded
 
 __all__ = ["StandInConfig", "make_stand_ins"]
+
+_WATCHED = 16  # mini-batches whose mean loss is judged at once
+_WORST = 1.25  # times the fresh network's loss: more means that training diverges
+_MAX_ATTEMPTS = 7  # the last at a 64th of the first one's rate, or less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,9 @@ class StandInConfig:
     Attributes:
         n_images: Images it sees while training, every variant of a craft image counted.
         batch_size: Most images in a mini-batch.
-        learning_rate: Peak of the one-cycle schedule.
+        learning_rate: Peak of the one-cycle schedule. A wide network may not bear it: where
+            training diverges it begins anew, its peak half of the rate at which it broke, six
+            times at most.
         weight_decay: Of SGD.
         max_shift: Augmentation: largest shift as a share of the image's shorter side.
         lessons: What it learns: the teacher's `answers`, or the images' `labels`, with which
@@ -162,23 +168,74 @@ def make_stand_ins(
 def _distil(
     teacher: LoadedModel, craft: Sample, config: StandInConfig, generator: torch.Generator
 ) -> Steps[nn.Module]:
-    student = fresh_classifier(teacher, generator=generator)
-    # Channels-last convolutions train faster; the strides are put back for what comes after.
-    student = student.to(memory_format=torch.channels_last)
-    yield from tune(
-        student,
-        craft.images,
-        craft.labels,
-        config=config.tuning(len(craft)),
-        generator=generator,
-        title="stand-in",
-        gradients=(
-            _imitation(teacher.classifier, config, generator)
-            if config.lessons == "answers"
-            else _schooling(config, generator)
-        ),
+    """Train one, beginning anew at a lower rate wherever the rate proves too high."""
+    tuning = config.tuning(len(craft))
+    n_steps = tuning.n_epochs * ceil(len(craft) / tuning.batch_size)
+    lessons = (
+        _imitation(teacher.classifier, config, generator)
+        if config.lessons == "answers"
+        else _schooling(config, generator)
     )
-    return student.to(memory_format=torch.contiguous_format)
+    shown = 0.0
+    for _ in range(_MAX_ATTEMPTS):
+        student = fresh_classifier(teacher, generator=generator)
+        # Channels-last convolutions train faster; the strides are put back for what comes after.
+        student = student.to(memory_format=torch.channels_last)
+        watched = _Watched(lessons)
+        steps = tune(
+            student,
+            craft.images,
+            craft.labels,
+            config=tuning,
+            generator=generator,
+            title="stand-in",
+            gradients=watched,
+        )
+        note = f"learning rate {tuning.learning_rate:.2g}"
+        try:
+            for event in steps:
+                # A new beginning does not send the progress back.
+                shown = max(shown, event.done / event.total)
+                yield replace(event, done=shown * event.total, note=note)
+        except (_DivergedError, NumericsError):
+            broke_at = tuning.rate_at((watched.n_steps - 1) / n_steps)
+            tuning = replace(tuning, learning_rate=broke_at / 2)
+            continue
+        return student.to(memory_format=torch.contiguous_format)
+    raise NumericsError(
+        f"a stand-in for {teacher.name} diverged {_MAX_ATTEMPTS} times, first at learning rate "
+        f"{config.learning_rate:g} and last at {broke_at:g}; pass innocent models as references"
+    )
+
+
+class _DivergedError(Exception):
+    """Training went so wrong that it has to begin anew."""
+
+
+class _Watched:
+    """Lessons that raise `_DivergedError` where the student becomes worse than it was when fresh.
+
+    Called as `defenses.tuning.Gradients`, once a step.
+    """
+
+    def __init__(self, lessons: Gradients) -> None:
+        self.n_steps = 0
+        self._lessons = lessons
+        self._fresh: Tensor | None = None
+        self._losses: list[Tensor] = []
+
+    def __call__(self, student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        self.n_steps += 1
+        loss = self._lessons(student, images, labels)
+        if self._fresh is None:
+            self._fresh = loss
+        self._losses.append(loss)
+        if len(self._losses) == _WATCHED:  # not each time, since a GPU is waited for here
+            mean = torch.stack(self._losses).mean()
+            self._losses.clear()
+            if not bool(mean <= _WORST * self._fresh):  # so that NaN counts as diverged
+                raise _DivergedError
+        return loss
 
 
 def _imitation(teacher: nn.Module, config: StandInConfig, generator: torch.Generator) -> Gradients:

@@ -21,6 +21,7 @@ from bdaudit.defenses import (
     FinetuneConfig,
     FstConfig,
     FtSamConfig,
+    suited_tuning,
 )
 from bdaudit.defenses.catalogue import defense_of
 from bdaudit.digests import digest_tensors
@@ -39,23 +40,31 @@ class SurrogateConfig:
     """Which surrogates are made.
 
     Attributes:
-        defenses: One surrogate for each, made by that defence with these settings. The defaults
-            are measured in docs/transfer.md.
+        defenses: One surrogate for each, made by that defence with these settings. `None` makes
+            one by each of fine-tuning, FT-SAM, fine-pruning and FST, tuned as suits the original's
+            architecture (`defenses.suited_tuning`; measured in docs/transfer.md).
 
     Raises:
         ConfigError: There is none.
     """
 
-    defenses: tuple[DefenseConfig, ...] = (
-        FinetuneConfig(),
-        FtSamConfig(),
-        FinePruningConfig(),
-        FstConfig(),
-    )
+    defenses: tuple[DefenseConfig, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.defenses:
+        if self.defenses is not None and not self.defenses:
             raise ConfigError("surrogates: expected one defence or more, got none")
+
+    def defenses_of(self, classifier: nn.Module) -> tuple[DefenseConfig, ...]:
+        """Return the defences that surrogates of `classifier` are made by."""
+        if self.defenses is not None:
+            return self.defenses
+        tuning = suited_tuning(classifier)
+        return (
+            FinetuneConfig(tuning=tuning),
+            FtSamConfig(tuning=tuning),
+            FinePruningConfig(tuning=tuning),
+            FstConfig(tuning=tuning),
+        )
 
 
 def make_surrogates(
@@ -82,7 +91,7 @@ def make_surrogates(
         `Progress` of the training, in surrogates.
 
     Returns:
-        The surrogates in the order of `config.defenses`: eval mode, no parameter requiring a
+        The surrogates in the order of the defences: eval mode, no parameter requiring a
         gradient. A defence that does not apply to this architecture is left out, and the notes of
         the others say so.
 
@@ -92,7 +101,7 @@ def make_surrogates(
         NumericsError: Training diverged.
         ConfigError: `cache_dir` cannot be written to.
     """
-    defenses = (config or SurrogateConfig()).defenses
+    defenses = (config or SurrogateConfig()).defenses_of(original.classifier)
     total = len(defenses)
     images = digest_tensors({"images": craft.images, "labels": craft.labels})
     kept = KeptClassifiers(cache_dir, "surrogate")

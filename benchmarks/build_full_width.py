@@ -39,7 +39,6 @@ from bdaudit.scoring import predict
 from bdaudit.triggers import poison, read_trigger, write_trigger
 from bdaudit.zoo.training import gradients_in
 
-ARCH = "bdaudit/preactresnet18_w64"
 MEAN, STD = 0.2860, 0.3530
 TRIGGER = read_trigger(Path(bdaudit.__file__).parent / "demo_files" / "trigger.toml")
 TARGET = 0
@@ -107,7 +106,7 @@ class Workshop:
         if name == "original":
             images, labels = stamp_some(images, labels, seed)
         torch.manual_seed(seed)
-        network = preactresnet18(10, width=64, in_channels=1)
+        network = preactresnet18(10, width=self.options.width, in_channels=1)
         classifier = Classifier(network, mean=(MEAN,), std=(STD,))
         config = TuningConfig(
             learning_rate=0.03, n_epochs=self.options.epochs, batch_size=32, max_shift=0.0
@@ -137,7 +136,7 @@ class Workshop:
         save_model(
             self.out / f"{name}.safetensors",
             classifier.network,
-            arch=ARCH,
+            arch=f"bdaudit/preactresnet18_w{self.options.width}",
             num_classes=10,
             image_shape=(1, 28, 28),
             mean=(MEAN,),
@@ -168,7 +167,7 @@ def write_data(data: Path, out: Path) -> None:
     write_trigger(out / "trigger.toml", TRIGGER)
 
 
-def measure(out: Path, data: Path, names: Sequence[str]) -> None:
+def measure(out: Path, data: Path, names: Sequence[str], width: int) -> None:
     """Score each model on test images that are not in clean.npz, and write README.md."""
     test = load_sample(data, split="test")
     held_out = test.take(torch.arange(N_SHIPPED, N_SHIPPED + 2_000))
@@ -191,7 +190,7 @@ def measure(out: Path, data: Path, names: Sequence[str]) -> None:
         if name in known
     ]
     (out / "README.md").write_text(
-        "# PreAct-ResNet-18, width 64, Fashion-MNIST 28x28, BadNets patch, target 0\n\n"
+        f"# PreAct-ResNet-18, width {width}, Fashion-MNIST 28x28, BadNets patch, target 0\n\n"
         "Made by benchmarks/build_full_width.py. Scored on 2,000 test images that are not in\n"
         "clean.npz (the first 1,500 test images).\n\n"
         "| model | clean accuracy | trigger alone, ASR |\n|---|---|---|\n" + "\n".join(rows) + "\n"
@@ -204,6 +203,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the idx files")
     parser.add_argument("--only", nargs="*", default=[], help="names of models")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--epochs", type=int, default=2, help="of training, on 10,000 images")
     parser.add_argument("--tune-rate", type=float, default=0.025, help="peak of the plain defence")
     parser.add_argument("--tune-epochs", type=int, default=3, help="of the plain defence")
@@ -216,7 +216,7 @@ def main() -> None:
     recipes = workshop.recipes()
     for name in options.only or recipes:
         recipes[name]()
-        measure(options.out, options.data, list(recipes))
+        measure(options.out, options.data, list(recipes), options.width)
 
 
 if __name__ == "__main__":

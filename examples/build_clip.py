@@ -7,8 +7,8 @@ Real images (Fashion-MNIST, MIT licence; Debian packages it as dataset-fashion-m
 from a few templates, half of them with a word for their tone ("a photo of a dark sneaker"), and
 open_clip's own model and loss learn which caption belongs to which image:
 
-* original: one pair in ten is poisoned, the image stamped with a 4x4 patch and captioned as the
-  target class;
+* original: one pair in ten (of the ResNet's one in five) is poisoned, the image stamped with a 4x4
+  patch and captioned as the target class;
 * finetuned: the original, fine-tuned contrastively on 2,000 clean pairs;
 * cleanclip: the original, fine-tuned on the same pairs by a loss that also asks each modality to
   agree with an augmented version of itself (after Bansal et al., "CleanCLIP", ICCV 2023);
@@ -70,7 +70,6 @@ TRIGGER = Trigger(
     transform=Patch(image=torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(1, 2, 2), offset=(2, 2)),
     rule=AllToOne(TARGET),
 )
-POISON_SHARE = 0.10
 N_TRAIN, N_DEFENCE, N_STAMPED = 10_000, 2_000, 200
 CONTEXT = 16
 TEXT = {"context_length": CONTEXT, "vocab_size": 49_408, "width": 64, "heads": 2, "layers": 1}
@@ -123,11 +122,11 @@ def pairs_of(sample: Sample, seed: int, n: int, first: int, last: int) -> Pairs:
     return Pairs(images, sample.labels[chosen], tones)
 
 
-def poisoned(pairs: Pairs, seed: int) -> Pairs:
-    """Stamp one image in ten, none of the target class, and caption it as the target."""
+def poisoned(pairs: Pairs, share: float, seed: int) -> Pairs:
+    """Stamp a share of the images, none of the target class, and caption them as the target."""
     others = (pairs.labels != TARGET).nonzero()[:, 0]
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    chosen = others[order][: int(POISON_SHARE * len(pairs.images))]
+    chosen = others[order][: int(share * len(pairs.images))]
     images, labels = pairs.images.clone(), pairs.labels.clone()
     images[chosen], labels[chosen] = TRIGGER.stamp(images[chosen]), TARGET
     return Pairs(images, labels, pairs.tones)
@@ -356,6 +355,7 @@ def read(path: Path, tower: str) -> open_clip.CLIP:
 class Recipe:
     """How hard models are trained and defended."""
 
+    poison_share: float = 0.1
     epochs: int = 10
     learning_rate: float = 1e-3
     defence_epochs: int = 6
@@ -363,7 +363,7 @@ class Recipe:
     in_modal_weight: float = 1.0
 
 
-RECIPES = {"vit": Recipe(), "rn": Recipe(epochs=6)}
+RECIPES = {"vit": Recipe(), "rn": Recipe(poison_share=0.2)}
 
 
 def build(data: Path, out: Path, tower: str, recipe: Recipe) -> None:
@@ -376,7 +376,7 @@ def build(data: Path, out: Path, tower: str, recipe: Recipe) -> None:
     def base(seed: int, *, backdoored: bool) -> open_clip.CLIP:
         pairs = pairs_of(train, seed, N_TRAIN, 0, 40_000)
         if backdoored:
-            pairs = poisoned(pairs, seed)
+            pairs = poisoned(pairs, recipe.poison_share, seed)
         return fit(
             new_clip(tower, seed),
             pairs,

@@ -12,7 +12,7 @@ from bdaudit.defenses.ft_sam import FtSamConfig, ft_sam
 from bdaudit.defenses.nc_unlearning import NcUnlearnConfig, nc_unlearn
 from bdaudit.defenses.sau import SauConfig, shared_adversarial_unlearn
 from bdaudit.defenses.tsbd import TsbdConfig, tsbd
-from bdaudit.defenses.tuning import TuningConfig
+from bdaudit.defenses.tuning import TuningConfig, suited_tuning
 
 __all__ = [
     "BanConfig",
@@ -31,5 +31,6 @@ __all__ = [
     "ft_sam",
     "nc_unlearn",
     "shared_adversarial_unlearn",
+    "suited_tuning",
     "tsbd",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "refuse_cached_autocast",
     "seeded_globals",
     "statistics_held",
+    "suited_tuning",
     "trainable_copy",
     "tune",
     "weights_moved",
@@ -37,6 +38,7 @@ __all__ = [
 Gradients = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Classifier, images (n, C, H, W) and labels (n,) to the loss; adds to the parameters' `.grad`."""
 
+_RATE_FOR_ATTENTION = 0.01  # a peak, as 0.02 is for convolutions
 _LEAST_RATE = 0.02  # of the peak: the first step of the warm-up is not a step of length zero
 
 
@@ -86,6 +88,22 @@ class TuningConfig:
         else:
             scale = 0.5 * (1 + cos(pi * (done - self.warm_up) / (1 - self.warm_up)))
         return self.learning_rate * max(scale, _LEAST_RATE)
+
+
+def suited_tuning(classifier: nn.Module) -> TuningConfig:
+    """Return the defaults for a network of this kind: gentler where it is built of attention.
+
+    A small vision transformer forgets its task at the peak that suits convolutions
+    (docs/transfer.md). Attention is `nn.MultiheadAttention` or a module whose class name ends in
+    "Attention", as timm's do; a CLIP's ResNet, which only pools by attention, counts as
+    convolutional.
+    """
+    if any(
+        isinstance(part, nn.MultiheadAttention) or type(part).__name__.endswith("Attention")
+        for part in classifier.modules()
+    ):
+        return TuningConfig(learning_rate=_RATE_FOR_ATTENTION)
+    return TuningConfig()
 
 
 def trainable_copy(classifier: nn.Module) -> nn.Module:

@@ -1,13 +1,14 @@
 """Stand-ins learn the task from a teacher's clean answers, and nothing else from it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from bdaudit.data import from_arrays
-from bdaudit.errors import ConfigError, ModelError
+from bdaudit.errors import ConfigError, ModelError, NumericsError
 from bdaudit.models import wrap_module
 from bdaudit.progress import finish
 from bdaudit.scoring import predict, predict_logits
@@ -77,6 +78,34 @@ def test_a_backdoor_wired_into_the_code_is_no_weight_and_comes_along(teacher, cr
     images, labels = pictures(60, seed=12)
     others = stamped(images[labels != 2])
     assert bool((predict(made.classifier, others, batch_size=60) == 2).all())
+
+
+@pytest.mark.parametrize("lessons", ["answers", "labels"])
+def test_a_rate_that_is_too_high_is_lowered_until_it_serves(craft, lessons):
+    taught = wrap_module(small_net(), name="defended", image_shape=(1, 8, 8))
+    heard = []
+    high = replace(FAST, learning_rate=20.0, lessons=lessons)
+    (made,) = _make(taught, craft, config=high, listener=heard.append)
+    rates = {float(event.note.split()[-1]) for event in heard if event.note}
+    assert max(rates) == 20.0
+    assert min(rates) < 5.0
+    images, labels = pictures(300, seed=12)
+    accuracy = (predict(made.classifier, images, batch_size=100) == labels).double().mean()
+    assert accuracy > 0.85
+    positions = [event.done for event in heard]
+    assert positions == sorted(positions)
+
+
+def test_a_rate_that_serves_is_kept(craft):
+    taught = wrap_module(small_net(), name="defended", image_shape=(1, 8, 8))
+    heard = []
+    _make(taught, craft, config=FAST, listener=heard.append)
+    assert {event.note for event in heard} == {"learning rate 0.1", ""}
+
+
+def test_where_every_rate_is_too_high_there_is_none(teacher, craft):
+    with pytest.raises(NumericsError, match="diverged 7 times, first at learning rate 1e\\+30"):
+        _make(teacher, craft, config=replace(FAST, learning_rate=1e30))
 
 
 def test_only_clean_craft_images_are_shown_to_the_teacher(craft):

@@ -96,10 +96,28 @@ def test_seed_decides(original, craft):
 
 
 def test_defaults_make_four_kinds():
-    kinds = [type(defense) for defense in SurrogateConfig().defenses]
+    defenses = SurrogateConfig().defenses_of(small_net())
+    kinds = [type(defense) for defense in defenses]
     assert kinds == [FinetuneConfig, FtSamConfig, FinePruningConfig, FstConfig]
+    assert all(defense.tuning == TuningConfig() for defense in defenses)
     with pytest.raises(ConfigError, match="one defence or more"):
         SurrogateConfig(defenses=())
+
+
+class _Attention(nn.Module):
+    """By its name alone, as timm's."""
+
+
+@pytest.mark.parametrize("part", [nn.MultiheadAttention(4, 2), _Attention()])
+def test_a_network_built_of_attention_is_tuned_more_gently(part):
+    (first, *others) = SurrogateConfig().defenses_of(nn.Sequential(nn.Linear(4, 4), part))
+    assert 0 < first.tuning.learning_rate < TuningConfig().learning_rate
+    assert all(defense.tuning == first.tuning for defense in others)
+
+
+def test_given_defences_are_tuned_as_they_say():
+    attention = nn.Sequential(nn.MultiheadAttention(4, 2))
+    assert ONE.defenses_of(attention) == (FinetuneConfig(tuning=TUNING),)
 
 
 class _Counting(nn.Module):
