@@ -7,6 +7,7 @@ Rates carry 95 % intervals. What was not measured is `None`, never 0.
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,8 @@ class BenchCase(Record):
             verdict is inconclusive.
         why: The verdict's sentence, or what the audit failed of.
         reasons: What stood in the way of an inconclusive one.
+        clean_acc, asr: Of the model, the trigger alone, on the audit's held-out images.
+        original_asr: Of the trigger alone on the original, before any defence.
         bec: Mean over the references.
         points: All attacks on the defended model with the trigger.
         half: Which half it belonged to, where limits were calibrated.
@@ -103,6 +106,7 @@ class BenchCase(Record):
     reasons: tuple[str, ...] = ()
     clean_acc: float | None = None
     asr: float | None = None
+    original_asr: float | None = None
     bec: float | None = None
     points: tuple[BenchPoint, ...] = ()
     half: Half | None = None
@@ -291,14 +295,13 @@ def read_benchmark(path: Path) -> BenchmarkRecord:
     Raises:
         RecordError: It cannot be read, or is something else.
     """
-    import json
-
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        document.pop("content_sha256", None)
+        if isinstance(document, dict):
+            document.pop("content_sha256", None)
         return BenchmarkRecord.model_validate(document)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         gist = f"{error.error_count()} problems" if isinstance(error, ValidationError) else error
         raise RecordError(f"{path}: expected the record of a benchmark, got {gist}") from error

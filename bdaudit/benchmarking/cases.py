@@ -80,7 +80,10 @@ def describe_case(
     if record is None:
         return case
     verdict = judge(record, policy, policy_source=policy_source)
-    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    defended, original = (
+        next((b for b in record.baselines if b.role == role), None)
+        for role in ("defended", "original")
+    )
     peaks = [step.peak_memory_bytes for step in record.steps if step.peak_memory_bytes]
     return case.model_copy(
         update={
@@ -90,6 +93,7 @@ def describe_case(
             "reasons": verdict.reasons,
             "clean_acc": None if defended is None else defended.clean_acc.value,
             "asr": None if defended is None else defended.asr.value,
+            "original_asr": None if original is None else original.asr.value,
             "bec": _mean(b.value for b in record.bec if b.value is not None),
             "points": tuple(_points(record, verdict.lifts)),
             "elapsed_s": record.elapsed_s,

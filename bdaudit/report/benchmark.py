@@ -1,0 +1,165 @@
+"""What a benchmark's reports have in common: its sentence, its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bdaudit.benchmark_results import (
+    BenchCase,
+    BenchmarkRecord,
+    BenchPoint,
+    Confusion,
+    Cost,
+    RocCurve,
+    Variant,
+)
+from bdaudit.families import Truth
+from bdaudit.results import Outcome, Rate
+
+__all__ = [
+    "OUTCOMES",
+    "SCORES",
+    "TRUTHS",
+    "VARIANTS",
+    "Row",
+    "areas",
+    "gist",
+    "key_rates",
+    "main_variant",
+    "memory",
+    "of_variant",
+    "rows",
+    "step_costs",
+]
+
+TRUTHS: dict[Truth, str] = {
+    "active": "active",
+    "dormant": "sleeping",
+    "removed": "removed",
+    "innocent": "innocent",
+    "unknown": "unknown",
+}
+"""What a model is, in a word, in the order of every table."""
+
+OUTCOMES: tuple[Outcome, ...] = ("active", "dormant", "removed", "inconclusive")
+
+VARIANTS: dict[Variant, str] = {
+    "white": "white box",
+    "query": "queries only",
+    "transfer": "transfer",
+    "recovered": "trigger recovered, not known",
+    "stand-ins": "stand-ins, no innocent models",
+}
+
+SCORES = {
+    "lift": "lift over all controls",
+    "lift_over_innocents": "lift over innocent models",
+    "lift_over_own": "lift over the model's own controls",
+    "asr": "re-activated ASR",
+    "bec": "BEC",
+}
+
+
+def main_variant(record: BenchmarkRecord) -> Variant:
+    """Return the variant whose figures come first."""
+    return next(iter(record.confusion), "white")
+
+
+def of_variant(record: BenchmarkRecord, variant: Variant) -> list[BenchCase]:
+    """Return the cases of one variant."""
+    return [case for case in record.cases if case.variant == variant]
+
+
+def shown_confusion(record: BenchmarkRecord) -> Confusion | None:
+    """Return the verdicts to be judged by: where limits were chosen, those of the other half."""
+    if record.calibration is not None:
+        return record.calibration.reported_on
+    return record.confusion.get(main_variant(record))
+
+
+def gist(record: BenchmarkRecord) -> str:
+    """Say in one sentence how good the verdict is."""
+    found = shown_confusion(record)
+    if found is None:
+        return "Nothing was audited."
+    parts = []
+    for rate, bad, good in (
+        (found.innocent_called_backdoored, "innocent models called backdoored", "innocent"),
+        (found.removed_called_backdoored, "cleaned models called backdoored", "cleaned"),
+        (found.sleeping_called_removed, "sleeping backdoors called removed", "sleeping"),
+    ):
+        if rate is None:
+            parts.append(f"no {good} models were among them")
+        else:
+            parts.append(f"{rate.successes} of {rate.total} {bad}")
+    if found.inconclusive is not None:
+        parts.append(f"{found.inconclusive.successes} of {found.inconclusive.total} inconclusive")
+    where = " on the half that no limit was chosen on" if record.calibration else ""
+    text = ", ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}{where}."
+
+
+def key_rates(record: BenchmarkRecord) -> list[tuple[str, Rate | None]]:
+    """List the error rates a gate lives by, each with its name."""
+    found = shown_confusion(record)
+    if found is None:
+        return []
+    return [
+        ("innocent called backdoored", found.innocent_called_backdoored),
+        ("removed called backdoored", found.removed_called_backdoored),
+        ("sleeping called removed", found.sleeping_called_removed),
+        ("active called removed", found.active_called_removed),
+        ("inconclusive", found.inconclusive),
+    ]
+
+
+def areas(record: BenchmarkRecord, *, attack: str | None = None) -> list[RocCurve]:
+    """Return the curves of one attack (or of all) that have an area, the best first."""
+    chosen = [c for c in record.curves if c.attack == attack and c.auc is not None]
+    return sorted(chosen, key=lambda c: -(c.auc or 0.0))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in the table of attacks and defences.
+
+    Attributes:
+        by_mode: The attack at the table's eps, by mode.
+    """
+
+    case: BenchCase
+    by_mode: dict[str, BenchPoint]
+
+
+def rows(record: BenchmarkRecord, *, eps: float | None = None) -> tuple[float | None, list[Row]]:
+    """Put the modes' figures at one eps side by side, model by model.
+
+    Returns:
+        The eps (the largest that was tried, where none is asked for), and a row for every member.
+    """
+    known = sorted({point.eps for case in record.cases for point in case.points})
+    at = eps if eps is not None else (known[-1] if known else None)
+    found: dict[str, Row] = {}
+    for case in record.cases:
+        if case.variant in ("recovered", "stand-ins"):
+            continue
+        row = found.setdefault(case.member, Row(case, {}))
+        row.by_mode.update({p.mode: p for p in case.points if p.eps == at})
+    ordered = sorted(found.values(), key=lambda r: (r.case.attack or "", r.case.original, _rank(r)))
+    return at, ordered
+
+
+def _rank(row: Row) -> tuple[str, str]:
+    return row.case.lineage, row.case.member
+
+
+def step_costs(costs: Sequence[Cost], variant: Variant) -> Iterator[Cost]:
+    """Give the costs of one variant, the dearest first."""
+    own = [cost for cost in costs if cost.variant == variant]
+    yield from sorted(own, key=lambda cost: -cost.total_s)
+
+
+def memory(n_bytes: int | None) -> str:
+    """Write an amount of memory, `-` where it was not measured."""
+    return "-" if n_bytes is None else f"{n_bytes / 2**20:,.0f} MiB"
