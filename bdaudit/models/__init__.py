@@ -1,7 +1,12 @@
 """Open checkpoints safely and make them classifiers."""
 
 from bdaudit.models.architectures import build_network
-from bdaudit.models.backdoorbench import BackdoorBenchRecord, locate_checkpoint, open_record
+from bdaudit.models.backdoorbench import (
+    BackdoorBenchRecord,
+    find_records,
+    locate_checkpoint,
+    open_record,
+)
 from bdaudit.models.checkpoint import Checkpoint, open_checkpoint
 from bdaudit.models.classifier import Classifier, LoadedModel
 from bdaudit.models.clip_settings import ClipSettings
@@ -33,6 +38,7 @@ __all__ = [
     "inspect_checkpoint",
     "is_on_shortcut",
     "load_model",
+    "find_records",
     "locate_checkpoint",
     "open_checkpoint",
     "open_record",

@@ -18,6 +18,7 @@ __all__ = [
     "NORMALISATIONS",
     "BackdoorBenchRecord",
     "attack_result_of",
+    "find_records",
     "locate_checkpoint",
     "normalisation_of",
     "open_record",
@@ -76,6 +77,17 @@ def open_record(path: Path | str) -> BackdoorBenchRecord:
         f"{path}: expected a BackdoorBench record folder with {ATTACK_FILE} or "
         f"defense/<name>/{DEFENSE_FILE}, or a file in one; found neither here nor above"
     )
+
+
+def find_records(folder: Path) -> tuple[BackdoorBenchRecord, ...]:
+    """List the record folders that `folder` is, or holds directly, in order of name."""
+    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())] if folder.is_dir() else []
+    holding = [
+        place
+        for place in places
+        if (place / ATTACK_FILE).is_file() or any(place.glob(f"defense/*/{DEFENSE_FILE}"))
+    ]
+    return tuple(open_record(place) for place in holding)
 
 
 def locate_checkpoint(path: Path | str) -> Path:
