@@ -13,8 +13,9 @@ from typing import get_args
 
 from bdaudit.auditing.environment import describe_environment, resolve_device
 from bdaudit.auditing.inputs import DataSource, Sources
+from bdaudit.auditing.requests import AuditRequest
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.sweep import AuditRequest, record_path, sweep_steps
+from bdaudit.auditing.sweep import record_path, sweep_steps
 from bdaudit.benchmark_results import BenchmarkRecord, Calibration, Variant
 from bdaudit.benchmarking import Audited, SearchSpace, calibrate, case_key, summarise
 from bdaudit.engines import Engine
@@ -143,7 +144,9 @@ def _from_family(
         if member.original is not None and member.trigger is not None
     )
     if not cases:
-        raise InputError(f"{folder}: no model of family {family.name} has an original and a trigger")
+        raise InputError(
+            f"{folder}: no model of family {family.name} has an original and a trigger"
+        )
     own = tuple(folder / family.member(name).file for name in family.references)
     return BenchSource(
         name=family.name,
@@ -163,7 +166,9 @@ def _from_backdoorbench(
 ) -> BenchSource:
     cases = tuple(case for record in records for case in _cases_of(record))
     if not cases:
-        raise InputError(f"{folder}: no BackdoorBench record there has both its attack and a defence")
+        raise InputError(
+            f"{folder}: no BackdoorBench record there has both its attack and a defence"
+        )
     whole = hashlib.sha256("".join(case.member.sha256 for case in cases).encode())
     return BenchSource(
         name=folder.resolve().name,
@@ -252,7 +257,7 @@ def bench_steps(
     swept = yield from sweep_steps(
         requests, folder=out, engine=engine, cache_dir=cache_dir, command=command
     )
-    failures = {audit.key: audit.failure for audit in swept.audits}
+    failures = {audit.key: audit.why for audit in swept.audits if audit.status == "failed"}
     audited = [
         _read(out, case.member, variant, failures.get(case_key(case.member.name, variant)))
         for case, variant in planned

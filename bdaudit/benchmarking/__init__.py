@@ -5,7 +5,7 @@ record, so other limits, or the attacks of one kind alone, cost no second audit.
 """
 
 from bdaudit.benchmarking.calibration import SearchSpace, calibrate
-from bdaudit.benchmarking.cases import Audited, describe_case
+from bdaudit.benchmarking.cases import Audited, case_key, describe_case
 from bdaudit.benchmarking.summary import summarise
 
-__all__ = ["Audited", "SearchSpace", "calibrate", "describe_case", "summarise"]
+__all__ = ["Audited", "SearchSpace", "calibrate", "case_key", "describe_case", "summarise"]

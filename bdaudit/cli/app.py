@@ -12,6 +12,7 @@ import typer
 
 from bdaudit.cli import (
     audit,
+    bench,
     compare,
     defend,
     demo,
@@ -78,6 +79,7 @@ for module in (
     invert,
     inspect,
     report,
+    bench,
 ):
     module.register(app)
 app.add_typer(trigger.app)
