@@ -573,6 +573,16 @@ class RecoveredTrigger(Record):
     class_map: tuple[int, ...] | None = None
 
 
+class KeptTrigger(Record):
+    """A recovered trigger as the files that `bdaudit invert --out` would write.
+
+    Attributes:
+        files: The content of each by its name, deflated (zlib) and in base64.
+    """
+
+    files: dict[str, str]
+
+
 class Inversion(Record):
     """The search for a trigger that nobody knows, in the original.
 
@@ -718,7 +728,10 @@ class ReactivationRecord(_Document):
 
 
 class AuditRecord(_Document):
-    """What `bdaudit audit` measured, and its verdict."""
+    """What `bdaudit audit` measured, and its verdict.
+
+    `kept_trigger` is the trigger where it was recovered during the audit and lies in no file.
+    """
 
     kind: Literal["audit"] = "audit"
     baselines: tuple[Baseline, ...]
@@ -726,6 +739,7 @@ class AuditRecord(_Document):
     bec_missing: str | None = None
     runs: tuple[AttackRun, ...]
     inversion: Inversion | None = None
+    kept_trigger: KeptTrigger | None = None
     relearning: Relearning | None = None
     relearning_missing: str | None = None
     verdict: Verdict | None = None

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from bdaudit.auditing.inputs import Sources
 from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
+from bdaudit.auditing.kept_trigger import keep_trigger
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.errors import ConfigError
 from bdaudit.progress import Steps, reworded, within
@@ -69,7 +70,7 @@ def audit_recovered(
         share = (1 - _SEARCH_SHARE) / len(chosen)
         steps = audit_one(replace(sources, trigger=trigger, target_label=None), inversion, attack)
         record = yield from reworded(steps, within(_SEARCH_SHARE + number * share, share))
-        records.append(record)
+        records.append(record.model_copy(update={"kept_trigger": keep_trigger(trigger)}))
     return _with_search(_gravest(records), inversion)
 
 

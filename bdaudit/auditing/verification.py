@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from bdaudit.auditing.audit import audit_steps
 from bdaudit.auditing.evidence import IN_MEMORY
 from bdaudit.auditing.inputs import Sources
+from bdaudit.auditing.kept_trigger import restore_trigger
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.errors import InputError, RecordError
@@ -144,6 +145,11 @@ def verify_steps(
     elif changed:
         notes.append("nothing was run again: the inputs are not those of the record")
     else:
+        if document.kept_trigger is not None:
+            notes.append(
+                "the trigger is the one that the record holds; the search that recovered it was "
+                "not run again"
+            )
         sample = _Sample.draw(document, seed)
         part = str(sample)
         again = yield from audit_steps(
@@ -406,7 +412,10 @@ def _restore_sources(
     try:
         if not allow_code:
             _refuse_code(document.sources, path)
-        return _open_again(document.sources, folder)
+        sources = _open_again(document.sources, folder)
+        if document.kept_trigger is None:
+            return sources
+        return replace(sources, trigger=restore_trigger(document.kept_trigger))
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{path}: what it was made from is not said as this version says it "
@@ -449,11 +458,8 @@ def _refuse_what_is_gone(document: AuditRecord, path: Path) -> None:
     if not said:
         raise RecordError(f"{path}: does not say what it was made from")
     gone = [name for name, value in said.items() if value == IN_MEMORY]
-    if gone == ["trigger"] and document.trigger.recovered:
-        raise InputError(
-            f"{path}: its trigger was recovered during the audit and is in no file; write one with "
-            "`bdaudit invert`, and audit with that to be able to verify"
-        )
+    if gone == ["trigger"] and document.kept_trigger is not None:
+        return
     if gone:
         raise InputError(
             f"{path}: {', '.join(gone)} was handed over in memory and cannot be opened again; "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,12 +17,13 @@ import bdaudit
 from bdaudit.auditing import AuditSettings, ComputeSettings, ModelSettings, SplitSettings
 from bdaudit.auditing.evidence import describe_sources
 from bdaudit.auditing.inputs import Sources
+from bdaudit.auditing.kept_trigger import keep_trigger, restore_trigger
 from bdaudit.auditing.verification import _restore_settings, _restore_sources, verify
 from bdaudit.blackbox import BlackBoxOptions, ScoreScale, TransportSettings
 from bdaudit.cli import app
 from bdaudit.errors import InputError, RecordError
 from bdaudit.models.clip_settings import ClipSettings
-from bdaudit.results import AuditRecord, Rate, read_record, to_json
+from bdaudit.results import AuditRecord, KeptTrigger, Rate, read_record, to_json
 from bdaudit.statistics import wilson_interval
 from bdaudit.verdict import Policy, judge
 from tests.blackbox.onnx_graphs import twin_onnx
@@ -348,3 +351,53 @@ def test_a_query_audit_of_an_onnx_file_is_verified_by_queries(tmp_path: Path) ->
     assert made.agrees, made.objections
     assert made.part is not None
     assert made.part.startswith("re-activation (query)")
+
+
+@pytest.fixture(scope="module")
+def searched(audited: Path) -> Path:
+    """The same folder with the record of an audit that had to look for its trigger."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(audited)
+        record = bdaudit.audit(
+            "dormant.safetensors",
+            original="original.safetensors",
+            data="clean.npz",
+            references=["innocent.safetensors"],
+            model_options=ModelSettings(arch=FACTORY),
+            settings=replace(
+                SETTINGS, inversion=bdaudit.InversionConfig(methods=("neural-cleanse",))
+            ),
+        )
+    (audited / "searched.json").write_text(to_json(record))
+    return audited
+
+
+def test_a_trigger_recovered_on_the_way_is_in_the_record(searched: Path) -> None:
+    made = verify(searched / "searched.json", folder=searched, allow_code=True)
+    assert made.agrees, made.objections
+    assert any("eps" in check.name for check in made.numbers)
+    assert any("was not run again" in note for note in made.notes)
+
+
+def test_another_trigger_in_the_record_is_noticed(searched: Path, tmp_path: Path) -> None:
+    record = read_record(searched / "searched.json")
+    assert isinstance(record, AuditRecord)
+    trigger = bdaudit.read_trigger(searched / "trigger.toml")
+    cheat = record.model_copy(update={"kept_trigger": keep_trigger(replace(trigger))})
+    (tmp_path / "cheat.json").write_text(to_json(cheat))
+    made = verify(tmp_path / "cheat.json", folder=searched, allow_code=True)
+    assert "trigger: is not that of the record" in made.objections
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"trigger.toml": "%%"}, "damaged"),
+        ({"trigger.toml": "eJwD"}, "cut short"),
+        ({"evil.py": ""}, "expected trigger.toml"),
+        ({"trigger.toml": b64encode(zlib.compress(b"kind = 1")).decode()}, "kind"),
+    ],
+)
+def test_a_damaged_trigger_in_a_record(files: dict[str, str], said: str) -> None:
+    with pytest.raises(RecordError, match=said):
+        restore_trigger(KeptTrigger(files=files))
