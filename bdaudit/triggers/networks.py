@@ -35,7 +35,7 @@ MAX_WIDTH = 64
 """Widest network a trigger may have: about 2 million weights."""
 
 _CHANNELS = (1, 3)
-_THRESHOLD, _SHARPNESS = 2.0, 10.0
+_THRESHOLD, _SHARPNESS = 1.0, 10.0
 _LEAST_SPREAD = 1e-6
 # Of pixels stamped at a time: about 64 MB an activation at width 16.
 _CHUNK = 2**20
@@ -181,7 +181,7 @@ class InputAware(NetworkTransform):
 
     Source: Nguyen and Tran, "Input-Aware Dynamic Backdoor Attack" (NeurIPS 2020), whose networks
     are larger and have batch norm. As theirs, the mask is driven toward 0 and 1, and kept sparse:
-    `m = sigmoid(10 (M(x) - 2))` with M(x) of spread 1; the pattern is `p = sigmoid(2 G(x))`.
+    `m = sigmoid(10 (M(x) - 1))` with M(x) of spread 1; the pattern is `p = sigmoid(2 G(x))`.
 
     Attributes:
         pattern: G, from the image's channels to as many.

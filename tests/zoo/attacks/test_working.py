@@ -20,7 +20,7 @@ SETTINGS = {
     "input-aware": {"width": 4, "n_mask_steps": 40, "n_steps": 150, "batch_size": 64},
     "ssba": {"width": 4, "n_steps": 120, "eps": 0.2},
     "trojannn": {"n_steps": 20},
-    "label-consistent": {"size": 2, "eps": 0.3, "hardening.n_epochs": 3},
+    "label-consistent": {"size": 3, "eps": 0.3, "hardening.n_epochs": 3},
 }
 
 
@@ -78,7 +78,7 @@ def test_the_backdoor_is_learned(name):
             images,
             labels,
             trigger=trigger,
-            poison_rate=0.2 if name in CLEAN_LABEL else 0.15,
+            poison_rate=0.24 if name in CLEAN_LABEL else 0.15,
             **shared,
         )
     )
