@@ -6,6 +6,9 @@
 | `timm/<name>` | any model of timm, where timm is installed |
 | `open_clip/<name>` | a CLIP as a zero-shot classifier, see `clip`; only `load_model` builds it |
 | `bdaudit/preactresnet18`, `bdaudit/preactresnet18_w<width>` | `preactresnet.PreActResNet` |
+| `bdaudit/vgg19_bn_w<width>` | `small.SmallVgg` |
+| `bdaudit/mobilenet_v2_w<width>` | `small.SmallMobileNet` |
+| `bdaudit/vit_p4_w<width>` | `small.SmallViT` |
 | `path/to/file.py:factory` | what the user's own function returns; runs that file |
 | a bare name such as `resnet18` or `preactresnet18` | as BackdoorBench means it |
 """
@@ -29,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from bdaudit.errors import ModelError
 from bdaudit.models.preactresnet import preactresnet18
+from bdaudit.models.small import SmallMobileNet, SmallVgg, SmallViT
 from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = [
@@ -49,6 +53,8 @@ __all__ = [
 Shape = tuple[int, ...]
 
 _PREACT = re.compile(r"bdaudit/preactresnet18(?:_w(\d{1,4}))?")
+_SMALL = re.compile(r"bdaudit/(vgg19_bn|mobilenet_v2|vit_p4)_w([1-9]\d{0,3})")
+_SMALL_NETWORKS = {"vgg19_bn": SmallVgg, "mobilenet_v2": SmallMobileNet, "vit_p4": SmallViT}
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)")
 
 # Classifiers used in training only: neither built nor loaded.
@@ -114,7 +120,7 @@ def canonical_name(arch: str) -> str:
     Raises:
         ModelError: The name is unknown; the message names similar ones.
     """
-    if is_python_factory(arch) or _PREACT.fullmatch(arch):
+    if is_python_factory(arch) or _PREACT.fullmatch(arch) or _SMALL.fullmatch(arch):
         return arch
     library, _, name = arch.partition("/")
     if library == "torchvision" and name in known_torchvision():
@@ -123,13 +129,18 @@ def canonical_name(arch: str) -> str:
         return arch
     full = from_backdoorbench_name(arch)
     if full is None:
-        known = ["bdaudit/preactresnet18", *(f"torchvision/{n}" for n in known_torchvision())]
+        ours = ("preactresnet18", *(f"{name}_w8" for name in _SMALL_NETWORKS))
+        known = [
+            *(f"bdaudit/{name}" for name in ours),
+            *(f"torchvision/{n}" for n in known_torchvision()),
+        ]
         near = difflib.get_close_matches(arch, known, n=3, cutoff=0.5)
         raise ModelError(
             f"arch: unknown architecture {arch!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else "")
             + " Known are torchvision/<name>, timm/<name>, open_clip/<name>, "
-            "bdaudit/preactresnet18[_w<width>] and path/to/file.py:factory"
+            "bdaudit/preactresnet18[_w<width>], bdaudit/vgg19_bn_w<width>, "
+            "bdaudit/mobilenet_v2_w<width>, bdaudit/vit_p4_w<width> and path/to/file.py:factory"
         )
     return full
 
@@ -263,10 +274,19 @@ def _build(arch: str, num_classes: int | None, in_channels: int) -> nn.Module:
         if width == 0:
             raise ModelError(f"arch: expected a width of 1 or more, got {arch!r}")
         return preactresnet18(num_classes, width=width, in_channels=in_channels)
+    small = _SMALL.fullmatch(arch)
+    if small:
+        return _build_small(small[1], int(small[2]), num_classes, in_channels)
     library, _, name = arch.partition("/")
     if library == "timm":
         return _build_timm(name, num_classes, in_channels)
     return _build_torchvision(name, num_classes, in_channels)
+
+
+def _build_small(name: str, width: int, num_classes: int, in_channels: int) -> nn.Module:
+    if name == "vit_p4" and width % 16:
+        raise ModelError(f"arch: expected a width that is a multiple of 16 for vit_p4, got {width}")
+    return _SMALL_NETWORKS[name](num_classes, width, in_channels)
 
 
 @cache

@@ -39,6 +39,13 @@ FAMILIES = (
 """Torchvision's names by family, with a tensor that every member has, so that only the family in
 question is built to compare against."""
 
+SMALL_MARKERS = {
+    "vgg19_bn": "convolutions.0.weight",
+    "mobilenet_v2": "stem.0.weight",
+    "vit_p4": "patch_embed.weight",
+}
+"""Our own small networks, each with its first convolution, whose first side is the width."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -149,6 +156,11 @@ def _candidates(tensors: Mapping[str, Tensor]) -> Iterator[str]:
         width = int(stem.shape[0])
         if "linear.weight" in tensors and 1 <= width <= 1024:
             yield "bdaudit/preactresnet18" + ("" if width == 64 else f"_w{width}")
+    for name, marker in SMALL_MARKERS.items():
+        stem = tensors.get(marker)
+        width = int(stem.shape[0]) if stem is not None and stem.ndim == 4 else 0
+        if 1 <= width <= 1024 and (name != "vit_p4" or width % 16 == 0):
+            yield f"bdaudit/{name}_w{width}"
     for pattern, marker in FAMILIES:
         if marker in tensors:
             for name in known_torchvision():
