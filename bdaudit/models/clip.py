@@ -132,8 +132,8 @@ def config_of(arch: str, folder: Path | None = None) -> dict[str, Any]:
         raise ModelError(
             f"arch: open_clip {open_clip.__version__} has no config {name!r}"
             + ("" if folder is None else f", nor has {folder} (there: {', '.join(own) or 'none'})")
-            + (f"; did you mean open_clip/{' or open_clip/'.join(near)}?" if near else "")
-            + " Give the folder that holds NAME.json as the config folder (--clip-config)"
+            + (f"; did you mean open_clip/{' or open_clip/'.join(near)}? Or" if near else ";")
+            + " give the folder that holds NAME.json as the config folder (--clip-config)"
         )
     return dict(config)
 
