@@ -34,6 +34,6 @@ def read_size(text: str | None, option: str = "--input-size") -> tuple[int, int]
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"{option}: expected 32 or 32x32, got {text!r}")
     return int(parts[0]), int(parts[-1])

@@ -229,7 +229,7 @@ def decode_answer(
     head_length = headers.get(_HEAD_LENGTH)
     head, tail = body, b""
     if head_length is not None:
-        if not head_length.isdigit() or int(head_length) > len(body):
+        if not head_length.isdecimal() or int(head_length) > len(body):
             raise MalformedAnswerError(f"{_HEAD_LENGTH} {head_length!r} of {len(body)} bytes")
         head, tail = body[: int(head_length)], body[int(head_length) :]
     answer = parse_json(head)

@@ -323,7 +323,7 @@ def _retry_after(header: str | None) -> float | None:
     """Read `Retry-After`, seconds or a date; `None` where it is missing or neither."""
     if header is None:
         return None
-    if header.strip().isdigit():
+    if header.strip().isdecimal():
         return float(header)
     try:
         date = email.utils.parsedate_to_datetime(header)

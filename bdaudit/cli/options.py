@@ -518,7 +518,7 @@ def read_shape(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"--image-shape: expected C,H,W such as 3,32,32, got {text!r}")
     channels, height, width = map(int, parts)
     return channels, height, width

@@ -286,7 +286,7 @@ def _max_bytes() -> int:
     text = os.environ.get(MAX_BYTES_VARIABLE, "")
     if not text:
         return _MAX_BYTES
-    if not text.isdigit():
+    if not text.isdecimal():
         raise FetchError(f"${MAX_BYTES_VARIABLE}: expected a number of bytes, got {text!r}")
     return int(text)
 

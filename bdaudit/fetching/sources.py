@@ -188,7 +188,7 @@ def _extent(response: httpx.Response) -> tuple[int, int | None]:
             raise BrokenStreamError("a part without saying which")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    return 0, int(length) if length.isdecimal() else None
 
 
 def _tag_of(response: httpx.Response) -> str | None:

@@ -216,6 +216,8 @@ def test_an_interrupt_stops_all_at_once_and_keeps_what_is_finished(tmp_path: Pat
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A script in the background hands down an ignored SIGINT; a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: all(has_begun(tmp_path / n) for n in ("quick", "one", "other")))
     pids = {n: int((tmp_path / n).read_text()) for n in ("one", "other")}
