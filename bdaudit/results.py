@@ -361,6 +361,11 @@ class AttackRun(Record):
     diagnostics: tuple[Diagnostic, ...] = ()
     elapsed_s: float
 
+    @property
+    def attack(self) -> tuple[Mode, str, str, float]:
+        """What runs of the same attack have in common, whatever they were made and scored on."""
+        return (self.mode, self.objective, self.norm, self.eps)
+
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

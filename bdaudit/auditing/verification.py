@@ -247,12 +247,7 @@ class _Sample:
 
 
 def _is_control(other: AttackRun, run: AttackRun) -> bool:
-    if (other.mode, other.objective, other.norm, other.eps) != (
-        run.mode,
-        run.objective,
-        run.norm,
-        run.eps,
-    ):
+    if other.attack != run.attack:
         return False
     if other.role == "defended":
         return other.condition != "trigger"

@@ -237,23 +237,19 @@ def _choose(
         raise ConfigError(f"compare: no such attack in all of the records; they share: {known}")
     same_kind = [a for a in fitting if a[:3] == fitting[0][:3]]
     chosen = max(same_kind, key=lambda a: _largest_lift(records, a[0], a[3]))
-    return next(run for run in _attacks(records[k][1]) if _identity(run) == chosen)
+    return next(run for run in _attacks(records[k][1]) if run.attack == chosen)
 
 
 def _common_attacks(
     records: Sequence[tuple[str, AuditRecord]],
 ) -> list[tuple[Mode, str, str, float]]:
     """List the attacks that all records have, in the first record's order."""
-    first, *others = ([_identity(run) for run in _attacks(record)] for _, record in records)
+    first, *others = ([run.attack for run in _attacks(record)] for _, record in records)
     return [attack for attack in first if all(attack in other for other in others)]
 
 
 def _attacks(record: AuditRecord) -> list[AttackRun]:
     return [r for r in record.runs if (r.role, r.condition) == ("defended", "trigger")]
-
-
-def _identity(run: AttackRun) -> tuple[Mode, str, str, float]:
-    return (run.mode, run.objective, run.norm, run.eps)
 
 
 def _largest_lift(records: Sequence[tuple[str, AuditRecord]], mode: Mode, eps: float) -> float:
@@ -319,7 +315,7 @@ def _others(records: Sequence[tuple[str, AuditRecord]], run: AttackRun, role: st
         other.asr.value
         for _, record in records
         for other in record.runs
-        if (other.role, other.condition) == (role, "trigger") and _identity(other) == _identity(run)
+        if (other.role, other.condition) == (role, "trigger") and other.attack == run.attack
     ]
 
 

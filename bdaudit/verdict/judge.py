@@ -217,12 +217,7 @@ class _Case:
     def _counterpart(self, run: AttackRun, *, model: str, condition: str) -> AttackRun | None:
         """Find the run of the same attack on another model or under another condition."""
         for other in self.record.runs:
-            if (
-                other.model == model
-                and other.condition == condition
-                and (other.mode, other.objective, other.norm, other.eps)
-                == (run.mode, run.objective, run.norm, run.eps)
-            ):
+            if other.model == model and other.condition == condition and other.attack == run.attack:
                 return other
         return None
 
