@@ -19,7 +19,7 @@ models over the course of a few steps, the choice of the rate and the interval a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import inf, isfinite, sqrt
@@ -48,6 +48,7 @@ __all__ = [
     "compare_relearning",
     "read_gap",
     "relearn",
+    "relearn_at_chosen_rate",
 ]
 
 GAP_LIMIT = 0.10
@@ -304,6 +305,27 @@ def choose_rate(innocents: Sequence[Relearned], *, below: float = inf) -> float:
         if max(fmean(innocent.asr(rate)) for innocent in innocents) <= _UNTOUCHED
     ]
     return kept_low[-1] if kept_low else usable[0]
+
+
+def relearn_at_chosen_rate(
+    teach: Callable[[float], Steps[Relearned]], innocents: Mapping[str, Relearned]
+) -> Steps[tuple[float, Relearned]]:
+    """Teach a model at the rate that innocent models choose, or the next below that bears it.
+
+    Args:
+        teach: Teaches the model at one learning rate.
+        innocents: What innocent models were taught, by name.
+
+    Returns:
+        The rate, and what came of it.
+
+    Raises:
+        NumericsError: The model diverges at every rate there is.
+    """
+    rate = choose_rate(list(innocents.values()))
+    while rate in (mine := (yield from teach(rate))).diverged:
+        rate = choose_rate(list(innocents.values()), below=rate)
+    return rate, mine
 
 
 def compare_relearning(

@@ -25,7 +25,8 @@ from bdaudit.auditing.inputs import (
     TriggerSource,
     open_models,
 )
-from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
+from bdaudit.auditing.invert import RecoveredTriggers
+from bdaudit.auditing.recovered import search_steps
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import derive_generator
 from bdaudit.auditing.settings import AuditSettings
@@ -557,16 +558,7 @@ class _Search:
         if kept is not None:
             yield Progress("the search for a trigger, kept from an earlier run", 1, 1)
             return kept
-        audit = settings.audit
-        found = yield from invert_steps(
-            replace(sources, defended=None, surrogates=()),
-            config=audit.inversion,
-            compute=audit.compute,
-            split=audit.split,
-            stand_ins=audit.stand_ins,
-            stand_in=audit.stand_in,
-            cache_dir=cache_dir,
-        )
+        found = yield from search_steps(sources, settings.audit, cache_dir=cache_dir)
         self._keep(found)
         return found
 

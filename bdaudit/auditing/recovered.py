@@ -16,7 +16,7 @@ from bdaudit.progress import Steps, reworded, within
 from bdaudit.results import AuditRecord, Diagnostic, Inversion, StepStatus
 from bdaudit.triggers import Trigger
 
-__all__ = ["audit_recovered"]
+__all__ = ["audit_recovered", "search_steps"]
 
 AuditOne: TypeAlias = Callable[[Sources, Inversion, bool], Steps[AuditRecord]]
 """Audits with the trigger of its sources, and puts the inversion into the record; the last argument
@@ -24,6 +24,21 @@ says whether the defended model is attacked, or only scored without any perturba
 
 _SEARCH_SHARE = 0.4  # of the time, for the progress bar
 _GRAVEST_FIRST = ("active", "dormant", "inconclusive", "removed")
+
+
+def search_steps(
+    sources: Sources, settings: AuditSettings, *, cache_dir: Path | None
+) -> Steps[RecoveredTriggers]:
+    """Look for a trigger in the original of an audit, by the audit's settings."""
+    return invert_steps(
+        replace(sources, defended=None, surrogates=()),
+        config=settings.inversion,
+        compute=settings.compute,
+        split=settings.split,
+        stand_ins=settings.stand_ins,
+        stand_in=settings.stand_in,
+        cache_dir=cache_dir,
+    )
 
 
 def audit_recovered(
@@ -50,16 +65,7 @@ def audit_recovered(
         raise ConfigError("no trigger was given, and no original to look for one in")
     if found is None:
         found = yield from reworded(
-            invert_steps(
-                replace(sources, defended=None, surrogates=()),
-                config=settings.inversion,
-                compute=settings.compute,
-                split=settings.split,
-                stand_ins=settings.stand_ins,
-                stand_in=settings.stand_in,
-                cache_dir=cache_dir,
-            ),
-            within(0.0, _SEARCH_SHARE),
+            search_steps(sources, settings, cache_dir=cache_dir), within(0.0, _SEARCH_SHARE)
         )
     inversion = found.record.inversion
     chosen = _to_audit(inversion, found.triggers)

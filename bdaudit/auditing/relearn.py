@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
 from bdaudit.auditing.documents import document_fields
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.inputs import (
@@ -22,7 +21,7 @@ from bdaudit.auditing.inputs import (
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute, derive_generator
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
-from bdaudit.auditing.standins import N_INNOCENT, assess_stand_ins, stand_in_steps
+from bdaudit.auditing.standins import n_missing, prepare_models
 from bdaudit.errors import ModelError
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded
@@ -30,22 +29,20 @@ from bdaudit.relearning import (
     GAP_LIMIT,
     RelearnConfig,
     Relearned,
-    choose_rate,
     compare_relearning,
     read_gap,
+    relearn_at_chosen_rate,
 )
 from bdaudit.relearning import (
     relearn as relearn_model,
 )
 from bdaudit.results import (
-    Diagnostic,
     RelearnCurve,
     Relearning,
     RelearningEvidence,
     RelearnRecord,
 )
 from bdaudit.standins import StandInConfig
-from bdaudit.verdict import Policy
 
 __all__ = ["measure_relearning", "relearn", "relearn_steps", "relearning_cost"]
 
@@ -140,20 +137,14 @@ def relearn_steps(
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute(device, compute.seed, compute.batch_size)
-    if stand_ins is None:
-        stand_ins = max(N_INNOCENT - len(inputs.with_role("reference")), 0)
-    failure: Diagnostic | None = None
-    if stand_ins:
-        inputs, failure = yield from stand_in_steps(
-            inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
-        )
-    measured = yield from measure_baselines(inputs, run)
-    baselines, unfit = assess_stand_ins(measured, Policy())
-    inputs = replace(inputs, left_out=frozenset(b.model for b in baselines if b.left_out))
-    relearning = yield from measure_relearning(inputs, run, config)
+    stand_ins = n_missing(inputs.subjects, stand_ins)
+    prepared = yield from prepare_models(
+        inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
+    )
+    relearning = yield from measure_relearning(prepared.inputs, run, config)
     return RelearnRecord(
         **document_fields(
-            inputs,
+            prepared.inputs,
             run,
             settings={
                 "compute": asdict(compute),
@@ -162,21 +153,12 @@ def relearn_steps(
                 "stand_ins": stand_ins,
                 "stand_in": asdict(stand_in),
             },
-            diagnostics=[
-                *check_inputs(inputs),
-                *([failure] if failure else []),
-                *unfit,
-                *check_baselines(
-                    baselines,
-                    inputs.num_classes,
-                    max_clean_acc_loss=Policy().max_clean_acc_loss,
-                ),
-            ],
+            diagnostics=prepared.diagnostics,
             steps=(),
             command=command,
             started=started,
         ),
-        baselines=baselines,
+        baselines=prepared.baselines,
         relearning=relearning,
     )
 
@@ -209,17 +191,13 @@ def measure_relearning(
         innocents[subject.name] = yield from _within(
             _taught(subject, inputs, compute, config), subject, done, len(references)
         )
-    rate = choose_rate(list(innocents.values()))
-    while True:
-        mine = yield from _within(
-            _taught(defended, inputs, compute, replace(config, learning_rates=(rate,))),
-            defended,
-            len(references),
-            len(references),
-        )
-        if rate not in mine.diverged:
-            break
-        rate = choose_rate(list(innocents.values()), below=rate)
+
+    def teach(rate: float) -> Steps[Relearned]:
+        one_rate = replace(config, learning_rates=(rate,))
+        taught = _taught(defended, inputs, compute, one_rate)
+        return _within(taught, defended, len(references), len(references))
+
+    rate, mine = yield from relearn_at_chosen_rate(teach, innocents)
     evidence = compare_relearning(
         mine,
         innocents,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
 from bdaudit.auditing.documents import document_fields
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.existence import existence_steps
@@ -21,13 +20,12 @@ from bdaudit.auditing.inputs import (
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
-from bdaudit.auditing.standins import assess_stand_ins, stand_in_steps
+from bdaudit.auditing.standins import prepare_models
 from bdaudit.existence import ExistenceConfig
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.results import Diagnostic, ScoreRecord
 from bdaudit.standins import StandInConfig
-from bdaudit.verdict import Policy
 
 __all__ = ["score", "score_steps"]
 
@@ -125,30 +123,18 @@ def score_steps(
     run = Compute(device, compute.seed, compute.batch_size)
     if stand_ins is None:
         stand_ins = 0 if inputs.with_role("reference") else 1
-    failure: Diagnostic | None = None
-    if stand_ins:
-        inputs, failure = yield from stand_in_steps(
-            inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
-        )
-    measured = yield from measure_baselines(inputs, run)
-    baselines, unfit = assess_stand_ins(measured, Policy())
-    inputs = replace(inputs, left_out=frozenset(b.model for b in baselines if b.left_out))
-    diagnostics = [
-        *check_inputs(inputs),
-        *([failure] if failure else []),
-        *unfit,
-        *check_baselines(
-            baselines, inputs.num_classes, max_clean_acc_loss=Policy().max_clean_acc_loss
-        ),
-    ]
-    bec, reason = yield from existence_steps(inputs, run, existence)
+    prepared = yield from prepare_models(
+        inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
+    )
+    diagnostics = [*prepared.diagnostics]
+    bec, reason = yield from existence_steps(prepared.inputs, run, existence)
     if reason is not None:
         diagnostics.append(
             Diagnostic(code="bec_undefined", severity="warning", subject="defended", message=reason)
         )
     return ScoreRecord(
         **document_fields(
-            inputs,
+            prepared.inputs,
             run,
             settings={
                 "compute": asdict(compute),
@@ -162,6 +148,6 @@ def score_steps(
             command=command,
             started=started,
         ),
-        baselines=baselines,
+        baselines=prepared.baselines,
         bec=bec,
     )

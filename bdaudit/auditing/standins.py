@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
 from bdaudit.auditing.inputs import Inputs, Subject
 from bdaudit.auditing.runs import Compute, derive_generator
 from bdaudit.data import Sample
@@ -19,12 +20,14 @@ from bdaudit.verdict import Policy
 __all__ = [
     "N_INNOCENT",
     "MadeStandIns",
+    "PreparedModels",
     "assess_stand_ins",
     "lacks_accuracy",
     "left_out_diagnostic",
     "looks_moved",
     "make_models",
     "n_missing",
+    "prepare_models",
     "stand_in_cost",
     "stand_in_steps",
 ]
@@ -105,6 +108,50 @@ def stand_in_steps(
         _teacher(inputs), inputs.craft, compute, count=count, config=config, cache_dir=cache_dir
     )
     return inputs.with_stand_ins(made.models), made.failure
+
+
+@dataclass(frozen=True)
+class PreparedModels:
+    """Models with their stand-ins, scored without any perturbation.
+
+    Attributes:
+        inputs: With the stand-ins; those that are unfit play no part.
+        baselines: One a model.
+        diagnostics: What inputs, stand-ins and baselines give reason to doubt.
+    """
+
+    inputs: Inputs
+    baselines: tuple[Baseline, ...]
+    diagnostics: tuple[Diagnostic, ...]
+
+
+def prepare_models(
+    inputs: Inputs,
+    compute: Compute,
+    *,
+    count: int,
+    config: StandInConfig,
+    cache_dir: Path | None,
+) -> Steps[PreparedModels]:
+    """Make `count` stand-ins, score every model, and leave out the stand-ins that are unfit.
+
+    For verbs that judge nothing; the limits are the default policy's.
+    """
+    policy = Policy()
+    failure: Diagnostic | None = None
+    if count:
+        inputs, failure = yield from stand_in_steps(
+            inputs, compute, count=count, config=config, cache_dir=cache_dir
+        )
+    measured = yield from measure_baselines(inputs, compute)
+    baselines, unfit = assess_stand_ins(measured, policy)
+    inputs = replace(inputs, left_out=frozenset(b.model for b in baselines if b.left_out))
+    lost = check_baselines(
+        baselines, inputs.num_classes, max_clean_acc_loss=policy.max_clean_acc_loss
+    )
+    made = [failure] if failure else []
+    diagnostics = (*check_inputs(inputs), *made, *unfit, *lost)
+    return PreparedModels(inputs, baselines, diagnostics)
 
 
 def stand_in_cost(count: int, config: StandInConfig) -> float:

@@ -27,10 +27,10 @@ from bdaudit.progress import Steps
 from bdaudit.relearning import (
     RelearnConfig,
     Relearned,
-    choose_rate,
     compare_relearning,
     read_gap,
     relearn,
+    relearn_at_chosen_rate,
 )
 from bdaudit.results import Rate
 from bdaudit.triggers import Poisoned, Trigger, poison, read_trigger
@@ -281,13 +281,9 @@ class _Lesson:
             found = self.kept(reference)
             assert found is not None, reference.name
             innocents[reference.name] = found
-        chosen = choose_rate(list(innocents.values()))
-        while True:
-            config = replace(self.config, learning_rates=(chosen,))
-            relearned = yield from self.teach(recipe, config)
-            if chosen not in relearned.diverged:
-                break
-            chosen = choose_rate(list(innocents.values()), below=chosen)
+        chosen, relearned = yield from relearn_at_chosen_rate(
+            lambda rate: self.teach(recipe, replace(self.config, learning_rates=(rate,))), innocents
+        )
         return compare_relearning(
             relearned,
             innocents,
