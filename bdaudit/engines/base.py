@@ -28,6 +28,7 @@ __all__ = [
     "Trouble",
     "Work",
     "WorkerError",
+    "failed_with",
     "pack_common",
     "pack_payload",
     "perform",
@@ -235,6 +236,12 @@ def _failing(error: BaseException) -> Work:
     return work
 
 
+def failed_with(key: str, error: BaseException) -> Failed:
+    """Say that a task failed of what was raised here."""
+    trouble = Trouble.of(error)
+    return Failed(key, trouble.error(), traceback=trouble.traceback)
+
+
 def pack_payload(payload: Any) -> bytes:
     """Pack what a task is about."""
     return pickle.dumps(payload, protocol=pickle.HIGHEST_PROTOCOL)
@@ -319,15 +326,12 @@ class Schedule:
         """Have a task given out again, before all others."""
         self._ready.appendleft(task)
 
-    def finish(self, key: str) -> None:
-        """Note that a task is done, which may let others start."""
-        self._done.add(key)
+    def over(self, event: Finished | Failed) -> Events:
+        """Note how a task ended, and say it, and what cannot start any more because of it."""
+        (self._done if isinstance(event, Finished) else self._failed).add(event.key)
         self._settle()
-
-    def fail(self, key: str) -> None:
-        """Note that a task is not done and will not be."""
-        self._failed.add(key)
-        self._settle()
+        yield event
+        yield from self.refusals()
 
     def refusals(self) -> list[Failed]:
         """Return, once, the tasks that cannot start any more."""

@@ -24,8 +24,8 @@ from bdaudit.engines.base import (
     Schedule,
     Started,
     Task,
-    Trouble,
     Work,
+    failed_with,
     pack_common,
     pack_payload,
     perform,
@@ -107,16 +107,13 @@ def _run_here(work: Work, tasks: Iterable[Task], shared: Any, n_threads: int | N
                         break
                     yield Advanced(task.key, progress)
             except (Exception, SystemExit) as error:
-                trouble = Trouble.of(error)
-                schedule.fail(task.key)
-                yield Failed(task.key, trouble.error(), traceback=trouble.traceback)
+                event: Finished | Failed = failed_with(task.key, error)
             else:
-                schedule.finish(task.key)
-                yield Finished(task.key, result, time.perf_counter() - started)
+                event = Finished(task.key, result, time.perf_counter() - started)
             finally:
                 if steps is not None:
                     steps.close()
-            yield from schedule.refusals()
+            yield from schedule.over(event)
         yield from schedule.refusals()
         yield from schedule.close()
 
@@ -193,9 +190,7 @@ class _Pool:
             try:
                 payload = pack_payload(task.payload)
             except Exception as error:  # what a payload's own code may raise is anything
-                trouble = Trouble.of(error)
-                schedule.fail(task.key)
-                yield Failed(task.key, trouble.error(), traceback=trouble.traceback)
+                yield from schedule.over(failed_with(task.key, error))
                 continue
             worker = next((w for w in self._workers if w.task is None), None) or self._hire()
             worker.task = task
@@ -250,10 +245,7 @@ class _Pool:
             return
         event = read_outcome(key, outcome, retried=self._attempts[key] > 1)
         worker.task = None
-        note = schedule.finish if isinstance(event, Finished) else schedule.fail
-        note(key)
-        yield event
-        yield from schedule.refusals()
+        yield from schedule.over(event)
 
     def _bury(self, worker: _Worker, schedule: Schedule) -> Events:
         """Give the task of a worker that died to another, or up."""
@@ -266,16 +258,11 @@ class _Pool:
         if self._attempts[task.key] < _MAX_ATTEMPTS:
             schedule.put_back(task)
             return
-        schedule.fail(task.key)
-        yield Failed(
-            task.key,
-            EngineError(
-                f"{task.key}: its worker died {self._attempts[task.key]} times, the last time "
-                f"{_cause_of_death(worker.process.exitcode)}; try fewer workers"
-            ),
-            retried=True,
+        error = EngineError(
+            f"{task.key}: its worker died {self._attempts[task.key]} times, the last time "
+            f"{_cause_of_death(worker.process.exitcode)}; try fewer workers"
         )
-        yield from schedule.refusals()
+        yield from schedule.over(Failed(task.key, error, retried=True))
 
     def _last_words(self, worker: _Worker) -> Events:
         """Read what is left in the pipe of a worker that was stopped."""

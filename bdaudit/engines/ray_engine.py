@@ -27,8 +27,8 @@ from bdaudit.engines.base import (
     Schedule,
     Started,
     Task,
-    Trouble,
     Work,
+    failed_with,
     pack_common,
     pack_payload,
     perform,
@@ -214,9 +214,7 @@ class _Run:
             try:
                 payload = pack_payload(task.payload)
             except Exception as error:  # what a payload's own code may raise is anything
-                trouble = Trouble.of(error)
-                schedule.fail(task.key)
-                yield Failed(task.key, trouble.error(), traceback=trouble.traceback)
+                yield from schedule.over(failed_with(task.key, error))
                 continue
             attempt = self._attempts[task.key] = self._attempts.get(task.key, 0) + 1
             # In a list, since a reference by itself would be resolved, and unpacked, every time.
@@ -261,8 +259,7 @@ class _Run:
             outcome = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             # Our own part of it failed, before the work began.
-            schedule.fail(task.key)
-            yield Failed(
+            event: Finished | Failed = Failed(
                 task.key,
                 EngineError(
                     f"{task.key}: could not be begun on a worker: {_gist(error.cause)}; does it "
@@ -274,8 +271,7 @@ class _Run:
             if given.attempt < _MAX_ATTEMPTS:
                 schedule.put_back(task)
                 return
-            schedule.fail(task.key)
-            yield Failed(
+            event = Failed(
                 task.key,
                 EngineError(
                     f"{task.key}: its worker was lost {given.attempt} times, the last time: "
@@ -287,10 +283,7 @@ class _Run:
             if not given.has_begun:  # it was over before it was heard of
                 yield Started(task.key, "a worker")
             event = read_outcome(task.key, outcome, retried=given.attempt > 1)
-            note = schedule.finish if isinstance(event, Finished) else schedule.fail
-            note(task.key)
-            yield event
-        yield from schedule.refusals()
+        yield from schedule.over(event)
 
     def _check_that_some_begin(self) -> None:
         """Give up when nothing of ours runs and nothing begins.
