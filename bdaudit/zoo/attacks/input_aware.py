@@ -15,7 +15,7 @@ from bdaudit.triggers import NOT_COUNTED, InputAware, TargetRule, Trigger
 from bdaudit.triggers.networks import coloured, sharpened
 from bdaudit.zoo.attacks.poisoning import (
     Poisoning,
-    draw_images,
+    draw_cover,
     make_poisoning,
     new_stamp_network,
     require_helper,
@@ -159,9 +159,7 @@ def poison_input_aware(
         poison_rate=poison_rate,
         generator=generator,
     )
-    left = torch.ones_like(labels, dtype=torch.bool)
-    left[poisoning.poisoned] = False
-    cover = draw_images(left, round(config.cover_ratio * len(poisoning.poisoned)), generator)
+    cover = draw_cover(poisoning, config.cover_ratio, generator)
     apart = torch.randint(1, len(images), (len(cover),), generator=generator).to(cover.device)
     others = images[(cover + apart) % len(images)]  # never the image itself
     assert isinstance(trigger.transform, InputAware)

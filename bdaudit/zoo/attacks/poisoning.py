@@ -13,6 +13,7 @@ from bdaudit.triggers import NOT_COUNTED, StampNetwork, Trigger
 
 __all__ = [
     "Poisoning",
+    "draw_cover",
     "draw_images",
     "make_poisoning",
     "new_stamp_network",
@@ -101,6 +102,13 @@ def draw_images(eligible: Tensor, n: int, generator: torch.Generator) -> Tensor:
     places = eligible.nonzero()[:, 0]
     order = torch.randperm(len(places), generator=generator)[:n]
     return places[order.to(places.device)].sort().values
+
+
+def draw_cover(poisoning: Poisoning, ratio: float, generator: torch.Generator) -> Tensor:
+    """Draw images to cover the poisoned ones, `ratio` for each of those and none of them."""
+    left = torch.ones_like(poisoning.labels, dtype=torch.bool)
+    left[poisoning.poisoned] = False
+    return draw_images(left, round(ratio * len(poisoning.poisoned)), generator)
 
 
 def stamp_in_batches(trigger: Trigger, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from bdaudit.defenses.layers import classifier_head
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.progress import Progress, Steps
 from bdaudit.triggers import Patch, TargetRule, Trigger
@@ -104,10 +105,12 @@ def make_trojannn_trigger(
 
 
 def _last_linear(classifier: nn.Module) -> nn.Linear:
-    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ModelError("attack trojannn: the helper has no linear layer, whose neurons it needs")
-    return layers[-1]
+    try:
+        return classifier_head(classifier)
+    except ModelError as error:
+        raise ModelError(
+            "attack trojannn: the helper has no linear layer, whose neurons it needs"
+        ) from error
 
 
 @contextmanager

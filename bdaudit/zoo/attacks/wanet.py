@@ -11,7 +11,7 @@ from torch.nn import functional
 from bdaudit.errors import ConfigError
 from bdaudit.progress import Steps
 from bdaudit.triggers import TargetRule, Trigger, Warp, control_grid, elastic_grid
-from bdaudit.zoo.attacks.poisoning import Poisoning, draw_images, make_poisoning
+from bdaudit.zoo.attacks.poisoning import Poisoning, draw_cover, make_poisoning
 
 __all__ = ["WanetConfig", "make_wanet_trigger", "poison_wanet"]
 
@@ -94,10 +94,7 @@ def poison_wanet(
         poison_rate=poison_rate,
         generator=generator,
     )
-    left = torch.ones_like(labels, dtype=torch.bool)
-    left[poisoning.poisoned] = False
-    n_cover = round(config.cover_ratio * len(poisoning.poisoned))
-    cover = draw_images(left, n_cover, generator)
+    cover = draw_cover(poisoning, config.cover_ratio, generator)
     assert isinstance(trigger.transform, Warp)
     for chosen in torch.split(cover, _BATCH):
         poisoning.images[chosen] = _disturbed(images[chosen], trigger.transform.grid, generator)
