@@ -29,6 +29,7 @@ __all__ = [
     "Miss",
     "Recipe",
     "RocCurve",
+    "Score",
     "Variant",
     "read_benchmark",
 ]
@@ -36,6 +37,9 @@ __all__ = [
 Variant = Literal["white", "query", "transfer", "recovered", "stand-ins"]
 """How a model was audited: the mode, or white box with something replaced: the trigger by one that
 was looked for in the original, the innocent models by stand-ins."""
+
+Score = Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own"]
+"""A figure of a case: BEC, or of an attack what `BenchPoint` calls so."""
 
 Half = Literal["calibration", "report"]
 
@@ -114,6 +118,19 @@ class BenchCase(Record):
     elapsed_s: float | None = None
     peak_memory_bytes: int | None = None
 
+    def figure(self, score: Score, mode: Mode | None, eps: float | None) -> float | None:
+        """Return one figure, the most over all eps for eps `None`; `None` where there is none."""
+        if score == "bec":
+            return self.bec
+        values = [
+            value
+            for point in self.points
+            if point.mode == mode
+            and eps in (None, point.eps)
+            and (value := getattr(point, score)) is not None
+        ]
+        return max(values, default=None)
+
 
 class Confusion(Record):
     """Verdicts against truth.
@@ -150,7 +167,7 @@ class RocCurve(Record):
         reason: Why there is none.
     """
 
-    score: Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own"]
+    score: Score
     mode: Mode | None
     eps: float | None
     attack: str | None
@@ -262,9 +279,9 @@ class BenchmarkRecord(Record):
         family: Name of the family.
         policy: Limits that the verdicts were judged by.
         policy_source: Where they came from.
+        family_sha256: Digest of its file.
         cases: All audits.
         confusion: By variant.
-        families_sha256: Digest of the family file.
     """
 
     kind: Literal["benchmark"] = "benchmark"

@@ -15,7 +15,7 @@ from bdaudit.auditing.environment import describe_environment, resolve_device
 from bdaudit.auditing.inputs import DataSource, Sources
 from bdaudit.auditing.requests import AuditRequest
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.sweep import record_path, sweep_steps
+from bdaudit.auditing.sweep import sweep_steps
 from bdaudit.benchmark_results import BenchmarkRecord, Calibration, Variant
 from bdaudit.benchmarking import Audited, SearchSpace, calibrate, case_key, summarise
 from bdaudit.engines import Engine
@@ -25,6 +25,7 @@ from bdaudit.file_digests import digest_file
 from bdaudit.models import BackdoorBenchRecord, ModelSettings, find_records
 from bdaudit.progress import Steps
 from bdaudit.results import AuditRecord, read_record
+from bdaudit.sweep_results import SweptAudit
 from bdaudit.verdict import Policy
 
 __all__ = ["BenchSettings", "BenchSource", "bench_steps", "open_bench_source"]
@@ -95,11 +96,6 @@ class BenchSource:
     data: DataSource
     references: tuple[Path, ...]
     cases: tuple[_Case, ...]
-
-    @property
-    def members(self) -> tuple[FamilyMember, ...]:
-        """The models to audit."""
-        return tuple(case.member for case in self.cases)
 
 
 def open_bench_source(
@@ -257,10 +253,9 @@ def bench_steps(
     swept = yield from sweep_steps(
         requests, folder=out, engine=engine, cache_dir=cache_dir, command=command
     )
-    failures = {audit.key: audit.why for audit in swept.audits if audit.status == "failed"}
     audited = [
-        _read(out, case.member, variant, failures.get(case_key(case.member.name, variant)))
-        for case, variant in planned
+        _read(out, case.member, variant, audit)
+        for (case, variant), audit in zip(planned, swept.audits, strict=True)
     ]
     calibration: Calibration | None = None
     if settings.calibrate:
@@ -285,15 +280,9 @@ def bench_steps(
         policy=policy.model_dump(mode="json"),
         policy_source=policy_source,
         environment=describe_environment(device),
-        cases=found.cases,
-        confusion=found.confusion,
-        curves=found.curves,
-        recipes=found.recipes,
-        agreements=found.agreements,
-        costs=found.costs,
         calibration=calibration,
-        misses=found.misses,
         elapsed_s=time.perf_counter() - started,
+        **vars(found),
     )
 
 
@@ -336,11 +325,9 @@ def _settings_of(settings: AuditSettings, variant: Variant) -> AuditSettings:
     )
 
 
-def _read(out: Path, member: FamilyMember, variant: Variant, failure: str | None) -> Audited:
-    path = record_path(out, case_key(member.name, variant))
-    if failure is not None or not path.is_file():
-        return Audited(member, variant, None, failure or "no record was written")
-    record = read_record(path)
-    if not isinstance(record, AuditRecord):
-        return Audited(member, variant, None, f"{path}: not the record of an audit")
-    return Audited(member, variant, record, file=str(path.relative_to(out)))
+def _read(out: Path, member: FamilyMember, variant: Variant, audit: SweptAudit) -> Audited:
+    if audit.record is None:
+        return Audited(member, variant, None, audit.why)
+    record = read_record(out / audit.record)
+    assert isinstance(record, AuditRecord)  # a sweep's audit
+    return Audited(member, variant, record, file=audit.record)

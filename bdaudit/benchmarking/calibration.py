@@ -21,7 +21,7 @@ from bdaudit.errors import ConfigError
 from bdaudit.families import Truth
 from bdaudit.progress import Progress, Steps
 from bdaudit.results import Outcome
-from bdaudit.verdict import Policy
+from bdaudit.verdict import Policy, judge
 
 __all__ = ["COST_OF", "SearchSpace", "calibrate", "split_originals"]
 
@@ -91,8 +91,8 @@ def calibrate(
 ) -> Steps[Calibration]:
     """Choose limits on one half of the originals' models and report them on the other.
 
-    The combination with the lowest cost (`COST_OF`) is chosen; of equal ones the middle of those
-    nearest to the defaults, so that a limit is only moved when the models ask for it.
+    The combination with the lowest cost (`COST_OF`) is chosen; of equal ones the nearest to the
+    defaults, so that a limit is only moved when the models ask for it.
 
     Args:
         audited: Finished audits of one variant.
@@ -146,7 +146,10 @@ def _error(truth: Truth, outcome: Outcome | None) -> str | None:
 
 
 def _verdicts(audited: Sequence[Audited], policy: Policy) -> list[tuple[Truth, Outcome | None]]:
-    return [(a.member.truth, describe_case(a, policy).outcome) for a in audited]
+    return [
+        (a.member.truth, None if a.record is None else judge(a.record, policy).outcome)
+        for a in audited
+    ]
 
 
 def _confusion(audited: Sequence[Audited], policy: Policy) -> Confusion:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bdaudit.benchmark_results import BenchCase, BenchPoint, Variant
 from bdaudit.errors import RecordError
 from bdaudit.families import FamilyMember, Truth
-from bdaudit.results import AttackRun, AuditRecord, Comparison, Outcome
+from bdaudit.results import AuditRecord, Comparison, Outcome
 from bdaudit.verdict import Policy, judge
 
 __all__ = ["EXPECTED", "Audited", "case_key", "describe_case"]
@@ -114,7 +114,11 @@ def _points(record: AuditRecord, lifts: Iterable[Comparison]) -> Iterable[BenchP
     for run in record.runs_of(role="defended", condition="trigger"):
         own = [c for c in lifts if c.kind == f"lift ({run.mode})" and c.eps == run.eps]
         over_innocents = [c.value for c in own if c.against in innocents]
-        twins = [other for other in record.runs if _is_twin(run, other, innocents)]
+        twins = [
+            other
+            for other in record.runs_of(role="reference", condition="trigger")
+            if other.model in innocents and other.attack == run.attack
+        ]
         yield BenchPoint(
             mode=run.mode,
             eps=run.eps,
@@ -127,16 +131,6 @@ def _points(record: AuditRecord, lifts: Iterable[Comparison]) -> Iterable[BenchP
             image_queries=run.image_queries,
             gradient_passes=run.gradient_passes,
         )
-
-
-def _is_twin(run: AttackRun, other: AttackRun, models: set[str]) -> bool:
-    """Say whether `other` is the same attack on one of `models`."""
-    return (
-        other.model in models
-        and other.condition == run.condition
-        and (other.mode, other.objective, other.norm, other.eps)
-        == (run.mode, run.objective, run.norm, run.eps)
-    )
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bdaudit.benchmark_results import BenchCase, BenchPoint, RocCurve
+from bdaudit.benchmark_results import BenchCase, RocCurve, Score
 from bdaudit.results import Mode
 
-__all__ = ["NEGATIVE", "POSITIVE", "Scored", "area_under", "draw_curves", "figure_of"]
+__all__ = ["NEGATIVE", "POSITIVE", "Scored", "area_under", "draw_curves"]
 
 POSITIVE = frozenset({"dormant"})
 NEGATIVE = frozenset({"innocent", "removed"})
 
-ScoreName = Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own"]
 Scored = tuple[BenchCase, float]
 
-_OF_POINTS: tuple[ScoreName, ...] = ("asr", "lift", "lift_over_innocents", "lift_over_own")
+_OF_POINTS: tuple[Score, ...] = ("asr", "lift", "lift_over_innocents", "lift_over_own")
 _N_BOOTSTRAP = 2_000
 
 
@@ -46,38 +44,15 @@ def draw_curves(cases: Sequence[BenchCase], *, seed: int = 0) -> tuple[RocCurve,
     return tuple(curves)
 
 
-def figure_of(
-    score: ScoreName, mode: Mode | None, eps: float | None
-) -> Callable[[BenchCase], float | None]:
-    """Return what reads one figure off a case; eps `None` takes the most over all eps."""
-    if score == "bec":
-        return lambda case: case.bec
-
-    def most(case: BenchCase) -> float | None:
-        values = [
-            value
-            for point in case.points
-            if _belongs(point, mode, eps) and (value := getattr(point, score)) is not None
-        ]
-        return max(values, default=None)
-
-    return most
-
-
-def _belongs(point: BenchPoint, mode: Mode | None, eps: float | None) -> bool:
-    return point.mode == mode and eps in (None, point.eps)
-
-
 def _curve(
-    score: ScoreName,
+    score: Score,
     mode: Mode | None,
     eps: float | None,
     attack: str | None,
     cases: Iterable[BenchCase],
     seed: int,
 ) -> RocCurve:
-    read = figure_of(score, mode, eps)
-    scored = [(case, value) for case in cases if (value := read(case)) is not None]
+    scored = [(c, value) for c in cases if (value := c.figure(score, mode, eps)) is not None]
     positive = [value for case, value in scored if case.truth in POSITIVE]
     negative = [value for case, value in scored if case.truth in NEGATIVE]
     curve = RocCurve(

@@ -14,7 +14,7 @@ from typing import Literal
 
 from bdaudit.benchmark_results import BenchCase, Recipe
 from bdaudit.benchmarking.confusion import outcome_of, share_of
-from bdaudit.benchmarking.curves import NEGATIVE, POSITIVE, figure_of
+from bdaudit.benchmarking.curves import NEGATIVE, POSITIVE
 from bdaudit.results import Rate
 
 __all__ = ["compare_recipes"]
@@ -49,10 +49,11 @@ def compare_recipes(
         )
     ]
     largest = max((p.eps for case in told for p in case.points if p.mode == "white"), default=None)
-    figures = [("BEC", figure_of("bec", None, None))]
+    figures: list[tuple[str, Reader]] = [("BEC", lambda case: case.bec)]
     if largest is not None:
         eps = PAPER_EPS if _has(told, PAPER_EPS) else largest
-        figures.append((f"re-activated ASR at eps {eps:g}", figure_of("asr", "white", eps)))
+        name = f"re-activated ASR at eps {eps:g}"
+        figures.append((name, lambda case: case.figure("asr", "white", eps)))
     for name, read in figures:
         best = _best_threshold(known, read)
         for threshold, how in ((_FIXED, f"above {_FIXED:g}"), (best, "above the best threshold")):

@@ -14,6 +14,7 @@ from bdaudit.cli.exits import EXIT_FAILED, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
     check_writable,
+    saying_what_is_kept,
     showing_progress,
     stdout_console,
     write_file,
@@ -161,28 +162,25 @@ def bench(
     source = open_bench_source(
         family, data=data, references=[Path(path) for path in reference or ()]
     )
-    with showing_progress(quiet) as listener, contextlib.redirect_stdout(sys.stderr):
-        try:
-            made = finish(
-                bench_steps(
-                    source,
-                    out=out,
-                    settings=settings,
-                    engine=on,
-                    policy=limits,
-                    policy_source="defaults" if policy is None else str(policy),
-                    model_options=options.model_options(arch, None, None, None, None, None),
-                    cache_dir=cache_dir,
-                    command=["bdaudit", *sys.argv[1:]],
-                ),
-                listener,
-            )
-        except KeyboardInterrupt:
-            typer.echo(
-                f"bdaudit: what is finished is kept in {out}; the same command goes on from there",
-                err=True,
-            )
-            raise
+    with (
+        showing_progress(quiet) as listener,
+        contextlib.redirect_stdout(sys.stderr),
+        saying_what_is_kept(out),
+    ):
+        made = finish(
+            bench_steps(
+                source,
+                out=out,
+                settings=settings,
+                engine=on,
+                policy=limits,
+                policy_source="defaults" if policy is None else str(policy),
+                model_options=options.model_options(arch, None, None, None, None, None),
+                cache_dir=cache_dir,
+                command=["bdaudit", *sys.argv[1:]],
+            ),
+            listener,
+        )
     text = to_json(made)
     write_file(out / "benchmark.json", text)
     write_file(out / "benchmark.html", render(made))

@@ -26,6 +26,7 @@ __all__ = [
     "JsonSink",
     "ReportSinks",
     "check_writable",
+    "saying_what_is_kept",
     "show_record",
     "showing_progress",
     "stdout_console",
@@ -55,6 +56,19 @@ def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
                 "command with --resume goes on from there",
                 err=True,
             )
+        raise
+
+
+@contextmanager
+def saying_what_is_kept(folder: Path) -> Iterator[None]:
+    """Say, when a run of many parts is interrupted, that the finished ones are not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"bdaudit: what is finished is kept in {folder}; the same command goes on from there",
+            err=True,
+        )
         raise
 
 

@@ -12,7 +12,13 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import exit_of_sweep, reporting_errors
-from bdaudit.cli.output import JsonSink, showing_progress, stdout_console, write_file
+from bdaudit.cli.output import (
+    JsonSink,
+    saying_what_is_kept,
+    showing_progress,
+    stdout_console,
+    write_file,
+)
 from bdaudit.errors import ProjectError
 
 if TYPE_CHECKING:
@@ -79,25 +85,22 @@ def sweep(
     requests = _read(manifest, trusted=trust_manifest)
     told = _say if not quiet and not sys.stderr.isatty() else None
     # Ray tells on stdout of workers that died, where our JSON may go.
-    with showing_progress(quiet) as listener, contextlib.redirect_stdout(sys.stderr):
-        try:
-            made = finish(
-                sweep_steps(
-                    requests,
-                    folder=out,
-                    engine=on,
-                    cache_dir=cache_dir,
-                    command=["bdaudit", *sys.argv[1:]],
-                    told=told,
-                ),
-                listener,
-            )
-        except KeyboardInterrupt:
-            typer.echo(
-                f"bdaudit: what is finished is kept in {out}; the same command goes on from there",
-                err=True,
-            )
-            raise
+    with (
+        showing_progress(quiet) as listener,
+        contextlib.redirect_stdout(sys.stderr),
+        saying_what_is_kept(out),
+    ):
+        made = finish(
+            sweep_steps(
+                requests,
+                folder=out,
+                engine=on,
+                cache_dir=cache_dir,
+                command=["bdaudit", *sys.argv[1:]],
+                told=told,
+            ),
+            listener,
+        )
     text = to_json(made)
     write_file(out / "sweep.json", text)
     sink.write(text)

@@ -114,9 +114,9 @@ def key_rates(record: BenchmarkRecord) -> list[tuple[str, Rate | None]]:
     ]
 
 
-def areas(record: BenchmarkRecord, *, attack: str | None = None) -> list[RocCurve]:
-    """Return the curves of one attack (or of all) that have an area, the best first."""
-    chosen = [c for c in record.curves if c.attack == attack and c.auc is not None]
+def areas(record: BenchmarkRecord) -> list[RocCurve]:
+    """Return the curves over all attacks that have an area, the best first."""
+    chosen = [c for c in record.curves if c.attack is None and c.auc is not None]
     return sorted(chosen, key=lambda c: -(c.auc or 0.0))
 
 
@@ -132,26 +132,25 @@ class Row:
     by_mode: dict[str, BenchPoint]
 
 
-def rows(record: BenchmarkRecord, *, eps: float | None = None) -> tuple[float | None, list[Row]]:
-    """Put the modes' figures at one eps side by side, model by model.
+def rows(record: BenchmarkRecord) -> tuple[float | None, list[Row]]:
+    """Put the modes' figures at the largest eps that was tried side by side, model by model.
 
     Returns:
-        The eps (the largest that was tried, where none is asked for), and a row for every member.
+        The eps, and a row for every member.
     """
-    known = sorted({point.eps for case in record.cases for point in case.points})
-    at = eps if eps is not None else (known[-1] if known else None)
+    at = max((point.eps for case in record.cases for point in case.points), default=None)
     found: dict[str, Row] = {}
     for case in record.cases:
         if case.variant in ("recovered", "stand-ins"):
             continue
         row = found.setdefault(case.member, Row(case, {}))
         row.by_mode.update({p.mode: p for p in case.points if p.eps == at})
-    ordered = sorted(found.values(), key=lambda r: (r.case.attack or "", r.case.original, _rank(r)))
-    return at, ordered
+    return at, sorted(found.values(), key=_place)
 
 
-def _rank(row: Row) -> tuple[str, str]:
-    return row.case.lineage, row.case.member
+def _place(row: Row) -> tuple[str, ...]:
+    case = row.case
+    return case.attack or "", case.original, case.lineage, case.member
 
 
 def step_costs(costs: Sequence[Cost], variant: Variant) -> Iterator[Cost]:

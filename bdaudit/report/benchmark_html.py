@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bdaudit.benchmark_results import BenchCase, BenchmarkRecord, RocCurve
+from bdaudit.benchmark_results import BenchCase, BenchmarkRecord, RocCurve, Score
 from bdaudit.families import Truth
 from bdaudit.report.benchmark import (
     OUTCOMES,
@@ -27,6 +27,7 @@ from bdaudit.report.benchmark import (
 )
 from bdaudit.report.drawing import PAINTS, Picture, draw
 from bdaudit.report.page import render_page
+from bdaudit.results import Mode
 
 __all__ = ["render"]
 
@@ -132,12 +133,13 @@ def _draw_scatter(cases: Sequence[BenchCase], eps: float | None) -> Picture | No
     drawn = [case for case in cases if case.bec is not None and case.points]
     if not drawn or eps is None:
         return None
+    mode = drawn[0].points[0].mode  # cases of one variant hold attacks of one kind
 
     def plot(figure: Figure, narrow: bool) -> None:
         shape = (2, 1) if narrow else (1, 2)
         left, right = figure.subplots(*shape, sharex=True)
-        _scatter(left, drawn, eps, "asr", f"re-activated ASR, eps {eps:g}", labelled=True)
-        _scatter(right, drawn, None, "lift", "lift over all controls, most over eps")
+        _scatter(left, drawn, eps, "asr", mode, f"re-activated ASR, eps {eps:g}", labelled=True)
+        _scatter(right, drawn, None, "lift", mode, "lift over all controls, most over eps")
         right.set_xlabel("BEC")
         if not narrow:
             left.set_xlabel("BEC")
@@ -160,7 +162,8 @@ def _scatter(
     axes: Axes,
     cases: Sequence[BenchCase],
     eps: float | None,
-    score: str,
+    score: Score,
+    mode: Mode,
     title: str,
     *,
     labelled: bool = False,
@@ -168,7 +171,7 @@ def _scatter(
     axes.yaxis.set_major_formatter(_PER_CENT)
     axes.set_ylabel(title)
     for truth, (paint, marker) in _LOOKS.items():
-        own = [(case.bec, _value(case, score, eps)) for case in cases if case.truth == truth]
+        own = [(c.bec, c.figure(score, mode, eps)) for c in cases if c.truth == truth]
         found = [(x, y) for x, y in own if x is not None and y is not None]
         if not found:
             continue
@@ -183,12 +186,3 @@ def _scatter(
             color=PAINTS[paint],
             label=TRUTHS[truth] if labelled else None,
         )
-
-
-def _value(case: BenchCase, score: str, eps: float | None) -> float | None:
-    values = [
-        value
-        for point in case.points
-        if eps in (None, point.eps) and (value := getattr(point, score)) is not None
-    ]
-    return max(values, default=None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bdaudit.benchmark_results import BenchmarkRecord, Confusion
+from bdaudit.benchmark_results import BenchmarkRecord, Confusion, RocCurve
 from bdaudit.report.benchmark import (
     OUTCOMES,
     SCORES,
@@ -47,7 +49,7 @@ def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
     if best:
         console.print()
         console.print(Text("How well one figure tells sleeping from not", style="bold"))
-        console.print(_areas_table(record))
+        console.print(_areas_table(best))
     if record.agreements:
         console.print()
         console.print(Text("Two ways, same models", style="bold"))
@@ -102,9 +104,9 @@ def _recipes_table(record: BenchmarkRecord) -> Table:
     return table
 
 
-def _areas_table(record: BenchmarkRecord) -> Table:
+def _areas_table(curves: Sequence[RocCurve]) -> Table:
     table = _table("figure", "attack", "eps", "AUC", "95 %")
-    for curve in areas(record)[:_MOST_AREAS]:
+    for curve in curves:
         span = (
             "-" if curve.low is None or curve.high is None else f"{curve.low:.2f}-{curve.high:.2f}"
         )
