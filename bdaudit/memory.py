@@ -11,6 +11,7 @@ __all__ = ["PeakMemory"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+_NEAR = 16 * 2**20  # bytes; the two counts are not read at the same moment
 
 
 class PeakMemory:
@@ -29,20 +30,25 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        try:
+        # No Linux, or not allowed; read below.
+        with suppress(OSError):
             _CLEAR.write_text(_RESET_PEAK)
-        except OSError:
-            # No Linux, or not allowed: the peak of all time would be taken for this work's.
-            self._counts = False
+        # Some containers take the reset and do nothing. What counts is whether an earlier peak
+        # is still there, since it would be taken for this work's.
+        peak, resident = _status("VmHWM"), _status("VmRSS")
+        self._counts = peak is not None and resident is not None and peak <= resident + _NEAR
 
     def read(self) -> int | None:
         """Return the peak so far in bytes, or `None` where the system does not tell."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
-        if not self._counts:
-            return None
-        with suppress(OSError, ValueError, StopIteration):
-            lines = _STATUS.read_text().splitlines()
-            line = next(line for line in lines if line.startswith("VmHWM:"))
-            return int(line.split()[1]) * 1024
-        return None
+        return _status("VmHWM") if self._counts else None
+
+
+def _status(field: str) -> int | None:
+    """Return a field of the process's status in bytes, or `None` where there is none."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = _STATUS.read_text().splitlines()
+        line = next(line for line in lines if line.startswith(f"{field}:"))
+        return int(line.split()[1]) * 1024
+    return None
