@@ -27,6 +27,7 @@ __all__ = [
     "Confusion",
     "Cost",
     "Miss",
+    "QueryCurve",
     "Recipe",
     "RocCurve",
     "Score",
@@ -51,6 +52,9 @@ class BenchPoint(Record):
         asr: Held-out success of trigger + delta.
         delta_only: The same delta on clean images.
         innocent: The most it reached on an innocent model.
+        no_trigger: Held-out success of the same attack made and scored without the trigger: what
+            a universal perturbation reaches with no backdoor to help it.
+        noise: Of the trigger and a random perturbation of the same norm.
         lift: `asr` minus the strongest control, in [-1, 1].
         lift_over_innocents: Minus the strongest innocent model.
         lift_over_own: Minus the strongest control on the same model.
@@ -63,11 +67,27 @@ class BenchPoint(Record):
     asr: float
     delta_only: float | None = None
     innocent: float | None = None
+    no_trigger: float | None = None
+    noise: float | None = None
     lift: float | None = None
     lift_over_innocents: float | None = None
     lift_over_own: float | None = None
     image_queries: int = 0
     gradient_passes: float = 0.0
+
+
+class QueryCurve(Record):
+    """How far a query search got by the number of images it had asked about.
+
+    Attributes:
+        of: `trigger`: on the model, with the trigger; `no_trigger`: on the model without it;
+            `innocent`: on one innocent model, with the trigger.
+        points: (images asked about, held-out success).
+    """
+
+    of: Literal["trigger", "no_trigger", "innocent"]
+    eps: float
+    points: tuple[tuple[int, float], ...]
 
 
 class BenchCase(Record):
@@ -88,6 +108,7 @@ class BenchCase(Record):
         original_asr: Of the trigger alone on the original, before any defence.
         bec: Mean over the references.
         points: All attacks on the defended model with the trigger.
+        query_curves: Of the query searches.
         half: Which half it belonged to, where limits were calibrated.
         record: File of the audit's record, relative to the benchmark's.
         elapsed_s: Wall-clock seconds.
@@ -113,6 +134,7 @@ class BenchCase(Record):
     original_asr: float | None = None
     bec: float | None = None
     points: tuple[BenchPoint, ...] = ()
+    query_curves: tuple[QueryCurve, ...] = ()
     half: Half | None = None
     record: str | None = None
     elapsed_s: float | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bdaudit.benchmark_results import BenchCase, BenchPoint, Variant
+from bdaudit.benchmark_results import BenchCase, BenchPoint, QueryCurve, Variant
 from bdaudit.errors import RecordError
 from bdaudit.families import FamilyMember, Truth
-from bdaudit.results import AuditRecord, Comparison, Outcome
+from bdaudit.results import AttackRun, AuditRecord, Comparison, Condition, Outcome
 from bdaudit.verdict import Policy, judge
 
 __all__ = ["EXPECTED", "Audited", "case_key", "describe_case"]
@@ -96,6 +96,7 @@ def describe_case(
             "original_asr": None if original is None else original.asr.value,
             "bec": _mean(b.value for b in record.bec if b.value is not None),
             "points": tuple(_points(record, verdict.lifts)),
+            "query_curves": tuple(_query_curves(record)),
             "elapsed_s": record.elapsed_s,
             "peak_memory_bytes": max(peaks, default=None),
         }
@@ -109,7 +110,7 @@ def _is_correct(truth: Truth, outcome: Outcome) -> bool | None:
 
 
 def _points(record: AuditRecord, lifts: Iterable[Comparison]) -> Iterable[BenchPoint]:
-    innocents = {b.model for b in record.baselines if b.role == "reference" and not b.left_out}
+    innocents = _innocents(record)
     lifts = tuple(lifts)
     for run in record.runs_of(role="defended", condition="trigger"):
         own = [c for c in lifts if c.kind == f"lift ({run.mode})" and c.eps == run.eps]
@@ -125,12 +126,43 @@ def _points(record: AuditRecord, lifts: Iterable[Comparison]) -> Iterable[BenchP
             asr=run.asr.value,
             delta_only=None if run.delta_only is None else run.delta_only.value,
             innocent=max((twin.asr.value for twin in twins), default=None),
+            no_trigger=_control(record, run, "no_trigger"),
+            noise=_control(record, run, "noise"),
             lift=min((c.value for c in own), default=None),
             lift_over_innocents=min(over_innocents, default=None),
             lift_over_own=min((c.value for c in own if c.against not in innocents), default=None),
             image_queries=run.image_queries,
             gradient_passes=run.gradient_passes,
         )
+
+
+def _innocents(record: AuditRecord) -> set[str]:
+    return {b.model for b in record.baselines if b.role == "reference" and not b.left_out}
+
+
+def _control(record: AuditRecord, run: AttackRun, condition: Condition) -> float | None:
+    """Return what the defended model does under another condition; noise has no objective."""
+    return next(
+        (
+            other.asr.value
+            for other in record.runs_of(role="defended", condition=condition)
+            if (other.mode, other.norm, other.eps) == (run.mode, run.norm, run.eps)
+            and (condition == "noise" or other.objective == run.objective)
+        ),
+        None,
+    )
+
+
+def _query_curves(record: AuditRecord) -> Iterable[QueryCurve]:
+    innocents = _innocents(record)
+    for run in record.runs:
+        if not run.query_curve:
+            continue
+        points = tuple((point.n_queries, point.asr.value) for point in run.query_curve)
+        if run.role == "defended" and run.condition in ("trigger", "no_trigger"):
+            yield QueryCurve(of=run.condition, eps=run.eps, points=points)
+        elif run.model in innocents and run.condition == "trigger":
+            yield QueryCurve(of="innocent", eps=run.eps, points=points)
 
 
 def _mean(values: Iterable[float]) -> float | None:

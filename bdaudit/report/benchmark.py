@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from bdaudit.benchmark_results import (
     BenchCase,
@@ -15,15 +16,18 @@ from bdaudit.benchmark_results import (
     Variant,
 )
 from bdaudit.families import Truth
-from bdaudit.results import Outcome, Rate
+from bdaudit.results import Mode, Outcome, Rate
 
 __all__ = [
     "OUTCOMES",
     "SCORES",
     "TRUTHS",
     "VARIANTS",
+    "ControlRow",
     "Row",
     "areas",
+    "average_queries",
+    "control_rows",
     "gist",
     "key_rates",
     "main_variant",
@@ -151,6 +155,77 @@ def rows(record: BenchmarkRecord) -> tuple[float | None, list[Row]]:
 def _place(row: Row) -> tuple[str, ...]:
     case = row.case
     return case.attack or "", case.original, case.lineage, case.member
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """Means over the models of one truth, at one eps of one mode.
+
+    Attributes:
+        figures: By name of the figure, in the order of the columns; `None` where no model has it.
+    """
+
+    truth: Truth
+    mode: Mode
+    eps: float
+    n: int
+    figures: dict[str, float | None]
+
+
+def control_rows(record: BenchmarkRecord) -> list[ControlRow]:
+    """Hold the attack against everything that is not one, averaged over the models of a truth."""
+    kept = [case for case in record.cases if case.variant in ("white", "query", "transfer")]
+    found = []
+    for truth in TRUTHS:
+        pairs = [(c, p) for c in kept if c.truth == truth for p in c.points]
+        for mode, eps in sorted({(p.mode, p.eps) for _, p in pairs}):
+            own = [(c, p) for c, p in pairs if (p.mode, p.eps) == (mode, eps)]
+            points = [p for _, p in own]
+            figures = {
+                "trigger alone": _mean(c.asr for c, _ in own),
+                "trigger + noise": _mean(p.noise for p in points),
+                "same delta, no trigger": _mean(p.delta_only for p in points),
+                "attack without trigger": _mean(p.no_trigger for p in points),
+                "innocents (the most)": _mean(p.innocent for p in points),
+                "trigger + delta": _mean(p.asr for p in points),
+            }
+            found.append(ControlRow(truth, mode, eps, len(own), figures))
+    return found
+
+
+def average_queries(
+    record: BenchmarkRecord, truth: Truth
+) -> tuple[float | None, int, dict[str, list[tuple[int, float]]]]:
+    """Average query searches over the models of one truth, at the largest eps.
+
+    A search stands, between two counts, where it stood at the first of them.
+
+    Returns:
+        The eps, how many models, and by kind of search (`QueryCurve.of`) its mean success by
+        number of queries; kinds that were not run are left out.
+    """
+    cases = [c for c in record.cases if c.variant == "query" and c.truth == truth]
+    curves = [curve for case in cases for curve in case.query_curves]
+    at = max((curve.eps for curve in curves), default=None)
+    found = {}
+    for kind in ("trigger", "no_trigger", "innocent"):
+        own = [curve.points for curve in curves if (curve.of, curve.eps) == (kind, at)]
+        if own:
+            counts = sorted({n for points in own for n, _ in points})
+            start = max(points[0][0] for points in own)
+            found[kind] = [
+                (n, fmean(_standing(points, n) for points in own)) for n in counts if n >= start
+            ]
+    return at, sum(bool(case.query_curves) for case in cases), found
+
+
+def _standing(points: Sequence[tuple[int, float]], n: int) -> float:
+    return [rate for asked, rate in points if asked <= n][-1]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def step_costs(costs: Sequence[Cost], variant: Variant) -> Iterator[Cost]:

@@ -17,6 +17,8 @@ from bdaudit.report.benchmark import (
     TRUTHS,
     VARIANTS,
     areas,
+    average_queries,
+    control_rows,
     gist,
     key_rates,
     main_variant,
@@ -64,6 +66,8 @@ def render(record: BenchmarkRecord) -> str:
         modes=list(dict.fromkeys(mode for row in table for mode in row.by_mode)),
         roc=_draw_roc(areas(record)),
         scatter=_draw_scatter(cases, eps),
+        controls=control_rows(record),
+        queries=_draw_queries(record),
         costs={variant: list(step_costs(record.costs, variant)) for variant in record.confusion},
         memory=memory,
     )
@@ -155,6 +159,52 @@ def _draw_scatter(cases: Sequence[BenchCase], eps: float | None) -> Picture | No
         plot,
         height=4.2,
         narrow_height=7.0,
+    )
+
+
+_SEARCHES = {
+    "trigger": ("trigger + delta, sleeping models", "defended", "-"),
+    "no_trigger": ("universal attack without the trigger, same models", "no_trigger", (0, (5, 2))),
+    "innocent": ("trigger + delta, innocent models", "reference", (0, (1, 1.2))),
+}
+
+
+def _draw_queries(record: BenchmarkRecord) -> Picture | None:
+    """Draw how far query searches get with a sleeping backdoor, and without one."""
+    eps, n_models, means = average_queries(record, "dormant")
+    if "trigger" not in means:
+        return None
+
+    def plot(figure: Figure, narrow: bool) -> None:
+        axes = figure.subplots()
+        axes.yaxis.set_major_formatter(_PER_CENT)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("images asked about")
+        axes.set_ylabel("held-out success")
+        for kind, points in means.items():
+            label, paint, dash = _SEARCHES[kind]
+            axes.step(
+                [n for n, _ in points],
+                [rate for _, rate in points],
+                where="post",
+                color=PAINTS[paint],
+                linestyle=dash,
+                linewidth=2.0,
+                label=label,
+            )
+        figure.legend(loc="outside lower center", ncols=1)
+
+    return draw(
+        "queries",
+        f"Success by number of queries at eps {eps:g}, mean over {n_models} sleeping models",
+        "; ".join(
+            f"{_SEARCHES[kind][0]}: {100 * points[-1][1]:.1f}% after {points[-1][0]:,}"
+            for kind, points in means.items()
+        )
+        + ".",
+        plot,
+        height=4.0,
+        narrow_height=4.6,
     )
 
 

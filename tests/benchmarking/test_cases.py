@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from bdaudit.benchmarking import describe_case
 from bdaudit.errors import RecordError
+from bdaudit.results import CurvePoint
 from bdaudit.verdict import Policy
 from tests.benchmarking.audits import BETWEEN, SLEEPS, audited
+from tests.records import rate, run
 
 
 def test_a_case_holds_figures_beside_truth():
@@ -20,6 +25,32 @@ def test_a_case_holds_figures_beside_truth():
     assert large.lift_over_innocents == pytest.approx(0.28)
     assert large.lift_over_own == pytest.approx(0.58)
     assert small.lift == pytest.approx(0.06)
+
+
+def test_an_attack_stands_beside_what_is_none():
+    case = audited("d", "dormant")
+    noise = run("defended", "defended", 0.05, 0.12, condition="noise")
+    record = case.record.model_copy(update={"runs": (*case.record.runs, noise)})
+
+    small, large = describe_case(replace(case, record=record), Policy()).points
+
+    assert (small.no_trigger, small.noise) == (0.02, None)
+    assert (large.no_trigger, large.noise) == (0.02, 0.12)
+
+
+def test_query_searches_keep_their_way():
+    case = audited("d", "dormant", variant="query")
+    curve = (
+        CurvePoint(n_queries=500, asr=rate(0.1)),
+        CurvePoint(n_queries=900, asr=rate(0.6)),
+    )
+    runs = tuple(r.model_copy(update={"query_curve": curve}) for r in case.record.runs)
+    record = case.record.model_copy(update={"runs": runs})
+
+    curves = describe_case(replace(case, record=record), Policy()).query_curves
+
+    assert {c.points for c in curves} == {((500, 0.1), (900, 0.6))}
+    assert Counter(c.of for c in curves) == {"trigger": 2, "no_trigger": 2, "innocent": 6}
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from bdaudit.benchmark_results import BenchmarkRecord, read_benchmark
+from bdaudit.benchmark_results import BenchmarkRecord, QueryCurve, read_benchmark
 from bdaudit.benchmarking import calibrate, summarise
 from bdaudit.errors import RecordError
 from bdaudit.progress import finish
+from bdaudit.report.benchmark import average_queries, control_rows
 from bdaudit.report.benchmark_html import render
 from bdaudit.report.benchmark_terminal import print_benchmark
 from bdaudit.results import Environment, to_json
@@ -101,6 +102,36 @@ def test_the_terminal_says_how_often_it_was_wrong():
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_narrow_terminal_is_not_overrun(width):
     assert max(map(len, printed(benchmark(), width).splitlines())) <= width
+
+
+def test_controls_are_averaged_over_the_models_of_a_truth():
+    rows = {(r.truth, r.mode, r.eps): r for r in control_rows(benchmark())}
+    sleeping = rows["dormant", "white", 0.05]
+
+    # Two variants of six models: half of them at .60, half at .20.
+    assert sleeping.n == 12
+    assert sleeping.figures["trigger + delta"] == pytest.approx(0.4)
+    assert sleeping.figures["innocents (the most)"] == pytest.approx(0.32)
+    assert sleeping.figures["trigger + noise"] is None
+
+
+def test_query_searches_are_averaged_where_they_stand():
+    record = benchmark()
+    curves = [
+        QueryCurve(of="trigger", eps=0.05, points=points)
+        for points in (((100, 0.0), (300, 1.0)), ((100, 0.2), (200, 0.4)))
+    ]
+    cases = [
+        case.model_copy(update={"variant": "query", "query_curves": (curve,)})
+        for case, curve in zip(
+            [c for c in record.cases if c.truth == "dormant"][:2], curves, strict=True
+        )
+    ]
+
+    eps, n_models, means = average_queries(record.model_copy(update={"cases": cases}), "dormant")
+
+    assert (eps, n_models) == (0.05, 2)
+    assert means == {"trigger": [(100, 0.1), (200, pytest.approx(0.2)), (300, 0.7)]}
 
 
 class _Page(HTMLParser):
