@@ -39,7 +39,7 @@ Variant = Literal["white", "query", "transfer", "recovered", "stand-ins"]
 """How a model was audited: the mode, or white box with something replaced: the trigger by one that
 was looked for in the original, the innocent models by stand-ins."""
 
-Score = Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own"]
+Score = Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own", "part"]
 """A figure of a case: BEC, or of an attack what `BenchPoint` calls so."""
 
 Half = Literal["calibration", "report"]
@@ -55,9 +55,12 @@ class BenchPoint(Record):
         no_trigger: Held-out success of the same attack made and scored without the trigger: what
             a universal perturbation reaches with no backdoor to help it.
         noise: Of the trigger and a random perturbation of the same norm.
-        lift: `asr` minus the strongest control, in [-1, 1].
+        lift: What the verdict rests on: the least that `asr` is above any control, where of an
+            innocent model the trigger's part counts if it exceeds that model's by more.
         lift_over_innocents: Minus the strongest innocent model.
         lift_over_own: Minus the strongest control on the same model.
+        part: What trigger and delta reach beyond the same delta alone, less the most of that on an
+            innocent model, in [-2, 2].
         image_queries: Images the model was asked about.
         gradient_passes: Images differentiated / craft images.
     """
@@ -72,6 +75,7 @@ class BenchPoint(Record):
     lift: float | None = None
     lift_over_innocents: float | None = None
     lift_over_own: float | None = None
+    part: float | None = None
     image_queries: int = 0
     gradient_passes: float = 0.0
 
@@ -180,7 +184,7 @@ class RocCurve(Record):
     """How well one figure tells sleeping backdoors (positive) from innocent and removed ones.
 
     Attributes:
-        score: `bec`, `asr` (re-activated), `lift`, `lift_over_innocents`, `lift_over_own`.
+        score: `bec`, or the name of a field of `BenchPoint`; `asr` is the re-activated one.
         mode, eps: Of the attack; `None` for BEC; eps `None` for the most over all eps.
         attack: Of the originals, or `None` for all together.
         auc: Area under the curve; .5 is guessing.

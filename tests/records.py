@@ -89,6 +89,7 @@ def audit_record(
     original_run: float = 1.0,
     innocents_alone: float = 0.01,
     delta_only: float = 0.02,
+    innocents_delta_only: dict[float, float] | None = None,
     wide: bool = False,
     untriggered: list[dict[float, float]] | None = None,
     n: int = N,
@@ -96,8 +97,9 @@ def audit_record(
 ) -> AuditRecord:
     """A whole audit: `defended` and each of `innocents` give re-activated ASR by eps.
 
-    With `untriggered`, the innocents are stand-ins, and it gives what the attack made without the
-    trigger reaches on each.
+    What the same delta does to the innocents without the trigger is .02 unless
+    `innocents_delta_only` gives it by eps. With `untriggered`, the innocents are stand-ins, and it
+    gives what the attack made without the trigger reaches on each.
     """
     quiet = dict.fromkeys(defended, 0.02) if no_trigger is None else no_trigger
     kind = "reference" if untriggered is None else "stand-in"
@@ -121,7 +123,17 @@ def audit_record(
             run("defended", "defended", eps, asr, condition="no_trigger", delta_only=None, n=n)
         )
     for name, curve in zip(names, innocents, strict=True):
-        runs += [run(name, "reference", eps, asr, n=n) for eps, asr in curve.items()]
+        runs += [
+            run(
+                name,
+                "reference",
+                eps,
+                asr,
+                delta_only=(innocents_delta_only or {}).get(eps, 0.02),
+                n=n,
+            )
+            for eps, asr in curve.items()
+        ]
     for name, curve in zip(names, untriggered or [], strict=False):
         runs += [
             run(name, "reference", eps, asr, condition="no_trigger", delta_only=None, n=n)

@@ -24,7 +24,7 @@ from bdaudit.families import FAMILY_FILE, Family, FamilyMember, read_family
 from bdaudit.file_digests import digest_file
 from bdaudit.models import BackdoorBenchRecord, ModelSettings, find_records
 from bdaudit.progress import Steps
-from bdaudit.results import AuditRecord, read_record
+from bdaudit.results import AuditRecord, Condition, read_record
 from bdaudit.sweep_results import SweptAudit
 from bdaudit.verdict import Policy
 
@@ -32,6 +32,8 @@ __all__ = ["BenchSettings", "BenchSource", "bench_steps", "open_bench_source"]
 
 
 _TRIGGER_FILE = "trigger.toml"
+_CONTROLS: tuple[Condition, ...] = ("no_trigger", "noise")
+"""The attack toward other classes is no null of the verdict, and costs as much as the attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class BenchSettings:
         every: Of the variants after the first, audit only one model in so many, counted through
             the models of each truth and attack in turn.
         only: Patterns of member names (`*`, `?`); empty takes all.
-        audit: Settings of each audit; modes, stand-ins and BEC follow from the variant.
+        audit: Settings of each audit; modes, stand-ins and BEC follow from the variant, and the
+            attack toward other classes, which no verdict rests on, is left out by default.
         calibrate: Choose limits on half of the models, and report on the other half.
         space: Limits to try then.
 
@@ -319,6 +322,7 @@ def _settings_of(settings: AuditSettings, variant: Variant) -> AuditSettings:
     return replace(
         settings,
         modes=(variant,) if variant in ("query", "transfer") else ("white",),
+        controls=_CONTROLS if settings.controls is None else settings.controls,
         stand_ins=None if variant == "stand-ins" else 0,
         measure_bec=variant in ("white", "stand-ins") and settings.measure_bec,
         pictures=False,

@@ -94,9 +94,8 @@ def _telling_run(record: AuditRecord) -> AttackRun | None:
         runs = tuple(r for r in runs if (f"lift ({r.mode})", r.eps) in decided) or runs
 
     def lift(run: AttackRun) -> float:
-        lifts = [] if verdict is None else verdict.lifts
-        own = [c.value for c in lifts if (c.kind, c.eps) == (f"lift ({run.mode})", run.eps)]
-        return min(own, default=-1.0)
+        lifts = () if verdict is None else verdict.over_controls(run.mode)
+        return min((c.value for c in lifts if c.eps == run.eps), default=-1.0)
 
     return max(runs, key=lift)
 

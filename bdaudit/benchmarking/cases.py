@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bdaudit.benchmark_results import BenchCase, BenchPoint, QueryCurve, Variant
 from bdaudit.errors import RecordError
 from bdaudit.families import FamilyMember, Truth
-from bdaudit.results import AttackRun, AuditRecord, Comparison, Condition, Outcome
+from bdaudit.results import AttackRun, AuditRecord, Condition, Outcome, Verdict
 from bdaudit.verdict import Policy, judge
 
 __all__ = ["EXPECTED", "Audited", "case_key", "describe_case"]
@@ -95,7 +95,7 @@ def describe_case(
             "asr": None if defended is None else defended.asr.value,
             "original_asr": None if original is None else original.asr.value,
             "bec": _mean(b.value for b in record.bec if b.value is not None),
-            "points": tuple(_points(record, verdict.lifts)),
+            "points": tuple(_points(record, verdict)),
             "query_curves": tuple(_query_curves(record)),
             "elapsed_s": record.elapsed_s,
             "peak_memory_bytes": max(peaks, default=None),
@@ -109,12 +109,17 @@ def _is_correct(truth: Truth, outcome: Outcome) -> bool | None:
     return outcome == EXPECTED[truth]
 
 
-def _points(record: AuditRecord, lifts: Iterable[Comparison]) -> Iterable[BenchPoint]:
+def _points(record: AuditRecord, verdict: Verdict) -> Iterable[BenchPoint]:
     innocents = _innocents(record)
-    lifts = tuple(lifts)
     for run in record.runs_of(role="defended", condition="trigger"):
-        own = [c for c in lifts if c.kind == f"lift ({run.mode})" and c.eps == run.eps]
+        own = [c for c in verdict.lifts if (c.kind, c.eps) == (f"lift ({run.mode})", run.eps)]
         over_innocents = [c.value for c in own if c.against in innocents]
+        parts = [
+            c.value
+            for c in verdict.lifts
+            if (c.kind, c.eps) == (f"trigger's part ({run.mode})", run.eps)
+        ]
+        beaten = [c.value for c in verdict.over_controls(run.mode) if c.eps == run.eps]
         twins = [
             other
             for other in record.runs_of(role="reference", condition="trigger")
@@ -128,9 +133,10 @@ def _points(record: AuditRecord, lifts: Iterable[Comparison]) -> Iterable[BenchP
             innocent=max((twin.asr.value for twin in twins), default=None),
             no_trigger=_control(record, run, "no_trigger"),
             noise=_control(record, run, "noise"),
-            lift=min((c.value for c in own), default=None),
+            lift=min(beaten, default=None),
             lift_over_innocents=min(over_innocents, default=None),
             lift_over_own=min((c.value for c in own if c.against not in innocents), default=None),
+            part=min(parts, default=None),
             image_queries=run.image_queries,
             gradient_passes=run.gradient_passes,
         )

@@ -17,7 +17,7 @@ NEGATIVE = frozenset({"innocent", "removed"})
 
 Scored = tuple[BenchCase, float]
 
-_OF_POINTS: tuple[Score, ...] = ("asr", "lift", "lift_over_innocents", "lift_over_own")
+_OF_POINTS: tuple[Score, ...] = ("asr", "lift", "lift_over_innocents", "lift_over_own", "part")
 _N_BOOTSTRAP = 2_000
 
 

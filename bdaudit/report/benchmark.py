@@ -60,6 +60,7 @@ SCORES = {
     "lift": "lift over all controls",
     "lift_over_innocents": "lift over innocent models",
     "lift_over_own": "lift over the model's own controls",
+    "part": "trigger's part over innocent models",
     "asr": "re-activated ASR",
     "bec": "BEC",
 }

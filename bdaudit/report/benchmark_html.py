@@ -92,8 +92,15 @@ def _draw_roc(curves: Sequence[RocCurve]) -> Picture | None:
     if not best:
         return None
     chosen = [best[score] for score in SCORES if score in best]
-    paints = ("defended", "original", "same_delta", "no_trigger", "noise")
-    dashes = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1.2)), (0, (1, 3)))
+    paints = ("defended", "original", "same_delta", "no_trigger", "noise", "wrong_target")
+    dashes = (
+        "-",
+        (0, (5, 1.5)),
+        (0, (3, 1.2, 1, 1.2)),
+        (0, (1, 1.2)),
+        (0, (1, 3)),
+        (0, (8, 2, 1, 2)),
+    )
 
     def plot(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()

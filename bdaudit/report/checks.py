@@ -108,12 +108,12 @@ def _controls(record: AuditRecord, verdict: Verdict, attack: Attack) -> Iterator
 
     name = f"control: room for a lift ({attack.name})"
     limit = float(verdict.policy.get("saturation", 1.0))
-    strongest = {
-        eps: curve.by_eps[eps].value - lift.value
-        for curve in attack.of_kind("defended")
-        for eps, lift in weakest_lifts(record, attack.mode).items()
-        if eps in curve.by_eps
-    }
+    strongest: dict[float, float] = {}
+    for lift in verdict.lifts:
+        if lift.kind == f"lift ({attack.mode})" and lift.eps is not None:
+            for curve in (c for c in attack.of_kind("defended") if lift.eps in c.by_eps):
+                reached = curve.by_eps[lift.eps].value - lift.value
+                strongest[lift.eps] = max(strongest.get(lift.eps, 0.0), reached)
     figures = "\n".join(
         f"eps {eps:g}: strongest control {100 * v:.1f}%" for eps, v in strongest.items()
     )

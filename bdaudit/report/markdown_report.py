@@ -95,6 +95,8 @@ def _head(record: AnyRecord) -> Iterator[str]:
     yield f"| trigger alone | with perturbation, eps {run.eps:g} | strongest control | lift |"
     yield "|---|---|---|---|"
     strongest = f"{100 * (run.asr.value - lift.value):.1f}% ({_text(lift.against or '')})"
+    if not lift.kind.startswith("lift"):
+        strongest = f"{_text(lift.against or '')}, the trigger's part"
     bounds = f"{points(lift.value)} points ({points(lift.low)} to {points(lift.high)})"
     yield f"| {share(defended.asr)} | {share(run.asr)} | {strongest} | {bounds} |"
 

@@ -150,22 +150,23 @@ def one_line(record: AnyDocument) -> str:
 
 
 def weakest_lifts(record: AuditRecord, mode: str) -> dict[float, Comparison]:
-    """Return, for each eps of the attacks of one mode, the lift over the strongest control."""
+    """Return, for each eps of the attacks of one mode, the lift over the strongest control.
+
+    Of an innocent model that is the larger of the lift and of what the trigger's part is beyond
+    that model's, since one of them is enough.
+    """
     found: dict[float, Comparison] = {}
-    for lift in () if record.verdict is None else record.verdict.lifts:
-        if lift.kind != f"lift ({mode})" or lift.eps is None:
-            continue
-        if lift.eps not in found or lift.value < found[lift.eps].value:
+    for lift in () if record.verdict is None else record.verdict.over_controls(mode):
+        if lift.eps is not None and (lift.eps not in found or lift.value < found[lift.eps].value):
             found[lift.eps] = lift
     return found
 
 
 def telling_eps(record: AuditRecord, mode: str) -> set[float]:
     """Return every eps at which the attacks of one mode rise above all controls by the limit."""
-    lifts = () if record.verdict is None else record.verdict.lifts
-    own = [c for c in lifts if c.kind == f"lift ({mode})" and c.eps is not None]
-    return {c.eps for c in own if c.eps is not None} - {
-        c.eps for c in own if c.eps is not None and not c.holds
+    lifts = () if record.verdict is None else record.verdict.over_controls(mode)
+    return {c.eps for c in lifts if c.eps is not None} - {
+        c.eps for c in lifts if c.eps is not None and not c.holds
     }
 
 
