@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -41,7 +42,15 @@ def stdout_console() -> Console:
     """Return a console for reports: plain text when stdout is not a terminal."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    class Report(Console):
+        def on_broken_pipe(self) -> None:
+            # A reader that has seen enough (`| head`) changes neither verdict nor exit code.
+            self.quiet = True
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, sys.stdout.fileno())
+            os.close(devnull)
+
+    return Report(file=sys.stdout, highlight=False, soft_wrap=False)
 
 
 @contextmanager

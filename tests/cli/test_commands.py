@@ -310,6 +310,25 @@ def test_as_a_subprocess_piped_without_colour_or_progress(
     assert max(map(len, done.stdout.decode().splitlines())) <= 60
 
 
+@pytest.mark.parametrize(("defended", "code"), [("removed", 0), ("dormant", 1)])
+def test_a_reader_that_goes_away_changes_no_exit_code(
+    files: Path, defended: str, code: int
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command(audit_arguments(files, defended)),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        check=False,
+        timeout=120,
+    )
+    os.close(writing)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == b""
+
+
 def test_without_utf8_the_report_is_plain_ascii(files: Path) -> None:
     done = subprocess.run(
         command(audit_arguments(files, "removed")),
