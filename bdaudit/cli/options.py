@@ -101,8 +101,8 @@ DefendedFile = Annotated[
 Defended = Annotated[
     str | None,
     typer.Argument(
-        help="The release candidate: a checkpoint; in query mode also an .onnx file, or "
-        "FILE.py:FUNCTION (which runs that file's code).",
+        help="The release candidate: a checkpoint; in query and transfer mode also an .onnx "
+        "file, or FILE.py:FUNCTION (which runs that file's code).",
         show_default=False,
     ),
 ]

@@ -62,9 +62,14 @@ class ClipShape:
 def clip_shape(tensors: Mapping[str, Tensor]) -> ClipShape | None:
     """Read the sizes off the tensors of a CLIP, `None` when they are no CLIP's.
 
-    A CLIP has tensors under `visual.` and either a text tower or a logit scale.
+    A CLIP has tensors under `visual.` and either a text tower or a logit scale. An image tower
+    saved alone may lack the `visual.`.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if "attnpool.positional_embedding" in shapes or (
+        "class_embedding" in shapes and "transformer.resblocks.0.ln_1.weight" in shapes
+    ):
+        shapes = {f"visual.{name}": shape for name, shape in shapes.items()}
     prefix = "text." if "text.positional_embedding" in shapes else ""
     has_text = f"{prefix}token_embedding.weight" in shapes
     if not any(name.startswith("visual.") for name in shapes) or not (
@@ -93,7 +98,8 @@ def clip_shape(tensors: Mapping[str, Tensor]) -> ClipShape | None:
 def matching_configs(shape: ClipShape) -> tuple[str, ...]:
     """Name open_clip's configs with these sizes; none where open_clip is not installed.
 
-    Several may fit: tensors do not tell GELU from QuickGELU.
+    Several may fit: tensors do not tell GELU from QuickGELU, nor an image tower alone which text
+    tower it was trained with.
     """
     try:
         import open_clip
@@ -103,7 +109,8 @@ def matching_configs(shape: ClipShape) -> tuple[str, ...]:
     return tuple(
         f"open_clip/{name}"
         for name in open_clip.list_models()
-        if shape.tower != "other" and _sizes_of_config(open_clip.get_model_config(name)) == wanted
+        if shape.tower != "other"
+        and wanted.items() <= _sizes_of_config(open_clip.get_model_config(name)).items()
     )
 
 
@@ -145,12 +152,16 @@ def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
 
 
 def _comparable(shape: ClipShape) -> dict[str, Any]:
-    return {
+    image = {
         "embed_dim": shape.embed_dim,
         "width": shape.width,
         "layers": shape.layers,
         "patch_size": shape.patch_size,
         "image_side": shape.image_side,
+    }
+    if shape.text_width is None:
+        return image
+    return image | {
         "text_width": shape.text_width,
         "text_layers": shape.text_layers,
         "context_length": shape.context_length,
@@ -158,10 +169,11 @@ def _comparable(shape: ClipShape) -> dict[str, Any]:
     }
 
 
-def _sizes_of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _sizes_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's sizes, empty where its towers come from elsewhere."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in config:
-        return None
+        return {}
     layers = vision.get("layers", 12)
     is_resnet = isinstance(layers, list)
     return {

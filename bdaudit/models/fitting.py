@@ -137,7 +137,7 @@ def _fill_clip(
     mean, std = preprocessing_of(plan, prompting, notes)
     tensors = _fit_names(checkpoint.tensors, set(plan.shapes), notes)
     tensors = rename_clip_tensors(tensors, plan.shapes, notes)
-    tensors = _with_text_tower(tensors, plan, prompting, notes)
+    tensors = _with_text_tower(checkpoint.path, tensors, plan, prompting, notes)
     _demand_fit(checkpoint.path, match_blueprint(_blueprint_of_clip(plan), tensors), tensors)
     clip = plan.build()
     _fill(clip, tensors, notes)
@@ -156,12 +156,22 @@ def _fill_clip(
 
 
 def _with_text_tower(
-    tensors: dict[str, Tensor], plan: ClipPlan, settings: ClipSettings, notes: list[str]
+    path: Path,
+    tensors: dict[str, Tensor],
+    plan: ClipPlan,
+    settings: ClipSettings,
+    notes: list[str],
 ) -> dict[str, Tensor]:
-    """Take what an image tower lacks from the pretrained weights, where they are named."""
+    """Take what an image tower lacks from the pretrained weights, where it is saved alone."""
     image_tower = {name for name in plan.shapes if name.startswith("visual.")}
-    if settings.pretrained is None or set(tensors) != image_tower:
+    if set(tensors) != image_tower:
         return tensors
+    if settings.pretrained is None:
+        raise ModelError(
+            f"{path}: expected a CLIP, got its image tower alone, and class names need the text "
+            "tower; give the weights that training started from, a tag of open_clip or a local "
+            "file (--pretrained TAG or FILE)"
+        )
     base = open_pretrained(plan, settings)
     renamed = rename_clip_tensors(base.tensors, plan.shapes, [])
     _demand_fit(base.path, match_blueprint(_blueprint_of_clip(plan), renamed), renamed)
