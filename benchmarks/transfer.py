@@ -1,11 +1,15 @@
 """What a delta made on surrogates does to the demonstration's models.
 
     python benchmarks/transfer.py [--seeds 0 1 2] [--passes 12] [--n-craft 300]
+    python benchmarks/transfer.py --strategy one-per-step --passes 24 --seeds 0
+    python benchmarks/transfer.py --peak 0.05 --seeds 0
 
 For each seed of split, surrogates and attack: held-out ASR on the dormant model of the delta made
 on each kind of source, the white box on the dormant model itself beside it, and for the four
 default surrogates together the same delta without the trigger and on the models in which nothing
-sleeps. Prints a table of means; takes about three minutes a seed on one busy core.
+sleeps. `--strategy`, `--input-diversity` and `--peak`, the rate at which surrogates are tuned, show
+what the defaults were chosen among. Prints a table of means; takes about three minutes a seed on
+one busy core.
 """
 
 from __future__ import annotations
@@ -20,6 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.data import load_sample, split_sample
+from bdaudit.defenses import (
+    FinePruningConfig,
+    FinetuneConfig,
+    FstConfig,
+    FtSamConfig,
+    TuningConfig,
+)
 from bdaudit.models import load_model
 from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
@@ -38,13 +49,26 @@ def share(classifier: nn.Module, images: Tensor, wanted: Tensor, delta: Tensor |
     return float((predicted == wanted).double().mean())
 
 
+def surrogates_at(peak: float) -> SurrogateConfig:
+    """Return the default defences, tuned with this peak rate."""
+    tuning = TuningConfig(learning_rate=peak)
+    return SurrogateConfig(
+        defenses=(
+            FinetuneConfig(tuning=tuning),
+            FtSamConfig(tuning=tuning),
+            FinePruningConfig(tuning=tuning),
+            FstConfig(tuning=tuning),
+        )
+    )
+
+
 def measure(
-    folder: Path, seed: int, n_craft: int, n_passes: int
+    folder: Path, seed: int, options: argparse.Namespace
 ) -> tuple[dict[tuple[str, float], float], dict[str, str]]:
     """Return (row, eps) -> held-out ASR, and what the surrogates are like."""
     names = ("original", "dormant", "removed", *INNOCENT)
     models = {name: load_model(folder / f"{name}.safetensors", name=name) for name in names}
-    split = split_sample(load_sample(folder / "clean.npz"), n_craft=n_craft, seed=seed)
+    split = split_sample(load_sample(folder / "clean.npz"), n_craft=options.n_craft, seed=seed)
     trigger = read_trigger(folder / "trigger.toml")
     craft, held_out = poison(split.craft, trigger, 10), poison(split.held_out, trigger, 10)
     started = time.process_time()
@@ -52,7 +76,7 @@ def measure(
         make_surrogates(
             models["original"],
             split.craft,
-            config=SurrogateConfig(),
+            config=surrogates_at(options.peak),
             generator=torch.Generator().manual_seed(seed),
         )
     )
@@ -80,7 +104,12 @@ def measure(
                     nets,
                     craft.triggered,
                     craft.targets,
-                    config=TransferConfig(eps=eps, n_passes=n_passes),
+                    config=TransferConfig(
+                        eps=eps,
+                        n_passes=options.passes,
+                        strategy=options.strategy,
+                        input_diversity=options.input_diversity,
+                    ),
                     generator=torch.Generator().manual_seed(seed),
                 )
             ).delta
@@ -99,7 +128,7 @@ def measure(
                 dormant,
                 craft.triggered,
                 craft.targets,
-                config=WhiteboxConfig(eps=eps, n_passes=n_passes),
+                config=WhiteboxConfig(eps=eps, n_passes=options.passes),
                 generator=torch.Generator().manual_seed(seed),
             )
         ).delta
@@ -116,12 +145,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--passes", type=int, default=12)
     parser.add_argument("--n-craft", type=int, default=300)
+    parser.add_argument("--peak", type=float, default=TuningConfig().learning_rate)
+    parser.add_argument(
+        "--strategy", choices=("ensemble", "momentum", "one-per-step"), default="ensemble"
+    )
+    parser.add_argument("--input-diversity", type=float, default=0.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     table: dict[tuple[str, float], list[float]] = defaultdict(list)
     with resources.as_file(resources.files("bdaudit") / "demo_files") as folder:
         for seed in arguments.seeds:
-            found, notes = measure(folder, seed, arguments.n_craft, arguments.passes)
+            found, notes = measure(folder, seed, arguments)
             print(f"seed {seed}:", *(f"  {key}: {value}" for key, value in notes.items()), sep="\n")
             for cell, value in found.items():
                 table[cell].append(value)
