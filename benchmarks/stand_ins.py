@@ -23,7 +23,7 @@ import torch
 import bdaudit
 from bdaudit.data import Sample, load_sample
 from bdaudit.progress import Progress
-from bdaudit.results import AuditRecord
+from bdaudit.results import AuditRecord, to_json
 
 DEMO = Path(str(resources.files("bdaudit") / "demo_files"))
 
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--json", type=Path, help="folder for the records, to judge them again")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sample = load_sample(arguments.data, split="test")
@@ -146,6 +147,10 @@ def main() -> None:
             print(line)
         for title, record in (("references", given), ("stand-ins", made), ("neither", none)):
             assert record.verdict is not None
+            if arguments.json is not None:
+                arguments.json.mkdir(parents=True, exist_ok=True)
+                path = arguments.json / f"{defended.stem}-{title}.json"
+                path.write_text(to_json(record), encoding="utf-8")
             print(f"with {title}: {record.verdict.outcome}: {record.verdict.why}")
         took = next((s.elapsed_s for s in made.steps if s.name == "stand-ins"), 0.0)
         print(f"stand-ins made in {took:.0f} s", flush=True)
