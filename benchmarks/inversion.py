@@ -7,15 +7,19 @@
     python benchmarks/inversion.py MODELS students  # and with those that answers taught
     python benchmarks/inversion.py MODELS verdicts  # audits with true and recovered triggers
 
+`--only` names originals; `--seed` draws everything anew: the halves of the sample, the searches and
+the attacks.
+
 Searches run under bfloat16 with their default settings, all targets and no race dropped (there are
 eleven, and none is dropped up to twelve), so each model's are made once and paired with any others.
-Everything is kept in MODELS as it is made; a killed run goes on.
+Everything is kept in MODELS/seed-N as it is made; a killed run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -37,6 +41,7 @@ from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.standins import StandInConfig, make_stand_ins
 from bdaudit.triggers import AllToOne, Trigger, poison, read_trigger, write_trigger
+from bdaudit.verdict import Policy, judge
 
 DEMO = resources.files("bdaudit") / "demo_files"
 ORIGINALS = {  # name: file, defended versions
@@ -50,39 +55,46 @@ ORIGINALS = {  # name: file, defended versions
     "dynamic": ("dynamic", ()),
 }
 INNOCENT = ("innocent-31", "innocent-32", str(DEMO / "innocent-1"), "innocent-33")
-REFERENCES = INNOCENT[:3]
-N_CRAFT, SEED, NUM_CLASSES = 300, 0, 10
+N_CRAFT, NUM_CLASSES = 300, 10
+EPS = (0.02, 0.05)
 METHODS = ("universal", "warp", "neural-cleanse")
 CONFIG = InversionConfig(methods=METHODS)
 RULES = [*(AllToOne(k) for k in range(NUM_CLASSES)), None]  # and any other class
 
 
-def sample() -> Split:
-    return split_sample(load_sample(DEMO / "clean.npz"), n_craft=N_CRAFT, seed=SEED)
+@dataclass(frozen=True)
+class Study:
+    """The models' folder, and a seed whose results are kept in a folder of their own."""
 
+    folder: Path
+    seed: int
 
-def open_model(folder: Path, name: str) -> LoadedModel:
-    return load_model(folder / f"{name}.safetensors", name=Path(name).name)
+    @property
+    def kept(self) -> Path:
+        return self.folder / f"seed-{self.seed}"
+
+    def halves(self) -> Split:
+        return split_sample(load_sample(DEMO / "clean.npz"), n_craft=N_CRAFT, seed=self.seed)
+
+    def model(self, name: str) -> LoadedModel:
+        return load_model(self.folder / f"{name}.safetensors", name=Path(name).name)
+
+    def existing(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if (self.folder / f"{name}.safetensors").exists()]
 
 
 def raced(
-    folder: Path, name: str, method: str, halves: Split
+    study: Study, model: LoadedModel, name: str, method: str, halves: Split
 ) -> UniversalSearch | NeuralCleanseSearch:
     """Return a search that has gone all the way, from the file where there is one."""
-    return raced_on(open_model(folder, name), folder / "races", Path(name).name, method, halves)
-
-
-def raced_on(
-    model: LoadedModel, races: Path, name: str, method: str, halves: Split
-) -> UniversalSearch | NeuralCleanseSearch:
     arms, _ = make_arms(RULES, halves.craft.labels, NUM_CLASSES)
     asker = Asker(model.classifier, halves.craft.images, batch_size=256, bf16=True)
     search = make_search(method, asker, arms, CONFIG)
-    kept = races / f"{name}-{method}.pt"
+    kept = study.kept / "races" / f"{name}-{method}.pt"
     if not kept.exists():
         stages = []
         for stage in range(search.n_stages):
-            generator = torch.Generator().manual_seed(SEED + stage)
+            generator = torch.Generator().manual_seed(study.seed + stage)
             search.advance(stage, range(len(arms)), generator)
             stages.append(search.standings(stage))
         state = {
@@ -92,7 +104,7 @@ def raced_on(
             or (isinstance(value, list) and isinstance(value[0], Tensor))
         }
         cost = torch.tensor([asker.differentiated, asker.forwarded])
-        kept.parent.mkdir(exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state": state, "stages": torch.stack(stages), "cost": cost}, kept)
         print(kept.stem, search.sizes(search.n_stages - 1).numpy().round(2), flush=True)
     known = torch.load(kept, weights_only=True)
@@ -102,56 +114,53 @@ def raced_on(
     return search
 
 
-def existing(folder: Path, names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if (folder / f"{name}.safetensors").exists()]
-
-
-def measure_table(folder: Path, only: list[str]) -> None:
+def measure_table(study: Study, only: list[str]) -> None:
     """Score every original against three innocent models, and every innocent one against others."""
-    halves = sample()
-    innocent = existing(folder, INNOCENT)
-    suspects = {k: f for k, (f, _) in ORIGINALS.items() if existing(folder, (f,))}
+    halves = study.halves()
+    innocent = study.existing(INNOCENT)
+    suspects = {k: f for k, (f, _) in ORIGINALS.items() if study.existing((f,))}
     suspects |= {Path(name).name: name for name in innocent}
     for label, file in suspects.items():
         if only and label not in only:
             continue
-        row = folder / "table" / f"{label}.json"
+        row = study.kept / "table" / f"{label}.json"
         if not row.exists():
             others = [name for name in innocent if name != file][:3]
-            row.parent.mkdir(exist_ok=True)
-            models = {Path(name).name: open_model(folder, name) for name in (file, *others)}
-            row.write_text(json.dumps(_row(folder, label, models, halves, ""), indent=1))
+            row.parent.mkdir(parents=True, exist_ok=True)
+            models = {Path(name).name: study.model(name) for name in (file, *others)}
+            row.write_text(json.dumps(_row(study, label, models, halves, ""), indent=1))
         print(label, row.read_text(), flush=True)
 
 
-def measure_stand_ins(folder: Path, only: list[str], lessons: Literal["answers", "labels"]) -> None:
+def measure_stand_ins(study: Study, only: list[str], lessons: Literal["answers", "labels"]) -> None:
     """Score originals, innocent ones too, against three stand-ins each."""
-    halves = sample()
+    halves = study.halves()
     suspects = {k: f for k, (f, _) in ORIGINALS.items()}
     suspects |= {Path(name).name: name for name in INNOCENT}
     for label, file in suspects.items():
-        if (only and label not in only) or not existing(folder, (file,)):
+        if (only and label not in only) or not study.existing((file,)):
             continue
-        row = folder / "table" / f"{label}-{lessons}.json"
+        row = study.kept / "table" / f"{label}-{lessons}.json"
         if not row.exists():
-            original = open_model(folder, file)
+            original = study.model(file)
             # Labels teach the same whatever the original is, so one set serves all.
-            teacher = original if lessons == "answers" else open_model(folder, INNOCENT[0])
+            teacher = original if lessons == "answers" else study.model(INNOCENT[0])
             made = finish(
                 make_stand_ins(
                     teacher,
                     halves.craft,
                     count=3,
                     config=StandInConfig(lessons=lessons, autocast="bf16"),
-                    generator=derive_generator(SEED, "stand-ins"),
-                    cache_dir=folder / "stand-ins",
+                    generator=derive_generator(study.seed, "stand-ins"),
+                    cache_dir=study.folder / "stand-ins",
                 )
             )
             prefix = label if lessons == "answers" else "labels"
             models = {Path(file).name: original} | {
                 f"{prefix}-{model.name.replace(' ', '-')}": model for model in made
             }
-            figures = _row(folder, label, models, halves, lessons)
+            row.parent.mkdir(parents=True, exist_ok=True)
+            figures = _row(study, label, models, halves, lessons)
             answers = [
                 predict(m.classifier, halves.held_out.images, batch_size=250)
                 for m in models.values()
@@ -165,15 +174,13 @@ def measure_stand_ins(folder: Path, only: list[str], lessons: Literal["answers",
 
 
 def _row(
-    folder: Path, label: str, models: dict[str, LoadedModel], halves: Split, against: str
+    study: Study, label: str, models: dict[str, LoadedModel], halves: Split, against: str
 ) -> dict:
     """Score the first of `models` against the others."""
     figures: dict[str, object] = {"others": list(models)[1:]}
     named, models = models, list(models.values())
     for method in METHODS:
-        searches = [
-            raced_on(model, folder / "races", name, method, halves) for name, model in named.items()
-        ]
+        searches = [raced(study, model, name, method, halves) for name, model in named.items()]
         last = searches[0].n_stages - 1
         sizes = torch.stack([s.sizes(last) for s in searches])
         scored = score_arms(
@@ -198,16 +205,16 @@ def _row(
         if scored.p_values[arm] > CONFIG.unsure_p:
             continue
         found = finish(
-            recover_in_full(searches, arm, halves.craft.labels, config=CONFIG, seed=SEED)
+            recover_in_full(searches, arm, halves.craft.labels, config=CONFIG, seed=study.seed)
         )
         rule = found.rule or RULES[arm]
         assert rule is not None
         trigger = Trigger(
             transform=found.transform, rule=rule, source=f"{label}, {method}", recovered=True
         )
-        (folder / "recovered").mkdir(exist_ok=True)
+        (study.kept / "recovered").mkdir(exist_ok=True)
         suffix = f"-{against}" if against else ""
-        write_trigger(folder / "recovered" / f"{label}-{method}{suffix}.toml", trigger)
+        write_trigger(study.kept / "recovered" / f"{label}-{method}{suffix}.toml", trigger)
         held_out = poison(halves.held_out, trigger, NUM_CLASSES)
 
         def share(model: LoadedModel, images: Tensor, targets: Tensor = held_out.targets) -> float:
@@ -234,9 +241,9 @@ def _rank(searches: list, stage: int, arm: int) -> int:
     return int((gains > gains[arm]).sum())
 
 
-def best_recovered(folder: Path, label: str) -> Path:
+def best_recovered(study: Study, label: str) -> Path:
     """Return the trigger file an audit would go on with: awake, unlikely, and far from innocent."""
-    row = json.loads((folder / "table" / f"{label}.json").read_text())
+    row = json.loads((study.kept / "table" / f"{label}.json").read_text())
 
     def order(method: str) -> tuple[bool, float, float]:
         found = row[method]
@@ -245,55 +252,66 @@ def best_recovered(folder: Path, label: str) -> Path:
         gap = found["asr"] - max([*found["innocent"], *found["own"]])
         return (found["asr"] < 0.55 or gap < 0.25, max(found["ranking"][0][3], 1e-4), -gap)
 
-    return folder / "recovered" / f"{label}-{min(METHODS, key=order)}.toml"
+    return study.kept / "recovered" / f"{label}-{min(METHODS, key=order)}.toml"
 
 
-def measure_verdicts(folder: Path, only: list[str]) -> None:
-    """Audit every defended version with the true trigger and with the recovered ones."""
-    store = bdaudit.MemoryStore()
-    references = existing(folder, tuple(f"{n}-finetuned" for n in ("innocent-31", "innocent-32")))
+def measure_verdicts(study: Study, only: list[str]) -> None:
+    """Audit every defended version with the true trigger and with the recovered one.
+
+    The halves are those of the search, so that no held-out image had a part in the trigger.
+    """
+    folder = study.folder
+    references = study.existing(tuple(f"{n}-finetuned" for n in ("innocent-31", "innocent-32")))
     references.append(str(DEMO / "innocent-2"))
     settings = bdaudit.AuditSettings(
-        eps=(0.02,),
+        eps=EPS,
         n_passes=8,
         controls=("no_trigger",),
         measure_bec=False,
         stand_ins=0,
         pictures=False,
-        compute=bdaudit.ComputeSettings(device="cpu", seed=SEED, bf16=True),
-        split=bdaudit.SplitSettings(n_craft=150),
+        compute=bdaudit.ComputeSettings(device="cpu", seed=study.seed, bf16=True),
+        split=bdaudit.SplitSettings(n_craft=N_CRAFT),
     )
     for label, (file, defended) in ORIGINALS.items():
-        if not existing(folder, (file,)) or (only and label not in only):
+        if not study.existing((file,)) or (only and label not in only):
             continue
         true = DEMO / "trigger.toml" if label == "patch" else folder / "triggers" / f"{label}.toml"
-        triggers = {"true": true, "recovered": best_recovered(folder, label)}
+        triggers = {"true": Path(str(true)), "recovered": best_recovered(study, label)}
+        home = Path(str(DEMO)) if label == "patch" else folder
+        store = bdaudit.FolderStore(study.kept / "runs" / label)
         for version in defended:
             for kind, path in triggers.items():
-                kept = folder / "verdicts" / f"{version}-{kind}.json"
+                kept = study.kept / "verdicts" / f"{version}-{kind}.json"
                 if not kept.exists():
-                    home = Path(str(DEMO)) if label == "patch" else folder
                     record = bdaudit.audit(
                         home / f"{version}.safetensors",
                         original=folder / f"{file}.safetensors",
                         data=Path(str(DEMO)) / "clean.npz",
-                        trigger=read_trigger(Path(str(path))),
+                        trigger=read_trigger(path),
                         references=[folder / f"{name}.safetensors" for name in references],
                         settings=settings,
                         store=store,
                     )
-                    kept.parent.mkdir(exist_ok=True)
+                    kept.parent.mkdir(parents=True, exist_ok=True)
                     kept.write_text(bdaudit.to_json(record))
-                record = bdaudit.read_record(kept)
-                runs = {
-                    (r.role, r.eps): round(r.asr.value, 3)
-                    for r in record.runs
-                    if r.condition == "trigger" and r.role != "reference"
-                }
-                innocent = max(r.asr.value for r in record.runs if r.role == "reference")
-                alone = {b.role: round(b.asr.value, 3) for b in record.baselines[:2]}
-                print(version, kind, record.verdict.outcome, alone, runs, innocent, flush=True)
-                print("   ", record.verdict.why, flush=True)
+                show_verdicts(f"{version}, {kind} ({path.stem})", bdaudit.read_record(kept))
+
+
+def show_verdicts(what: str, record: bdaudit.AuditRecord) -> None:
+    """Print the verdict over all eps, and what each eps alone would have said."""
+    assert record.verdict is not None
+    alone = {b.role: round(b.asr.value, 3) for b in record.baselines[:2]}
+    print(f"{what}: {record.verdict.outcome}; trigger alone {alone}", flush=True)
+    for eps in EPS:
+        runs = tuple(r for r in record.runs if r.eps == eps)
+        verdict = judge(record.model_copy(update={"runs": runs}), Policy())
+        figures = {
+            f"{r.role} {r.condition}": round(r.asr.value, 3) for r in runs if r.role != "reference"
+        }
+        innocent = max(r.asr.value for r in runs if r.role == "reference")
+        print(f"    eps {eps}: {verdict.outcome}; {figures}; innocent up to {innocent:.3f}")
+    print(f"    {record.verdict.why}", flush=True)
 
 
 def main() -> None:
@@ -301,20 +319,22 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("races", "table", "stand-ins", "students", "verdicts"))
     parser.add_argument("--only", nargs="*", default=[], help="names of originals")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    study, only = Study(arguments.folder, arguments.seed), arguments.only
     if arguments.what == "table":
-        measure_table(arguments.folder, arguments.only)
+        measure_table(study, only)
     elif arguments.what in ("stand-ins", "students"):
-        lessons = "labels" if arguments.what == "stand-ins" else "answers"
-        measure_stand_ins(arguments.folder, arguments.only, lessons)
+        measure_stand_ins(study, only, "labels" if arguments.what == "stand-ins" else "answers")
     elif arguments.what == "verdicts":
-        measure_verdicts(arguments.folder, arguments.only)
+        measure_verdicts(study, only)
     else:
-        names = (*REFERENCES, *(file for file, _ in ORIGINALS.values()), *INNOCENT)
-        for name in dict.fromkeys(existing(arguments.folder, names)):
+        suspects = [file for label, (file, _) in ORIGINALS.items() if not only or label in only]
+        for name in dict.fromkeys(study.existing((*INNOCENT, *suspects))):
+            model = study.model(name)
             for method in METHODS:
-                raced(arguments.folder, name, method, sample())
+                raced(study, model, Path(name).name, method, study.halves())
 
 
 if __name__ == "__main__":
