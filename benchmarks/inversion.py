@@ -6,6 +6,7 @@
     python benchmarks/inversion.py MODELS stand-ins # the same with stand-ins that labels taught
     python benchmarks/inversion.py MODELS students  # and with those that answers taught
     python benchmarks/inversion.py MODELS verdicts  # audits with true and recovered triggers
+    python benchmarks/inversion.py MODELS many --only universal  # time and memory at 1,000 classes
 
 `--only` names originals; `--seed` draws everything anew: the halves of the sample, the searches and
 the attacks.
@@ -19,7 +20,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -30,13 +35,13 @@ from torch import Tensor
 import bdaudit
 from bdaudit.auditing.runs import derive_generator
 from bdaudit.data import Split, load_sample, split_sample
-from bdaudit.inversion import InversionConfig, make_arms
+from bdaudit.inversion import InversionConfig, invert_with, make_arms
 from bdaudit.inversion.anomaly import LEAST_SPREAD, LEAST_SPREAD_OF_STAND_INS, score_arms
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.invert import make_search, recover_in_full
 from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
 from bdaudit.inversion.universal import UniversalSearch
-from bdaudit.models import LoadedModel, load_model
+from bdaudit.models import Classifier, LoadedModel, build_network, load_model
 from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.standins import StandInConfig, make_stand_ins
@@ -279,7 +284,7 @@ def measure_verdicts(study: Study, only: list[str]) -> None:
         true = DEMO / "trigger.toml" if label == "patch" else folder / "triggers" / f"{label}.toml"
         triggers = {"true": Path(str(true)), "recovered": best_recovered(study, label)}
         home = Path(str(DEMO)) if label == "patch" else folder
-        store = bdaudit.FolderStore(study.kept / "runs" / label)
+        store = bdaudit.MemoryStore()  # both versions share the original and the innocent models
         for version in defended:
             for kind, path in triggers.items():
                 kept = study.kept / "verdicts" / f"{version}-{kind}.json"
@@ -314,27 +319,75 @@ def show_verdicts(what: str, record: bdaudit.AuditRecord) -> None:
     print(f"    {record.verdict.why}", flush=True)
 
 
+def measure_many(study: Study, methods: list[str]) -> None:
+    """Time one search over 1,000 classes: two networks of width 4 with random weights."""
+    images = load_sample(DEMO / "clean.npz").images[:500]
+    labels = torch.arange(len(images)) * 2
+    rules = [*(AllToOne(k) for k in range(1000)), None]
+    arms, _ = make_arms(rules, labels, 1000)
+    networks = []
+    for number in range(2):
+        generator = torch.Generator().manual_seed(study.seed + number)
+        network = build_network(
+            "bdaudit/preactresnet18_w4", num_classes=1000, in_channels=1, generator=generator
+        )
+        networks.append(Classifier(network, mean=(0.286,), std=(0.353,)).eval())
+        networks[-1].requires_grad_(requires_grad=False)
+    for method in METHODS:
+        if methods and method not in methods:
+            continue
+        began = time.process_time()
+        search = invert_with(
+            method,
+            networks,
+            images,
+            labels,
+            arms,
+            config=CONFIG,
+            wanted=range(len(arms)),
+            n_tests=len(METHODS) * len(arms),
+            seed=study.seed,
+            batch_size=256,
+            bf16=True,
+        )
+        title = None
+        for event in search:
+            if (event.step, int(event.done)) != title:
+                title = event.step, int(event.done)
+                print(f"{time.process_time() - began:.0f} s", *title, flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+        print(method, f"{time.process_time() - began:.0f} s of CPU, {peak:.1f} GiB at most")
+
+
+def measure_races(study: Study, only: list[str]) -> None:
+    """Run every search on the originals and on all innocent models."""
+    suspects = [file for label, (file, _) in ORIGINALS.items() if not only or label in only]
+    for name in dict.fromkeys(study.existing((*INNOCENT, *suspects))):
+        model = study.model(name)
+        for method in METHODS:
+            raced(study, model, Path(name).name, method, study.halves())
+
+
+STUDIES: dict[str, Callable[[Study, list[str]], None]] = {
+    "races": measure_races,
+    "table": measure_table,
+    "stand-ins": partial(measure_stand_ins, lessons="labels"),
+    "students": partial(measure_stand_ins, lessons="answers"),
+    "verdicts": measure_verdicts,
+    "many": measure_many,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=("races", "table", "stand-ins", "students", "verdicts"))
-    parser.add_argument("--only", nargs="*", default=[], help="names of originals")
+    parser.add_argument("what", choices=tuple(STUDIES))
+    parser.add_argument("--only", nargs="*", default=[], help="names of originals (many: methods)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     study, only = Study(arguments.folder, arguments.seed), arguments.only
-    if arguments.what == "table":
-        measure_table(study, only)
-    elif arguments.what in ("stand-ins", "students"):
-        measure_stand_ins(study, only, "labels" if arguments.what == "stand-ins" else "answers")
-    elif arguments.what == "verdicts":
-        measure_verdicts(study, only)
-    else:
-        suspects = [file for label, (file, _) in ORIGINALS.items() if not only or label in only]
-        for name in dict.fromkeys(study.existing((*INNOCENT, *suspects))):
-            model = study.model(name)
-            for method in METHODS:
-                raced(study, model, Path(name).name, method, study.halves())
+    STUDIES[arguments.what](study, only)
 
 
 if __name__ == "__main__":
