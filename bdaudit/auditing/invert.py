@@ -80,6 +80,7 @@ __all__ = ["RecoveredTriggers", "invert", "invert_steps", "recover_steps", "save
 _CONFIDENCE = 0.95
 _N_COMPANIONS = 11  # classes raced beside a given target, to show what chance does
 _SHOWN = 6
+_MOST_DOUBLINGS = 10.0  # that a sentence spells out
 _MAX_ACC_LOSS = 0.15  # of a stand-in for the search: it is compared class by class
 _STAND_IN_SHARE = 0.5  # of the time where stand-ins are made, for the progress bar
 
@@ -366,8 +367,9 @@ def recover_steps(
     outcome, why = _decide(candidates, found, references, config)
     if outcome == "none":
         hidden = _hidden_by_stand_ins(scored, references, halves.held_out, n_tests, config, compute)
-        if hidden is not None:
-            outcome, why = "unsure", hidden
+        doubt = hidden or _nothing_noticeable(found, references, n_tests, config)
+        if doubt is not None:
+            outcome, why = "unsure", doubt
     inversion = Inversion(
         outcome=outcome,
         why=why,
@@ -519,6 +521,32 @@ def _hidden_by_stand_ins(
                 f"class is {_p(p_value)}. Pass --reference."
             )
     return None
+
+
+def _nothing_noticeable(
+    found: Sequence[tuple[Inverted, float]],
+    references: Sequence[Subject],
+    n_tests: int,
+    config: InversionConfig,
+) -> str | None:
+    """Say which search would not have noticed even a conspicuous class; `None` where all would.
+
+    Few classes and few innocent models leave few degrees of freedom; innocent models that differ
+    much, as when one of them is backdoored itself, leave a wide spread.
+    """
+    least, method = max(
+        (i.anomalies.least_gain(config.unsure_p, n_tests=n_tests), i.method)
+        for i, _ in found
+        if i.anomalies.reason is None
+    )
+    if least <= config.noticed_gain:
+        return None
+    times = f"{2**least:.0f}" if least < _MOST_DOUBLINGS else "over 1,000"
+    return (
+        f"No telling: by these {len(references)} {_named(references)} a class would have to be "
+        f"{times} times easier than on them to be told from chance ({method}). Pass more "
+        "--reference."
+    )
 
 
 def _why_asleep(

@@ -48,6 +48,12 @@ class Anomalies:
     degrees: int | None
     reason: str | None = None
 
+    def least_gain(self, p_value: float, *, n_tests: int) -> float:
+        """Return the doublings from which a gain has this p-value or less; infinite without any."""
+        if self.spread is None or self.degrees is None:
+            return float("inf")
+        return self.spread * float(stats.t.isf(p_value / n_tests, self.degrees))
+
 
 def residuals(sizes: Tensor) -> Tensor:
     """Return by how many doublings the first model needs less than the others (n,).

@@ -15,7 +15,7 @@ from bdaudit.auditing.inputs import Subject
 from bdaudit.auditing.invert import recover_steps
 from bdaudit.auditing.runs import Compute
 from bdaudit.blackbox import TorchBlackBox
-from bdaudit.data import split_sample
+from bdaudit.data import Sample, split_sample
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.models import wrap_module
 from bdaudit.progress import finish
@@ -145,7 +145,8 @@ def test_a_stand_in_that_carries_the_backdoor_cannot_make_the_original_look_clea
         return inversion
 
     given = outcome(stand_in=False)
-    assert given.outcome == "none"  # a reference is taken at its word
+    assert given.outcome == "unsure"  # a reference is taken at its word: they differ that much
+    assert "told from chance" in given.why
     made = outcome(stand_in=True)
     assert made.outcome == "unsure"
     assert "also moves copy" in made.why
@@ -163,17 +164,22 @@ def test_one_target_is_tried_alone_but_not_judged_alone() -> None:
         invert(original_twin(), target_label=4)
 
 
-def test_two_classes_need_two_innocent_models() -> None:
-    class TwoClasses(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
+class TwoClasses(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.inner(images)[:, :2]
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images)[:, :2]
 
+
+def two_class_sample() -> Sample:
     sample = twin_sample(400, seed=1)
-    kept = sample.take((sample.labels < 2).nonzero()[:, 0])
+    return sample.take((sample.labels < 2).nonzero()[:, 0])
+
+
+def test_two_classes_need_two_innocent_models() -> None:
+    kept = two_class_sample()
     references = [TwoClasses(net) for net in INNOCENT]
     found = invert(TwoClasses(original_twin()), data=kept, references=references)
     assert found.record.inversion.candidates[0].target_label == 0
@@ -182,6 +188,25 @@ def test_two_classes_need_two_innocent_models() -> None:
     few = invert(TwoClasses(original_twin()), data=kept, references=references[:1], stand_ins=0)
     assert few.record.inversion.outcome == "unsure"
     assert "two innocent models are needed" in few.record.inversion.why
+
+
+def test_none_is_not_said_where_nothing_could_have_been_noticed() -> None:
+    """Two classes and two innocent models leave one degree of freedom for what chance does."""
+
+    def outcome_with(count: int) -> tuple[str, str]:
+        found = invert(
+            TwoClasses(another_innocent(9)),
+            data=two_class_sample(),
+            references=[TwoClasses(net) for net in INNOCENT[:count]],
+            stand_ins=0,
+            config=bdaudit.InversionConfig(),
+        ).record.inversion
+        return found.outcome, found.why
+
+    outcome, why = outcome_with(2)
+    assert outcome == "unsure"
+    assert "easier than on them to be told from chance" in why
+    assert outcome_with(3)[0] == "none"
 
 
 def test_a_sample_too_small_is_refused_and_says_what_is_missing() -> None:

@@ -67,3 +67,13 @@ def test_two_innocent_models_and_two_classes_tell_something() -> None:
     found = score_arms(torch.tensor([[1.0, 9.0], [8.0, 9.0], [8.1, 9.1]]), n_tests=2)
     assert found.p_values is not None
     assert found.p_values[0] < 0.05 < found.p_values[1]
+
+
+def test_the_least_gain_that_would_be_noticed_is_where_the_p_value_reaches_it() -> None:
+    scored = score_arms(table(4, 8, seed=3), n_tests=24)
+    least = scored.least_gain(0.1, n_tests=24)
+    assert scored.spread is not None
+    assert scored.degrees is not None
+    tail = stats.t.sf(least / scored.spread, scored.degrees) * 24
+    assert tail == pytest.approx(0.1)
+    assert score_arms(torch.ones(1, 2), n_tests=2).least_gain(0.1, n_tests=2) == float("inf")
