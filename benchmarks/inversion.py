@@ -270,7 +270,7 @@ def measure_verdicts(study: Study, only: list[str]) -> None:
     references.append(str(DEMO / "innocent-2"))
     settings = bdaudit.AuditSettings(
         eps=EPS,
-        n_passes=8,
+        n_passes=6,
         controls=("no_trigger",),
         measure_bec=False,
         stand_ins=0,
