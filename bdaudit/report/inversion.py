@@ -21,6 +21,7 @@ _HEADLINES = {
 }
 _LEAST_SHOWN = 5
 """Classes shown of each method, beside all that are unusual."""
+_ONE_DECIMAL_BELOW = 10.0  # percent
 _UNUSUAL = 0.10
 
 
@@ -87,7 +88,7 @@ def _candidate_table(
     headings = ["size", "p", "original", "innocent", "own"]
     for heading in headings:
         table.add_column(heading, justify="right")
-    table.add_column("wakes it")
+    table.add_column("wakes")
     for c in inversion.candidates:
         table.add_row(
             _target(c, names),
@@ -105,8 +106,8 @@ def _candidate_table(
         if c.why_not is not None
     ]
     gloss = (
-        "share of held-out images taken to the target: on the original, the same trigger on "
-        "innocent models, and what innocent models give of their own at that size"
+        "share of held-out images taken to the target: on the original, by the same trigger on "
+        "innocent models, by triggers of their own of that size; whether it wakes the original"
     )
     return Group(
         Text("Recovered triggers (recovered, not known)", style="bold"),
@@ -179,8 +180,10 @@ def _size(size: float, unit: str) -> str:
 def _range(rates: Sequence[Rate]) -> str:
     if not rates:
         return "-"
-    values = [100 * r.value for r in rates]
-    return f"{max(values):.1f}%" if len(values) == 1 else f"{min(values):.1f}-{max(values):.1f}%"
+    low, high = 100 * min(r.value for r in rates), 100 * max(r.value for r in rates)
+    digits = 1 if high < _ONE_DECIMAL_BELOW else 0  # a narrow terminal has no room for more
+    shown = f"{high:.{digits}f}%"
+    return shown if len(rates) == 1 else f"{low:.{digits}f}-{shown}"
 
 
 def _p(value: float | None) -> str:
