@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -83,6 +84,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+# A policy is judged many times over when limits are calibrated, each time from all outcomes.
+_BITS_OF = tuple(tuple(bool(byte >> (7 - k) & 1) for k in range(8)) for byte in range(256))
+
+
 class Rate(Record):
     """A share of held-out (or craft) images, with its 95 % Wilson interval.
 
@@ -129,7 +134,7 @@ class Rate(Record):
             raise RecordError("image-by-image outcomes are not base64") from error
         if len(packed) != (self.total + 7) // 8:
             raise RecordError(f"{len(packed)} bytes of outcomes for {self.total} images")
-        flags = [bool(byte >> (7 - k) & 1) for byte in packed for k in range(8)]
+        flags = list(chain.from_iterable(_BITS_OF[byte] for byte in packed))
         return flags[: self.total]
 
     @staticmethod
