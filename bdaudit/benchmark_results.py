@@ -39,7 +39,7 @@ Variant = Literal["white", "query", "transfer", "recovered", "stand-ins"]
 """How a model was audited: the mode, or white box with something replaced: the trigger by one that
 was looked for in the original, the innocent models by stand-ins."""
 
-Score = Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own", "part"]
+Score = Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own", "part", "beyond"]
 """A figure of a case: BEC, or of an attack what `BenchPoint` calls so."""
 
 Half = Literal["calibration", "report"]
@@ -61,6 +61,8 @@ class BenchPoint(Record):
         lift_over_own: Minus the strongest control on the same model.
         part: What trigger and delta reach beyond the same delta alone, less the most of that on an
             innocent model, in [-2, 2].
+        beyond: By how much the attack, or the trigger's part in it, lies beyond what one more
+            innocent model may reach; `None` for fewer than three innocent models.
         image_queries: Images the model was asked about.
         gradient_passes: Images differentiated / craft images.
     """
@@ -76,6 +78,7 @@ class BenchPoint(Record):
     lift_over_innocents: float | None = None
     lift_over_own: float | None = None
     part: float | None = None
+    beyond: float | None = None
     image_queries: int = 0
     gradient_passes: float = 0.0
 

@@ -481,7 +481,9 @@ class Verdict(Record):
         deciding: The comparisons that decided.
         lifts: Every lift over every null, by eps, deciding or not: of the re-activated ASR (kind
             `lift (MODE)`) and, over innocent models, of the trigger's part (`trigger's part
-            (MODE)`).
+            (MODE)`); and both beyond the bound of what one more innocent model may reach
+            (`one more innocent (MODE)`).
+        telling_eps: Where, by mode, the attack rises above every null.
         policy: The limits that applied, by name.
         policy_source: Where they came from.
         policy_sha256: Digest over the limits themselves, however they were spelled.
@@ -495,6 +497,7 @@ class Verdict(Record):
     reasons: tuple[str, ...] = ()
     deciding: tuple[Comparison, ...] = ()
     lifts: tuple[Comparison, ...] = ()
+    telling_eps: dict[Mode, tuple[float, ...]] = Field(default_factory=dict)
     policy: dict[str, Any]
     policy_source: str
     policy_sha256: str | None = None
@@ -505,22 +508,19 @@ class Verdict(Record):
     def over_controls(self, mode: Mode | str) -> tuple[Comparison, ...]:
         """Return one comparison for each eps and control of the attacks of one mode.
 
-        An innocent model is beaten by the re-activated ASR or by the trigger's part; of the two
-        that one is returned which holds, or else the larger.
+        Innocent models are beaten by the re-activated ASR or by the trigger's part; at each eps
+        the way is taken that leaves the nearest of them further behind.
         """
-        chosen = {
-            (lift.eps, lift.against, lift.name): lift
-            for lift in self.lifts
-            if lift.kind == f"lift ({mode})"
-        }
-        for part in self.lifts:
-            if part.kind != f"trigger's part ({mode})":
-                continue
-            for key, lift in chosen.items():
-                larger = (part.holds, part.value) > (lift.holds, lift.value)
-                if key[:2] == (part.eps, part.against) and larger:
-                    chosen[key] = part
-        return tuple(chosen.values())
+        chosen: list[Comparison] = []
+        for eps in dict.fromkeys(c.eps for c in self.lifts):
+            here = [c for c in self.lifts if c.eps == eps]
+            lifts = [c for c in here if c.kind == f"lift ({mode})"]
+            parts = {c.against: c for c in here if c.kind == f"trigger's part ({mode})"}
+            over = [c.value for c in lifts if c.against in parts]
+            if over and min(part.value for part in parts.values()) > min(over):
+                lifts = [parts.get(c.against, c) for c in lifts]
+            chosen += lifts
+        return tuple(chosen)
 
 
 class TargetScore(Record):

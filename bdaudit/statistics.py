@@ -19,6 +19,7 @@ __all__ = [
     "PairedDifference",
     "difference_of_differences",
     "paired_difference",
+    "prediction_bound",
     "wilson_interval",
 ]
 
@@ -133,6 +134,25 @@ def _tango_score(difference: float, only_first: int, only_second: int, total: in
     if variance <= 0.0:
         return 0.0 if gap == 0 else float(np.copysign(np.inf, gap))
     return gap / sqrt(variance)
+
+
+def prediction_bound(values: Sequence[float], *, confidence: float) -> float:
+    """Upper bound for one more value drawn like these.
+
+    Args:
+        values: Two or more, taken as independent and normal.
+        confidence: One-sided, in (0, 1).
+
+    Raises:
+        ValueError: There are fewer than two.
+
+    Source: Hahn, JASA 64 (1969) 878-888: mean + t * s * sqrt(1 + 1/n), n - 1 degrees of freedom.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a prediction bound needs two values or more, got {len(values)}")
+    n = len(values)
+    t = float(stats.t.ppf(confidence, n - 1))
+    return float(np.mean(values) + t * np.std(values, ddof=1) * sqrt(1 + 1 / n))
 
 
 def difference_of_differences(

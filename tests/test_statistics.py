@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from bdaudit.statistics import difference_of_differences, paired_difference, wilson_interval
+from bdaudit.statistics import (
+    difference_of_differences,
+    paired_difference,
+    prediction_bound,
+    wilson_interval,
+)
 
 
 @given(st.integers(1, 400), st.data())
@@ -118,3 +123,19 @@ def test_difference_of_differences_covers_on_independent_models() -> None:
         assert low < value < high
         missed += low > 0.20
     assert 0.025 < missed / 800 < 0.08
+
+
+def test_a_prediction_bound_covers_one_more_draw():
+    random = np.random.default_rng(0)
+    for n, confidence in ((3, 0.95), (5, 0.99), (5, 0.80)):
+        drawn = random.normal(0.3, 0.1, (4000, n + 1))
+        covered = [
+            one_more <= prediction_bound(list(values), confidence=confidence)
+            for *values, one_more in drawn
+        ]
+        assert np.mean(covered) == pytest.approx(confidence, abs=0.02)
+
+
+def test_a_prediction_bound_needs_a_spread():
+    with pytest.raises(ValueError, match="two values or more"):
+        prediction_bound([0.3], confidence=0.95)

@@ -137,6 +137,14 @@ def _points(record: AuditRecord, verdict: Verdict) -> Iterable[BenchPoint]:
             lift_over_innocents=min(over_innocents, default=None),
             lift_over_own=min((c.value for c in own if c.against not in innocents), default=None),
             part=min(parts, default=None),
+            beyond=max(
+                (
+                    c.value
+                    for c in verdict.lifts
+                    if (c.kind, c.eps) == (f"one more innocent ({run.mode})", run.eps)
+                ),
+                default=None,
+            ),
             image_queries=run.image_queries,
             gradient_passes=run.gradient_passes,
         )

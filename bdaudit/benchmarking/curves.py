@@ -17,7 +17,14 @@ NEGATIVE = frozenset({"innocent", "removed"})
 
 Scored = tuple[BenchCase, float]
 
-_OF_POINTS: tuple[Score, ...] = ("asr", "lift", "lift_over_innocents", "lift_over_own", "part")
+_OF_POINTS: tuple[Score, ...] = (
+    "asr",
+    "lift",
+    "lift_over_innocents",
+    "lift_over_own",
+    "part",
+    "beyond",
+)
 _N_BOOTSTRAP = 2_000
 
 

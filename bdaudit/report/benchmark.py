@@ -61,6 +61,7 @@ SCORES = {
     "lift_over_innocents": "lift over innocent models",
     "lift_over_own": "lift over the model's own controls",
     "part": "trigger's part over innocent models",
+    "beyond": "beyond one more innocent model",
     "asr": "re-activated ASR",
     "bec": "BEC",
 }

@@ -92,7 +92,7 @@ def _draw_roc(curves: Sequence[RocCurve]) -> Picture | None:
     if not best:
         return None
     chosen = [best[score] for score in SCORES if score in best]
-    paints = ("defended", "original", "same_delta", "no_trigger", "noise", "wrong_target")
+    paints = ("defended", "original", "same_delta", "no_trigger", "noise", "wrong_target", "ink")
     dashes = (
         "-",
         (0, (5, 1.5)),
@@ -100,6 +100,7 @@ def _draw_roc(curves: Sequence[RocCurve]) -> Picture | None:
         (0, (1, 1.2)),
         (0, (1, 3)),
         (0, (8, 2, 1, 2)),
+        (0, (2, 2)),
     )
 
     def plot(figure: Figure, narrow: bool) -> None:

@@ -164,10 +164,9 @@ def weakest_lifts(record: AuditRecord, mode: str) -> dict[float, Comparison]:
 
 def telling_eps(record: AuditRecord, mode: str) -> set[float]:
     """Return every eps at which the attacks of one mode rise above all controls by the limit."""
-    lifts = () if record.verdict is None else record.verdict.over_controls(mode)
-    return {c.eps for c in lifts if c.eps is not None} - {
-        c.eps for c in lifts if c.eps is not None and not c.holds
-    }
+    if record.verdict is None:
+        return set()
+    return {eps for m, found in record.verdict.telling_eps.items() if m == mode for eps in found}
 
 
 def find_decisive(record: AuditRecord) -> tuple[AttackRun, Comparison] | None:

@@ -108,6 +108,37 @@ def test_an_attack_without_the_trigger_that_reaches_further_stops_dormant_and_re
     assert any("trigger's part over that on reference" in reason for reason in verdict.reasons)
 
 
+def test_innocent_models_that_differ_much_leave_room_for_one_more() -> None:
+    """Measured: SIG, retrained without poison, eps .02: .45, and five innocents up to .24."""
+    reached = (0.24, 0.08, 0.19, 0.11, 0.15)
+    record = audit_record(
+        alone=0.003, defended={0.02: 0.45}, innocents=[{0.02: asr} for asr in reached], wide=True
+    )
+    verdict = judge(record, Policy())
+    assert verdict.outcome == "dormant", "one eps was planned"
+
+    several = audit_record(
+        alone=0.003,
+        defended={0.01: 0.11, 0.02: 0.45, 0.03: 0.55, 0.05: 0.70},
+        no_trigger={0.01: 0.02, 0.02: 0.05, 0.03: 0.5, 0.05: 0.7},
+        innocents=[{0.01: asr / 2, 0.02: asr, 0.03: 0.5, 0.05: 0.7} for asr in reached],
+        wide=True,
+    )
+    verdict = judge(several, Policy())
+    assert verdict.outcome == "inconclusive"
+    assert any("one more of them may reach as far" in reason for reason in verdict.reasons)
+    assert verdict.telling_eps == {}
+
+    alike = audit_record(
+        alone=0.003,
+        defended={0.01: 0.11, 0.02: 0.45, 0.03: 0.55, 0.05: 0.70},
+        no_trigger={0.01: 0.02, 0.02: 0.05, 0.03: 0.5, 0.05: 0.7},
+        innocents=[{0.01: 0.1, 0.02: asr, 0.03: 0.5, 0.05: 0.7} for asr in (0.24, 0.23, 0.24)],
+        wide=True,
+    )
+    assert judge(alike, Policy()).telling_eps == {"white": (0.02,)}
+
+
 def test_two_ways_to_beat_an_innocent_model_are_two_tries() -> None:
     """The same lift over a null on the model and over an innocent one has two lower bounds."""
     record = audit_record(
