@@ -139,7 +139,7 @@ def test_both_modes_stand_beside_each_other() -> None:
     record = audit(dormant_twin(), settings=replace(SETTINGS, modes=("white", "query"), n_passes=8))
     assert {run.mode for run in record.runs} == {"white", "query"}
     assert record.verdict is not None
-    assert {c.kind for c in record.verdict.lifts} == {"lift (white)", "lift (query)"}
+    assert {c.kind for c in record.verdict.lifts} >= {"lift (white)", "lift (query)"}
 
 
 def test_a_black_box_cannot_be_attacked_white_box() -> None:
