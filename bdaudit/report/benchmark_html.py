@@ -103,7 +103,7 @@ def _draw_roc(curves: Sequence[RocCurve]) -> Picture | None:
         (0, (2, 2)),
     )
 
-    def plot(figure: Figure, narrow: bool) -> None:
+    def plot(figure: Figure, _narrow: bool) -> None:
         axes = figure.subplots()
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.03)
@@ -121,15 +121,15 @@ def _draw_roc(curves: Sequence[RocCurve]) -> Picture | None:
                 linewidth=2.2 if paint == "defended" else 1.5,
                 label=f"{_name(curve)}: {curve.auc:.2f}",
             )
-        figure.legend(loc="outside lower center", ncols=1 if narrow else 2)
+        figure.legend(loc="outside lower center", ncols=1)
 
     return draw(
         "roc",
         "Share of sleeping models above a limit, against that of innocent and removed ones",
         "Area under the curve: " + "; ".join(f"{_name(c)} {c.auc:.3f}" for c in chosen) + ".",
         plot,
-        height=4.4,
-        narrow_height=5.2,
+        height=5.2,
+        narrow_height=5.8,
     )
 
 
