@@ -9,7 +9,7 @@ FAMILY is a folder that `bdaudit zoo build` made. Three questions:
   radius grows, and as the craft images do. On a few models of each truth, held-out images alike.
 * `bec`: the area under the ROC curve of BEC, sleeping models against removed and innocent ones,
   for shares of channels and numbers of images. On every model of known truth whose trigger alone
-  does not work; against one reference.
+  does not work (of the removed and innocent ones one in `--every`); against one reference.
 
 Every figure is kept in OUT/ablations.json as soon as it is there, and one that is there is not
 measured again. Then the figures are drawn (OUT/ablation_*.svg) and the tables printed.
@@ -116,13 +116,17 @@ class Bench:
         """Name every figure by what determines it."""
         settled = [m for m in self.family.to_audit() if m.truth in TRUTHS]
         few = [m for truth in TRUTHS for m in self.spread(settled, truth)]
+        if self.options.models:
+            few = [self.family.member(name) for name in self.options.models]
         for member in few:
             about = {"member": member.name, "truth": member.truth}
             for eps in EPS:
                 yield {"what": "eps", **about, "eps": eps, "images": AT_IMAGES}
             for n in IMAGES:
                 yield {"what": "images", **about, "eps": AT_EPS, "images": n}
-        for member in settled:
+        sleeping = [m for m in settled if m.truth == "dormant"]
+        others = [m for m in settled if m.truth != "dormant"]
+        for member in (*sleeping, *others[:: self.options.every]):
             about = {"member": member.name, "truth": member.truth}
             for share in SHARES:
                 yield {"what": "bec share", **about, "share": share, "images": AT_BEC_IMAGES}
@@ -284,6 +288,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("family", type=Path, help="folder with family.json")
     parser.add_argument("out", type=Path, help="folder of the figures")
     parser.add_argument("--members", type=int, default=3, help="models of each truth attacked")
+    parser.add_argument("--models", nargs="+", help="these are attacked instead")
+    parser.add_argument(
+        "--every", type=int, default=1, help="of removed and innocent models in BEC"
+    )
     parser.add_argument("--passes", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="attack under bfloat16 autocast")
