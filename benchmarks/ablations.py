@@ -39,8 +39,9 @@ from bdaudit.families import Family, FamilyMember, read_family
 from bdaudit.models import load_model
 from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
-from bdaudit.scoring import predict
+from bdaudit.scoring import predict, rate
 from bdaudit.triggers import Poisoned, poison, read_trigger
+from bdaudit.verdict import Policy
 
 Row = dict[str, Any]
 
@@ -99,18 +100,18 @@ class Bench:
         halves = split_sample(sample, n_craft=max(IMAGES), n_held_out=None, seed=0)
         self.craft, self.held_out = halves.craft, halves.held_out
         self.model = cache(self._model)
-        self.parts = cache(self._parts)
+        self.poisoned = cache(self._poisoned)
         self.reached = cache(self._reached)
 
     def _model(self, name: str) -> nn.Module:
         member = self.family.member(name)
         return load_model(self.folder / member.file, name=name).classifier
 
-    def _parts(self, trigger: str, n: int) -> tuple[Poisoned, Poisoned]:
+    def _poisoned(self, trigger: str, n_craft: int | None) -> Poisoned:
+        """Stamp the first craft images, or for `None` the held-out ones."""
         known = read_trigger(self.folder / self.family.triggers[trigger].file)
-        made_on = self.craft.take(torch.arange(n))
-        classes = self.family.num_classes
-        return poison(made_on, known, classes), poison(self.held_out, known, classes)
+        chosen = self.held_out if n_craft is None else self.craft.take(torch.arange(n_craft))
+        return poison(chosen, known, self.family.num_classes)
 
     def planned(self) -> Iterator[Row]:
         """Name every figure by what determines it."""
@@ -168,7 +169,7 @@ class Bench:
         self, name: str, with_trigger: bool, trigger: str, eps: float, n: int
     ) -> tuple[float, float]:
         """Return held-out success of an attack, and of its delta on clean images."""
-        craft, held_out = self.parts(trigger, n)
+        craft, held_out = self.poisoned(trigger, n), self.poisoned(trigger, None)
         model = self.model(name)
         autocast = "bf16" if self.options.bf16 else None
         delta = finish(
@@ -180,15 +181,17 @@ class Bench:
                 generator=torch.Generator().manual_seed(0),
             )
         ).delta
-        own = held_out.triggered if with_trigger else held_out.clean
-        return success(model, own, held_out, delta), success(model, held_out.clean, held_out, delta)
+        on_clean = success(model, held_out.clean, held_out, delta)
+        if not with_trigger:
+            return on_clean, on_clean
+        return success(model, held_out.triggered, held_out, delta), on_clean
 
     def bec(self, member: FamilyMember, row: Row) -> Row:
         """Measure BEC against the first reference."""
         assert member.original is not None
         assert member.trigger is not None
         reference = self.family.references[0]
-        craft, _ = self.parts(member.trigger, max(IMAGES))
+        craft = self.poisoned(member.trigger, max(IMAGES))
         records = finish(
             existence_coefficient(
                 self.model(member.original),
@@ -208,7 +211,7 @@ class Bench:
 def success(model: nn.Module, images: Tensor, held_out: Poisoned, delta: Tensor) -> float:
     """Return the share of `images` + delta at the targets."""
     predicted = predict(model, images, batch_size=256, delta=delta)
-    return statistics.fmean((predicted == held_out.targets).tolist())
+    return rate(predicted == held_out.targets).value
 
 
 def draw_lifts(what: str, rows: Sequence[Row], out: Path) -> None:
@@ -230,7 +233,7 @@ def draw_lifts(what: str, rows: Sequence[Row], out: Path) -> None:
             line = sorted((r[what], r["lift"]) for r in rows if r["member"] == member)
             axes.plot(*zip(*line, strict=True), color=COLOURS[truth], marker=".", label=label)
             label = None
-    axes.axhline(0.10, color="black", linewidth=0.8, linestyle=":", label="default limit")
+    axes.axhline(Policy().lift, color="black", linewidth=0.8, linestyle=":", label="default limit")
     axes.set_xscale("log")
     axes.set_xticks(values, [f"{v:g}" for v in values])
     axes.minorticks_off()

@@ -14,7 +14,7 @@ from typing import get_args
 from bdaudit.auditing.environment import describe_environment, resolve_device
 from bdaudit.auditing.inputs import DataSource, Sources
 from bdaudit.auditing.requests import AuditRequest
-from bdaudit.auditing.settings import AuditSettings
+from bdaudit.auditing.settings import TELLING_CONTROLS, AuditSettings
 from bdaudit.auditing.sweep import sweep_steps
 from bdaudit.benchmark_results import BenchmarkRecord, Calibration, Variant
 from bdaudit.benchmarking import Audited, SearchSpace, calibrate, case_key, summarise
@@ -24,7 +24,7 @@ from bdaudit.families import FAMILY_FILE, Family, FamilyMember, read_family
 from bdaudit.file_digests import digest_file
 from bdaudit.models import BackdoorBenchRecord, ModelSettings, find_records
 from bdaudit.progress import Steps
-from bdaudit.results import AuditRecord, Condition, read_record
+from bdaudit.results import AuditRecord, read_record
 from bdaudit.sweep_results import SweptAudit
 from bdaudit.verdict import Policy
 
@@ -32,8 +32,6 @@ __all__ = ["BenchSettings", "BenchSource", "bench_steps", "open_bench_source"]
 
 
 _TRIGGER_FILE = "trigger.toml"
-_CONTROLS: tuple[Condition, ...] = ("no_trigger", "noise")
-"""The attack toward other classes is no null of the verdict, and costs as much as the attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +320,7 @@ def _settings_of(settings: AuditSettings, variant: Variant) -> AuditSettings:
     return replace(
         settings,
         modes=(variant,) if variant in ("query", "transfer") else ("white",),
-        controls=_CONTROLS if settings.controls is None else settings.controls,
+        controls=TELLING_CONTROLS if settings.controls is None else settings.controls,
         stand_ins=None if variant == "stand-ins" else 0,
         measure_bec=variant in ("white", "stand-ins") and settings.measure_bec,
         pictures=False,

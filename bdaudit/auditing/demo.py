@@ -9,11 +9,16 @@ from pathlib import Path
 
 from bdaudit.auditing.audit import audit_steps
 from bdaudit.auditing.inputs import Sources
-from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
+from bdaudit.auditing.settings import (
+    TELLING_CONTROLS,
+    AuditSettings,
+    ComputeSettings,
+    SplitSettings,
+)
 from bdaudit.auditing.store import MemoryStore
 from bdaudit.errors import InputError
 from bdaudit.progress import Progress, Steps, reworded
-from bdaudit.results import AuditRecord, Condition
+from bdaudit.results import AuditRecord
 
 __all__ = ["DEMO_MODELS", "demo_steps", "export_demo"]
 
@@ -25,7 +30,6 @@ _REFERENCES = ("innocent-1", "innocent-2", "innocent-3")
 # A smaller budget than the default one, for two audits in under two minutes on two cores.
 _N_CRAFT = 200
 _N_PASSES = 12
-_CONTROLS: tuple[Condition, ...] = ("no_trigger", "noise")
 
 
 def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditRecord]]:
@@ -41,7 +45,7 @@ def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditR
     records = {}
     settings = AuditSettings(
         n_passes=_N_PASSES,
-        controls=_CONTROLS,
+        controls=TELLING_CONTROLS,
         compute=ComputeSettings(seed=seed, device=device),
         split=SplitSettings(n_craft=_N_CRAFT),
     )

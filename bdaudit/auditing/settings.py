@@ -12,13 +12,24 @@ from bdaudit.relearning import RelearnConfig
 from bdaudit.results import Condition, Mode
 from bdaudit.standins import StandInConfig
 
-__all__ = ["DEFAULT_EPS", "AuditSettings", "ComputeSettings", "SplitSettings"]
+__all__ = [
+    "DEFAULT_EPS",
+    "TELLING_CONTROLS",
+    "AuditSettings",
+    "ComputeSettings",
+    "SplitSettings",
+]
 
 DEFAULT_EPS: dict[str, tuple[float, ...]] = {
     "linf": (0.01, 0.02, 0.03, 0.05),
     "l2": (0.25, 0.5, 0.75, 1.25),
 }
 """The default ladder by norm, in pixel units on [0, 1] images."""
+
+
+TELLING_CONTROLS: tuple[Condition, ...] = ("no_trigger", "noise")
+"""All but the attack toward other classes, which is no null of the verdict and costs as much as the
+attack itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,7 @@ NEGATIVE = frozenset({"innocent", "removed"})
 
 Scored = tuple[BenchCase, float]
 
-_OF_POINTS: tuple[Score, ...] = (
-    "asr",
-    "lift",
-    "lift_over_innocents",
-    "lift_over_own",
-    "part",
-    "beyond",
-)
+_OF_POINTS: tuple[Score, ...] = tuple(score for score in get_args(Score) if score != "bec")
 _N_BOOTSTRAP = 2_000
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -14,8 +13,7 @@ from bdaudit.cli.exits import EXIT_FAILED, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
     check_writable,
-    saying_what_is_kept,
-    showing_progress,
+    running_many,
     stdout_console,
     write_file,
 )
@@ -162,11 +160,7 @@ def bench(
     source = open_bench_source(
         family, data=data, references=[Path(path) for path in reference or ()]
     )
-    with (
-        showing_progress(quiet) as listener,
-        contextlib.redirect_stdout(sys.stderr),
-        saying_what_is_kept(out),
-    ):
+    with running_many(out, quiet) as listener:
         made = finish(
             bench_steps(
                 source,

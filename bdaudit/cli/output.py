@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ __all__ = [
     "JsonSink",
     "ReportSinks",
     "check_writable",
-    "saying_what_is_kept",
+    "running_many",
     "show_record",
     "showing_progress",
     "stdout_console",
@@ -65,19 +65,6 @@ def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
                 "command with --resume goes on from there",
                 err=True,
             )
-        raise
-
-
-@contextmanager
-def saying_what_is_kept(folder: Path) -> Iterator[None]:
-    """Say, when a run of many parts is interrupted, that the finished ones are not lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(
-            f"bdaudit: what is finished is kept in {folder}; the same command goes on from there",
-            err=True,
-        )
         raise
 
 
@@ -122,6 +109,24 @@ def showing_progress(quiet: bool) -> Iterator[Listener]:
         yield listen
     finally:
         bars.stop()
+
+
+@contextmanager
+def running_many(folder: Path, quiet: bool) -> Iterator[Listener]:
+    """Show the progress of a run of many parts, and say when it is interrupted what is kept.
+
+    Stdout is sent to stderr meanwhile: Ray tells on it of workers that died, where our JSON may go.
+    """
+    with showing_progress(quiet) as listener, redirect_stdout(sys.stderr):
+        try:
+            yield listener
+        except KeyboardInterrupt:
+            typer.echo(
+                f"bdaudit: what is finished is kept in {folder}; the same command goes on from "
+                "there",
+                err=True,
+            )
+            raise
 
 
 class JsonSink:

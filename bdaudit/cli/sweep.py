@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,7 @@ from bdaudit.cli import options
 from bdaudit.cli.exits import exit_of_sweep, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
-    saying_what_is_kept,
-    showing_progress,
+    running_many,
     stdout_console,
     write_file,
 )
@@ -84,12 +82,7 @@ def sweep(
 
     requests = _read(manifest, trusted=trust_manifest)
     told = _say if not quiet and not sys.stderr.isatty() else None
-    # Ray tells on stdout of workers that died, where our JSON may go.
-    with (
-        showing_progress(quiet) as listener,
-        contextlib.redirect_stdout(sys.stderr),
-        saying_what_is_kept(out),
-    ):
+    with running_many(out, quiet) as listener:
         made = finish(
             sweep_steps(
                 requests,

@@ -237,17 +237,16 @@ class _Case:
             self._lift(run.asr, null, run, tries if null.against in names else n_attacks)
             for null in nulls
         ]
-        parts = tuple(self._parts(run, tries, found.innocents))
+        twins = self._twins(run, found.innocents)
+        over_innocents = [lift for lift in lifts if lift.against in names]
+        by_part = self._by_part(run, tries, twins)
         at_strongest = max(range(len(nulls)), key=lambda k: self._strength(nulls[k], run))
-        bounded = [lifts[at_strongest], *sorted(parts, key=lambda part: part.value)[:1]]
+        bounded = [lifts[at_strongest], *sorted(by_part.over, key=lambda part: part.value)[:1]]
         return _Attack(
             run=run,
             own=tuple(lift for lift in lifts if lift.against not in names),
-            by_asr=_Way(
-                tuple(lift for lift in lifts if lift.against in names),
-                self._beyond(run, tries, found.innocents, part=False),
-            ),
-            by_part=_Way(parts, self._beyond(run, tries, found.innocents, part=True)),
+            by_asr=self._by_asr(run, tries, over_innocents, twins),
+            by_part=by_part,
             strongest=max(bounded, key=lambda c: c.value),
             bounded=tuple(bounded),
             strongest_value=max(null.rate.value for null in nulls),
@@ -345,72 +344,83 @@ class _Case:
         harder = replace(ease, value=-ease.value, low=-ease.high, high=-ease.low)
         return min(difference_of_differences(lift, harder)[2], 1.0)
 
-    def _parts(
-        self, run: AttackRun, n_tries: int, innocents: Sequence[Baseline]
-    ) -> Iterator[Comparison]:
+    def _twins(self, run: AttackRun, innocents: Sequence[Baseline]) -> list[AttackRun]:
+        """Return the same attack on each of the innocent models."""
+        found = (self._counterpart(run, model=b.model, condition="trigger") for b in innocents)
+        return [twin for twin in found if twin is not None]
+
+    def _part(self, run: AttackRun, n_tries: int) -> PairedDifference | None:
+        """Measure what trigger + delta reach beyond delta alone; `None` where that is unknown."""
+        if run.delta_only is None:
+            return None
+        return paired_difference(
+            run.asr.outcomes(), run.delta_only.outcomes(), confidence=self._confidence(n_tries)
+        )
+
+    def _by_asr(
+        self, run: AttackRun, n_tries: int, lifts: Sequence[Comparison], twins: Sequence[AttackRun]
+    ) -> _Way:
+        """Hold the re-activated ASR against that on innocent models."""
+        asr = run.asr
+        low, high = wilson_interval(asr.successes, asr.total, confidence=self._confidence(n_tries))
+        reached = [twin.asr.value for twin in twins]
+        return _Way(
+            tuple(lifts),
+            self._beyond("lift", run, n_tries, (asr.value, low, high), reached),
+        )
+
+    def _by_part(self, run: AttackRun, n_tries: int, twins: Sequence[AttackRun]) -> _Way:
         """Hold the trigger's part, beyond the same delta alone, against that on innocent models."""
-        for reference in innocents:
-            twin = self._counterpart(run, model=reference.model, condition="trigger")
-            if twin is None or twin.delta_only is None or run.delta_only is None:
+        ours, surely = self._part(run, n_tries), self._part(run, 1)
+        if ours is None or surely is None:
+            return _Way((), None)
+        over, reached = [], []
+        for twin in twins:
+            theirs, theirs_surely = self._part(twin, n_tries), self._part(twin, 1)
+            if theirs is None or theirs_surely is None:
                 continue
-            bounds = []
-            for n in (n_tries, 1):
-                ours, theirs = (
-                    paired_difference(
-                        r.asr.outcomes(),
-                        r.delta_only.outcomes(),  # type: ignore[union-attr]
-                        confidence=self._confidence(n),
-                    )
-                    for r in (run, twin)
+            value, low, _ = difference_of_differences(ours, theirs)
+            _, _, high = difference_of_differences(surely, theirs_surely)
+            reached.append(theirs.value)
+            over.append(
+                Comparison(
+                    name=f"trigger's part over that on {twin.model}",
+                    kind=f"trigger's part ({run.mode})",
+                    eps=run.eps,
+                    against=twin.model,
+                    value=value,
+                    low=low,
+                    high=high,
+                    limit=self.policy.lift,
+                    holds=low > self.policy.lift,
                 )
-                bounds.append(difference_of_differences(ours, theirs))
-            (value, low, _), (_, _, high) = bounds
-            yield Comparison(
-                name=f"trigger's part over that on {reference.model}",
-                kind=f"trigger's part ({run.mode})",
-                eps=run.eps,
-                against=reference.model,
-                value=value,
-                low=low,
-                high=high,
-                limit=self.policy.lift,
-                holds=low > self.policy.lift,
             )
+        figure = (ours.value, ours.low, ours.high)
+        return _Way(tuple(over), self._beyond("trigger's part", run, n_tries, figure, reached))
 
     def _beyond(
-        self, run: AttackRun, n_tries: int, innocents: Sequence[Baseline], *, part: bool
+        self,
+        what: str,
+        run: AttackRun,
+        n_tries: int,
+        figure: tuple[float, float, float],
+        reached: Sequence[float],
     ) -> Comparison | None:
-        """Hold a figure against what one more innocent model may reach; `None` for too few."""
-        twins = [
-            twin
-            for b in innocents
-            if (twin := self._counterpart(run, model=b.model, condition="trigger"))
-        ]
-        if part:
-            twins = [] if run.delta_only is None else [t for t in twins if t.delta_only]
-        if len(twins) < _FEWEST_FOR_A_SPREAD:
+        """Hold a figure (value, low, high) against what one more innocent model may reach.
+
+        `None` where too few have `reached` anything to tell.
+        """
+        if len(reached) < _FEWEST_FOR_A_SPREAD:
             return None
-
-        def figure(of: AttackRun) -> float:
-            alone = of.delta_only.value if part and of.delta_only is not None else 0.0
-            return of.asr.value - alone
-
-        confidence = self._confidence(n_tries)
-        bound = prediction_bound([figure(t) for t in twins], confidence=(1.0 + confidence) / 2.0)
-        if part and run.delta_only is not None:
-            found = paired_difference(
-                run.asr.outcomes(), run.delta_only.outcomes(), confidence=confidence
-            )
-            low, high = found.low, found.high
-        else:
-            low, high = wilson_interval(run.asr.successes, run.asr.total, confidence=confidence)
-        what = "trigger's part" if part else "lift"
+        one_sided = (1.0 + self._confidence(n_tries)) / 2.0
+        bound = prediction_bound(reached, confidence=one_sided)
+        value, low, high = figure
         return Comparison(
             name=f"{what} beyond what one more innocent model may reach",
             kind=f"one more innocent ({run.mode})",
             eps=run.eps,
             against=f"one more innocent model ({what})",
-            value=figure(run) - bound,
+            value=value - bound,
             low=low - bound,
             high=high - bound,
             limit=0.0,
@@ -517,11 +527,7 @@ class _Case:
             f"{run.eps:g}{_found_how(run)} takes {_percent(run.asr.value)} of held-out images to "
             "the target"
         )
-        innocent = [
-            twin.asr.value
-            for b in best.innocents
-            if (twin := self._counterpart(run, model=b.model, condition="trigger"))
-        ]
+        innocent = [twin.asr.value for twin in self._twins(run, best.innocents)]
         compared = []
         if innocent:
             who = _named(best.innocents)
