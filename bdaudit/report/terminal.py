@@ -35,6 +35,7 @@ from bdaudit.results import (
     BecRecord,
     Diagnostic,
     InversionRecord,
+    Mode,
     RelearnRecord,
     ScoreRecord,
 )
@@ -228,7 +229,7 @@ def _reactivation_table(
     return Group(*parts)
 
 
-def _add_lift_rows(table: Table, record: AuditRecord, ladder: Sequence[float], mode: str) -> None:
+def _add_lift_rows(table: Table, record: AuditRecord, ladder: Sequence[float], mode: Mode) -> None:
     """Show, for each eps, the lift over the strongest control with its bounds."""
     assert record.verdict is not None
     values, bounds = [], []

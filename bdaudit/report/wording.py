@@ -12,6 +12,7 @@ from bdaudit.results import (
     Baseline,
     Comparison,
     InversionRecord,
+    Mode,
     Outcome,
     Rate,
     ReactivationRecord,
@@ -162,11 +163,9 @@ def weakest_lifts(record: AuditRecord, mode: str) -> dict[float, Comparison]:
     return found
 
 
-def telling_eps(record: AuditRecord, mode: str) -> set[float]:
+def telling_eps(record: AuditRecord, mode: Mode) -> set[float]:
     """Return every eps at which the attacks of one mode rise above all controls by the limit."""
-    if record.verdict is None:
-        return set()
-    return {eps for m, found in record.verdict.telling_eps.items() if m == mode for eps in found}
+    return set() if record.verdict is None else set(record.verdict.telling_eps.get(mode, ()))
 
 
 def find_decisive(record: AuditRecord) -> tuple[AttackRun, Comparison] | None:
