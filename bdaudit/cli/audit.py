@@ -55,7 +55,7 @@ def audit(
         list[options.Mode] | None,
         typer.Option(
             help="white: with gradients; query: asking alone; transfer: made on surrogates. May "
-            "be repeated [default: white, or query where the model can only be asked].",
+            "be repeated \\[default: white, or query where the model can only be asked].",
             show_default=False,
             rich_help_panel="Attack",
         ),
@@ -64,7 +64,7 @@ def audit(
         list[str] | None,
         typer.Option(
             help="Radii to try, in pixel units: 0.01,0.02 or 2/255 "
-            "[default: 0.01,0.02,0.03,0.05 for linf].",
+            "\\[default: 0.01,0.02,0.03,0.05 for linf].",
             rich_help_panel="Attack",
             show_default=False,
         ),

@@ -51,7 +51,7 @@ def bench(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Clean sample [default: the family's own].",
+            help="Clean sample \\[default: the family's own].",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -83,7 +83,7 @@ def bench(
     eps: Annotated[
         list[str] | None,
         typer.Option(
-            help="Radii, 0.01,0.02 or 8/255 [default: 0.01, 0.02, 0.03, 0.05].",
+            help="Radii, 0.01,0.02 or 8/255 \\[default: 0.01, 0.02, 0.03, 0.05].",
             show_default=False,
         ),
     ] = None,

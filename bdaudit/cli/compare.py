@@ -42,14 +42,14 @@ def compare(
     eps: Annotated[
         str | None,
         typer.Option(
-            help="Radius to compare at [default: the common one with the largest lift].",
+            help="Radius to compare at \\[default: the common one with the largest lift].",
             show_default=False,
         ),
     ] = None,
     mode: Annotated[
         Mode | None,
         typer.Option(
-            help="Kind of attack [default: the first that all records have].", show_default=False
+            help="Kind of attack \\[default: the first that all records have].", show_default=False
         ),
     ] = None,
     report: Annotated[

@@ -41,7 +41,7 @@ def defend(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Defences to try, separated by commas [default: all of them].",
+            help="Defences to try, separated by commas \\[default: all of them].",
             show_default=False,
             rich_help_panel="Defences",
         ),
@@ -59,8 +59,8 @@ def defend(
     defender_images: Annotated[
         int | None,
         typer.Option(
-            help="Clean images the defences get; the audits get the others [default: half, at most "
-            "2000].",
+            help="Clean images the defences get; the audits get the others "
+            "\\[default: half, at most 2000].",
             min=2,
             show_default=False,
             rich_help_panel="Defences",
@@ -85,7 +85,7 @@ def defend(
         list[str] | None,
         typer.Option(
             help="Radii that audits try, in pixel units: 0.01,0.02 or 2/255 "
-            "[default: 0.01,0.02,0.03,0.05].",
+            "\\[default: 0.01,0.02,0.03,0.05].",
             rich_help_panel="Audits",
             show_default=False,
         ),

@@ -40,7 +40,7 @@ def gate(
     policy: Annotated[
         Path | None,
         typer.Option(
-            help="Limits of the verdict: a policy or project file [default: the project file's, "
+            help="Limits of the verdict: a policy or project file \\[default: the project file's, "
             "else those the record was judged by].",
             show_default=False,
         ),

@@ -135,7 +135,7 @@ Surrogates = Annotated[
     typer.Option(
         "--surrogate",
         help="Another defended version of the original, of any architecture; may be repeated "
-        "[default: made from the original, by four defences].",
+        "\\[default: made from the original, by four defences].",
         rich_help_panel=_SURROGATES,
         show_default=False,
     ),
@@ -156,7 +156,7 @@ InputDiversity = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps models made here for the next run [default: $BDAUDIT_CACHE, or "
+        help="Folder that keeps models made here for the next run \\[default: $BDAUDIT_CACHE, or "
         "~/.cache/bdaudit].",
         show_default=False,
         rich_help_panel=_COMPUTE,
@@ -176,7 +176,7 @@ Resume = Annotated[
 State = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for what is needed to resume [default in query mode: the --json file's name "
+        help="Folder for what is needed to resume \\[default in query mode: the --json file's name "
         "+ .state].",
         show_default=False,
         rich_help_panel=_ASKING,
@@ -207,7 +207,7 @@ Binary = Annotated[
     bool | None,
     typer.Option(
         "--binary/--no-binary",
-        help="Send tensors as raw bytes [default: as the server offers].",
+        help="Send tensors as raw bytes \\[default: as the server offers].",
         show_default=False,
         rich_help_panel=_ASKING,
     ),
@@ -272,7 +272,7 @@ StandIns = Annotated[
     int | None,
     typer.Option(
         "--stand-ins",
-        help="Innocent models to make from the clean images, 0 for none [default: as many as are "
+        help="Innocent models to make from the clean images, 0 for none \\[default: as many as are "
         "missing].",
         min=0,
         rich_help_panel=_STAND_INS,
@@ -351,7 +351,7 @@ Templates = Annotated[
     Path | None,
     typer.Option(
         help="File with one prompt a line, {} for the name; their embeddings are averaged "
-        "[default: 'a photo of a {}.'].",
+        "\\[default: 'a photo of a {}.'].",
         show_default=False,
         rich_help_panel=_CLIP,
     ),
@@ -371,7 +371,7 @@ ClipConfig = Annotated[
 Craft = Annotated[
     int | None,
     typer.Option(
-        help="Images perturbations are made on [default: half, at most 500].",
+        help="Images perturbations are made on \\[default: half, at most 500].",
         min=1,
         rich_help_panel=_COMPUTE,
         show_default=False,
@@ -380,7 +380,7 @@ Craft = Annotated[
 HeldOut = Annotated[
     int | None,
     typer.Option(
-        help="Images rates are measured on [default: all others].",
+        help="Images rates are measured on \\[default: all others].",
         min=1,
         rich_help_panel=_COMPUTE,
         show_default=False,
@@ -447,7 +447,7 @@ EngineName = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Tasks at a time [default: 1, or as many as there is room for on Ray].",
+        help="Tasks at a time \\[default: 1, or as many as there is room for on Ray].",
         min=1,
         show_default=False,
         rich_help_panel=_ENGINE,
@@ -456,7 +456,7 @@ Workers = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        help="Threads of each [default: the processors shared out among several, 1 on Ray].",
+        help="Threads of each \\[default: the processors shared out among several, 1 on Ray].",
         min=1,
         show_default=False,
         rich_help_panel=_ENGINE,
@@ -465,7 +465,7 @@ Threads = Annotated[
 GpusPerTask = Annotated[
     float | None,
     typer.Option(
-        help="Ray: GPUs a task takes, 0.25 for four on each [default: 0].",
+        help="Ray: GPUs a task takes, 0.25 for four on each \\[default: 0].",
         show_default=False,
         rich_help_panel=_ENGINE,
     ),
@@ -473,7 +473,7 @@ GpusPerTask = Annotated[
 RayAddress = Annotated[
     str | None,
     typer.Option(
-        help="Ray: address of the cluster, or auto [default: Ray is started here].",
+        help="Ray: address of the cluster, or auto \\[default: Ray is started here].",
         show_default=False,
         rich_help_panel=_ENGINE,
     ),
@@ -481,7 +481,7 @@ RayAddress = Annotated[
 StartLimit = Annotated[
     float | None,
     typer.Option(
-        help="Ray: seconds to wait for free processors or GPUs [default: 120].",
+        help="Ray: seconds to wait for free processors or GPUs \\[default: 120].",
         show_default=False,
         rich_help_panel=_ENGINE,
     ),

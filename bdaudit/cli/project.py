@@ -39,7 +39,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="Project file with defaults for all options [default: bdaudit.toml, or "
+        help="Project file with defaults for all options \\[default: bdaudit.toml, or "
         "\\[tool.bdaudit] of pyproject.toml, in this folder].",
         show_default=False,
         is_eager=True,

@@ -52,7 +52,7 @@ def reactivate(
         options.Mode | None,
         typer.Option(
             help="white: with gradients; query: asking alone; transfer: made on surrogates "
-            "[default: white, or query where the model can only be asked].",
+            "\\[default: white, or query where the model can only be asked].",
             show_default=False,
             rich_help_panel="Attack",
         ),

@@ -21,7 +21,7 @@ Key = Annotated[
 ]
 Signature = Annotated[
     Path | None,
-    typer.Option(help="The signature [default: the record's name + .sig].", show_default=False),
+    typer.Option(help="The signature \\[default: the record's name + .sig].", show_default=False),
 ]
 
 

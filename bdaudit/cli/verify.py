@@ -48,7 +48,7 @@ def verify(
         ),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Where to compute [default: as recorded].")
+        str | None, typer.Option(help="Where to compute \\[default: as recorded].")
     ] = None,
     key: Key = None,
     signature: Signature = None,

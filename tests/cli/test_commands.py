@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
@@ -375,6 +379,28 @@ def test_help_does_not_load_torch() -> None:
     assert done.returncode == 0
     for name in ("audit", "score", "reactivate", "inspect", "report", "demo", "trigger"):
         assert run(name, "--help").exit_code == 0
+
+
+def commands(group: TyperGroup, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+def test_help_swallows_no_word() -> None:
+    app_group = get_command(app)
+    assert isinstance(app_group, TyperGroup)
+    seen = 0
+    for path, command in commands(app_group):
+        # In one column all words of a description follow one another, whatever stands beside it.
+        shown = run(*path, "--help", env={"COLUMNS": "400"}).stdout
+        for parameter in command.params:
+            text = (getattr(parameter, "help", None) or "").replace("\\[", "[")
+            assert text in shown, f"{' '.join(path)}: {parameter.name}"
+            seen += "[default" in text
+    assert seen > 50
 
 
 def test_the_version_is_the_packages() -> None:
