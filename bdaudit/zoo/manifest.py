@@ -374,8 +374,8 @@ def read_manifest(path: Path | str) -> Manifest:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] not in ("value_error", "missing"):
             message += f", got {first['input']!r}"
-        places = [str(path), where.lstrip("."), message]
-        raise ManifestError(": ".join(part for part in places if part)) from error
+        said = [str(path), where.lstrip("."), message]
+        raise ManifestError(": ".join(part for part in said if part)) from error
     places = {
         key: str(path.parent / value)
         for key in ("path", "train", "test")
