@@ -11,7 +11,7 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
-from bdaudit.cli.output import JsonSink, showing_progress, stdout_console
+from bdaudit.cli.output import JsonSink, running_many, stdout_console
 from bdaudit.cli.project import Config, TrustConfig, demand_trust, project_of
 from bdaudit.errors import ConfigError
 
@@ -196,7 +196,7 @@ def defend(
         cache_dir=options.model_cache(cache, no_cache),
         command=["bdaudit", *sys.argv[1:]],
     )
-    with showing_progress(quiet) as listener:
+    with running_many(out, quiet) as listener:
         record = finish(steps, listener)
     sink.write(to_json(record))
     if not sink.to_stdout:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from bdaudit.atomic import write_atomically
+from bdaudit.cli.exits import EXIT_INTERRUPTED
 from bdaudit.errors import ConfigError, InputError, RemoteError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "JsonSink",
     "ReportSinks",
     "check_writable",
+    "keeping_parts",
     "running_many",
     "show_record",
     "showing_progress",
@@ -113,20 +115,27 @@ def showing_progress(quiet: bool) -> Iterator[Listener]:
 
 @contextmanager
 def running_many(folder: Path, quiet: bool) -> Iterator[Listener]:
-    """Show the progress of a run of many parts, and say when it is interrupted what is kept.
+    """Show the progress of a run of many parts whose results are kept in `folder`."""
+    with showing_progress(quiet) as listener, keeping_parts(folder):
+        yield listener
+
+
+@contextmanager
+def keeping_parts(folder: Path) -> Iterator[None]:
+    """Say, when a run of many parts is interrupted, that what is finished is kept in `folder`.
 
     Stdout is sent to stderr meanwhile: Ray tells on it of workers that died, where our JSON may go.
     """
-    with showing_progress(quiet) as listener, redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
         try:
-            yield listener
+            yield
         except KeyboardInterrupt:
             typer.echo(
-                f"bdaudit: what is finished is kept in {folder}; the same command goes on from "
-                "there",
+                f"bdaudit: interrupted; what is finished is kept in {folder}, and the same command "
+                "goes on from there",
                 err=True,
             )
-            raise
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 class JsonSink:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.exits import EXIT_INTERNAL, EXIT_INTERRUPTED, reporting_errors
-from bdaudit.cli.output import stdout_console
+from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
+from bdaudit.cli.output import keeping_parts, stdout_console
 
 if TYPE_CHECKING:
     from bdaudit.engines import Event
@@ -86,18 +86,13 @@ def build(
     if dry_run:
         _show_costs(build, workers or 1)
         return
-    with _showing(build, quiet or json) as display:
+    with _showing(build, quiet or json) as display, keeping_parts(out):
         steps = build_family(build, chosen)
         try:
             while True:
                 display.hear(next(steps))
         except StopIteration as stop:
             built: Built = stop.value
-        except KeyboardInterrupt:
-            typer.echo(
-                f"bdaudit: what was made is kept in {out}; the same command goes on", err=True
-            )
-            raise typer.Exit(EXIT_INTERRUPTED) from None
         finally:
             steps.close()
     if json:
