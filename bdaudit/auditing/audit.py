@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from bdaudit.auditing.attacking import AttackConfig, Attacker, needs_surrogates
 from bdaudit.auditing.baselines import (
     ABOUT_THE_TRIGGER,
     check_baselines,
@@ -42,19 +43,15 @@ from bdaudit.auditing.runs import (
     derive_generator,
     keep_answers,
     noise_run,
-    query_run,
-    transfer_runs,
-    whitebox_run,
 )
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.auditing.standins import assess_stand_ins, n_missing, stand_in_cost, stand_in_steps
-from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
-from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
+from bdaudit.auditing.store import MemoryStore, RunStore
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.controls import AttackImages, attack_images, default_controls
-from bdaudit.errors import BdauditError, ConfigError, ModelError, RemoteError
+from bdaudit.errors import BdauditError, ConfigError, RemoteError
 from bdaudit.memory import PeakMemory
-from bdaudit.models import LoadedModel, ModelSettings
+from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
@@ -69,7 +66,6 @@ from bdaudit.results import (
     Inversion,
     Mode,
     Relearning,
-    Role,
     StepStatus,
 )
 from bdaudit.standins import StandInConfig
@@ -285,8 +281,6 @@ class _Audit:
     bec_missing: str | None = None
     relearning: Relearning | None = None
     relearning_missing: str | None = None
-    surrogates: tuple[LoadedModel, ...] = ()
-    relatives: dict[str, tuple[LoadedModel, ...]] = field(default_factory=dict)
     runs: list[AttackRun] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     statuses: list[StepStatus] = field(default_factory=list)
@@ -358,82 +352,24 @@ class _Audit:
             self.relearning_missing = str(error)
 
     def _surrogates(self) -> Steps[None]:
-        self.surrogates = yield from surrogate_steps(self.inputs, self.compute, self.cache_dir)
-        given = self.inputs.with_role("surrogate")
-        if "transfer" in self._modes and not given:
-            self.inputs = self.inputs.with_surrogates(self.surrogates)
+        yield from self._attacker.prepare(self.inputs)
+        if "transfer" in self._modes and not self.inputs.with_role("surrogate"):
+            self.inputs = self.inputs.with_surrogates(self._attacker.surrogates)
 
-    def _attack_alone(
+    def _noise(self, mode: Mode, subject: Subject, images: AttackImages, eps: float) -> Steps[None]:
+        """Add random noise of the attack's norm, which stands beside each kind of attack."""
+        yield Progress(f"random noise on {subject.name}, eps {eps:g}", 0, 1)
+        norm = self.settings.norm
+        self.runs.append(
+            noise_run(subject, images, mode=mode, norm=norm, eps=eps, compute=self.compute)
+        )
+
+    def _attack(
         self, mode: Mode, subject: Subject, images: AttackImages, eps: float
     ) -> Steps[None]:
-        """Run an attack on one model; random noise stands beside each kind of attack."""
-        if images.condition == "noise":
-            yield Progress(f"random noise on {subject.name}, eps {eps:g}", 0, 1)
-            norm = self.settings.norm
-            self.runs.append(
-                noise_run(subject, images, mode=mode, norm=norm, eps=eps, compute=self.compute)
-            )
-        elif mode == "query":
-            scored = yield from query_run(
-                subject,
-                images,
-                self._query_config(eps),
-                compute=self.compute,
-                store=self.store,
-                surrogates=self._start_of_queries(),
-            )
-            self._take(scored)
-        else:
-            scored = yield from whitebox_run(
-                subject,
-                images,
-                self._whitebox_config(eps),
-                compute=self.compute,
-                store=self.store,
-                innocent=self.inputs.innocent_other_than(subject),
-            )
-            self._take(scored)
-
-    def _transfer(self, role: Role, images: AttackImages, eps: float) -> Steps[None]:
-        """Show what was made on the surrogates to all that descends from the original."""
-        if not self.surrogates:
-            raise ModelError("there is no surrogate to make a perturbation on")
-        shown = self.inputs.with_role(role)
-        if images.condition == "trigger":
-            shown += self.inputs.with_role("original") + self.inputs.with_role("surrogate")
-        runs = yield from transfer_runs(
-            shown,
-            images,
-            self._transfer_config(eps),
-            surrogates=self.surrogates,
-            compute=self.compute,
-            store=self.store,
+        scored = yield from self._attacker.attack(
+            subject, images, self._config(mode, eps), self.inputs
         )
-        self._take(*runs)
-
-    def _transfer_among_innocents(
-        self, reference: Subject, images: AttackImages, eps: float
-    ) -> Steps[None]:
-        """Do to an innocent model what was done to the defended one, from its own relatives.
-
-        A perturbation carries over more readily between relatives, backdoor or not, so showing an
-        innocent model what was made on the original's descendants would be too weak a null.
-        """
-        if reference.name not in self.relatives:
-            self.relatives[reference.name] = yield from relative_steps(
-                reference, self.inputs, self.compute, self.cache_dir
-            )
-        runs = yield from transfer_runs(
-            [reference],
-            images,
-            self._transfer_config(eps),
-            surrogates=self.relatives[reference.name],
-            compute=self.compute,
-            store=self.store,
-        )
-        self._take(*runs)
-
-    def _take(self, *scored: ScoredRun) -> None:
         for run in scored:
             self.runs.append(run.record)
             if (run.record.role, run.record.condition) == ("defended", "trigger"):
@@ -449,25 +385,17 @@ class _Audit:
                 if mode == "transfer" and subject.role == "original":
                     continue  # it is shown what is made for the defended model
                 for images in self._shown_to(subject, arranged):
+                    run = self._noise if images.condition == "noise" else self._attack
                     plan += [
                         _Planned(
                             title=f"re-activation ({mode}) of {subject.name}, {images.condition}",
                             cost=self._run_cost(mode),
-                            start=self._attack(mode, subject, images, eps),
+                            start=partial(run, mode, subject, images, eps),
                         )
                         for eps in self.settings.ladder
                         if self.only is None or self.only(mode, subject.name, images.condition, eps)
                     ]
         return plan
-
-    def _attack(
-        self, mode: Mode, subject: Subject, images: AttackImages, eps: float
-    ) -> Callable[[], Steps[None]]:
-        if mode != "transfer" or images.condition == "noise":
-            return partial(self._attack_alone, mode, subject, images, eps)
-        if subject.role == "reference":
-            return partial(self._transfer_among_innocents, subject, images, eps)
-        return partial(self._transfer, subject.role, images, eps)
 
     @property
     def _modes(self) -> tuple[Mode, ...]:
@@ -499,16 +427,13 @@ class _Audit:
         config = self.settings.stand_in
         return replace(config, autocast="bf16") if self.settings.compute.bf16 else config
 
+    @cached_property
+    def _attacker(self) -> Attacker:
+        return Attacker(self.compute, self.store, self.cache_dir, self.settings.warm)
+
     def _wants_surrogates(self) -> bool:
-        return "transfer" in self._modes or self._queries_start_warm()
-
-    def _queries_start_warm(self) -> bool:
-        return "query" in self._modes and self.settings.warm and self.settings.schedule == "default"
-
-    def _start_of_queries(self) -> tuple[LoadedModel, ...]:
-        if not self._queries_start_warm():
-            return ()
-        return (*(s.white for s in self.inputs.with_role("original")), *self.surrogates)
+        configs = [self._config(mode, eps) for mode in self._modes for eps in self.settings.ladder]
+        return any(needs_surrogates(config, warm=self.settings.warm) for config in configs)
 
     def _images(self, condition: Condition) -> AttackImages:
         return attack_images(
@@ -519,33 +444,33 @@ class _Audit:
             generator=derive_generator(self.compute.seed, "images", condition),
         )
 
-    def _whitebox_config(self, eps: float) -> WhiteboxConfig:
+    def _config(self, mode: Mode, eps: float) -> AttackConfig:
+        settings = self.settings
+        autocast: Literal["bf16"] | None = "bf16" if settings.compute.bf16 else None
+        if mode == "query":
+            return QueryConfig(
+                eps=eps,
+                norm=settings.norm,
+                max_queries=settings.max_queries,
+                feedback=settings.feedback,
+                schedule=settings.schedule,
+                autocast=autocast,
+            )
+        if mode == "transfer":
+            return TransferConfig(
+                eps=eps,
+                norm=settings.norm,
+                n_passes=settings.n_passes,
+                strategy=settings.strategy,
+                input_diversity=settings.input_diversity,
+            )
         return WhiteboxConfig(
             eps=eps,
-            norm=self.settings.norm,
-            n_passes=self.settings.n_passes,
-            restarts=self.settings.restarts,
-            objective=self.settings.objective,
-            autocast="bf16" if self.settings.compute.bf16 else None,
-        )
-
-    def _query_config(self, eps: float) -> QueryConfig:
-        return QueryConfig(
-            eps=eps,
-            norm=self.settings.norm,
-            max_queries=self.settings.max_queries,
-            feedback=self.settings.feedback,
-            schedule=self.settings.schedule,
-            autocast="bf16" if self.settings.compute.bf16 else None,
-        )
-
-    def _transfer_config(self, eps: float) -> TransferConfig:
-        return TransferConfig(
-            eps=eps,
-            norm=self.settings.norm,
-            n_passes=self.settings.n_passes,
-            strategy=self.settings.strategy,
-            input_diversity=self.settings.input_diversity,
+            norm=settings.norm,
+            n_passes=settings.n_passes,
+            restarts=settings.restarts,
+            objective=settings.objective,
+            autocast=autocast,
         )
 
     # -- order, cost and failures --------------------------------------------------------------
@@ -623,7 +548,7 @@ class _Audit:
             return self.settings.max_queries + scoring
         passes = self.settings.n_passes * self.settings.restarts
         if mode == "transfer":
-            passes = self.settings.n_passes * max(len(self.surrogates), 1)
+            passes = self.settings.n_passes * max(len(self._attacker.surrogates), 1)
         return 3.0 * passes * len(self.inputs.craft_poisoned) + scoring
 
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from safetensors.torch import save
 from torch import Tensor
 
 from bdaudit.atomic import write_atomically
+from bdaudit.auditing.attacking import AttackConfig, Attacker, mode_of, needs_surrogates
 from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
 from bdaudit.auditing.documents import document_fields
 from bdaudit.auditing.environment import resolve_device
@@ -21,7 +21,6 @@ from bdaudit.auditing.inputs import (
     Inputs,
     ModelSource,
     Sources,
-    Subject,
     TriggerSource,
     open_inputs,
 )
@@ -31,25 +30,17 @@ from bdaudit.auditing.runs import (
     derive_generator,
     keep_answers,
     noise_run,
-    query_run,
-    transfer_runs,
-    whitebox_run,
 )
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
 from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
-from bdaudit.auditing.surrogates import relative_steps, surrogate_steps
 from bdaudit.blackbox import BlackBoxOptions
-from bdaudit.controls import AttackImages, attack_images
+from bdaudit.controls import attack_images
 from bdaudit.errors import ConfigError
-from bdaudit.models import LoadedModel, ModelSettings
+from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
-from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
-from bdaudit.reactivation.transfer import TransferConfig
-from bdaudit.results import Mode, ReactivationRecord
+from bdaudit.results import ReactivationRecord
 from bdaudit.verdict import Policy
-
-AttackConfig: TypeAlias = WhiteboxConfig | QueryConfig | TransferConfig
 
 __all__ = ["Reactivation", "reactivate", "reactivate_steps", "save_delta"]
 
@@ -171,9 +162,11 @@ def reactivate_steps(
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
     keep_answers(inputs.subjects, store)
     diagnostics = [*check_inputs(inputs)]
-    attack = _Attack(config, warm, inputs, run, store, cache_dir)
-    yield from attack.prepare()
-    inputs = attack.inputs
+    attacker = Attacker(run, store, cache_dir, warm)
+    if needs_surrogates(config, warm=warm):
+        yield from attacker.prepare(inputs)
+    if mode_of(config) == "transfer":
+        inputs = _with_surrogates(inputs, attacker)
     baselines = yield from measure_baselines(inputs, run)
     diagnostics += check_baselines(
         baselines, inputs.num_classes, max_clean_acc_loss=Policy().max_clean_acc_loss
@@ -190,13 +183,15 @@ def reactivate_steps(
     }
     scored: list[ScoredRun] = []
     for subject in inputs.compared:
+        if mode_of(config) == "transfer" and subject.role == "original":
+            continue  # it is shown what is made for the defended model
         for images in arranged.values() if subject.role == "defended" else [arranged["trigger"]]:
-            scored += yield from attack.on(subject, images)
+            scored += yield from attacker.attack(subject, images, config, inputs)
     (defended_subject,) = inputs.with_role("defended")
     noise = noise_run(
         defended_subject,
         arranged["trigger"],
-        mode=attack.mode,
+        mode=mode_of(config),
         norm=config.norm,
         eps=config.eps,
         compute=run,
@@ -225,84 +220,20 @@ def reactivate_steps(
     return Reactivation(record, delta)
 
 
-@dataclass
-class _Attack:
-    """One attack, on whichever model: the kind follows from its settings."""
+def _with_surrogates(inputs: Inputs, attacker: Attacker) -> Inputs:
+    """Show the perturbation also to the models it was made on, where they were made here.
 
-    config: AttackConfig
-    warm: bool
-    inputs: Inputs
-    compute: Compute
-    store: RunStore
-    cache_dir: Path | None
-    surrogates: tuple[LoadedModel, ...] = ()
-
-    @property
-    def mode(self) -> Mode:
-        if isinstance(self.config, TransferConfig):
-            return "transfer"
-        return "query" if isinstance(self.config, QueryConfig) else "white"
-
-    def prepare(self) -> Steps[None]:
-        """Get the surrogates, where this attack uses any."""
-        warm = self.mode == "query" and self.warm and self.config.schedule == "default"  # type: ignore[union-attr]
-        if self.mode != "transfer" and not warm:
-            return
-        self.surrogates = yield from surrogate_steps(self.inputs, self.compute, self.cache_dir)
-        if self.mode == "query":
-            originals = (subject.white for subject in self.inputs.with_role("original"))
-            self.surrogates = (*originals, *self.surrogates)
-        elif not self.surrogates:
-            raise ConfigError(
-                "transfer: expected models to make the perturbation on; give --surrogate, or "
-                "--original to have some made from it"
-            )
-        elif not self.inputs.with_role("surrogate"):
-            self.inputs = self.inputs.with_surrogates(self.surrogates)
-
-    def on(self, subject: Subject, images: AttackImages) -> Steps[Sequence[ScoredRun]]:
-        """Attack `subject`; what transfers to the defended model is shown to its relatives too."""
-        config = self.config
-        if isinstance(config, QueryConfig):
-            return [
-                (
-                    yield from query_run(
-                        subject,
-                        images,
-                        config,
-                        compute=self.compute,
-                        store=self.store,
-                        surrogates=self.surrogates,
-                    )
-                )
-            ]
-        if isinstance(config, WhiteboxConfig):
-            return [
-                (
-                    yield from whitebox_run(
-                        subject,
-                        images,
-                        config,
-                        compute=self.compute,
-                        store=self.store,
-                        innocent=self.inputs.innocent_other_than(subject),
-                    )
-                )
-            ]
-        if subject.role == "original":
-            return []
-        surrogates, shown = self.surrogates, [subject]
-        if subject.role == "reference":
-            surrogates = yield from relative_steps(
-                subject, self.inputs, self.compute, self.cache_dir
-            )
-        elif images.condition == "trigger":
-            shown += [*self.inputs.with_role("original"), *self.inputs.with_role("surrogate")]
-        return (
-            yield from transfer_runs(
-                shown, images, config, surrogates=surrogates, compute=self.compute, store=self.store
-            )
+    Raises:
+        ConfigError: There are none.
+    """
+    if not attacker.surrogates:
+        raise ConfigError(
+            "transfer: expected models to make the perturbation on; give --surrogate, or "
+            "--original to have some made from it"
         )
+    if inputs.with_role("surrogate"):
+        return inputs
+    return inputs.with_surrogates(attacker.surrogates)
 
 
 def save_delta(path: Path, found: Reactivation) -> None:
