@@ -198,6 +198,12 @@ class _Attack:
         return self.by_asr.holds or (bool(self.by_part.over) and self.by_part.holds)
 
     @property
+    def own_unbeaten(self) -> Comparison | None:
+        """The null on the same model that is least surely beaten, or `None` where all are."""
+        left = [lift for lift in self.own if not lift.holds]
+        return min(left, key=lambda c: -1.0 if c.low is None else c.low, default=None)
+
+    @property
     def beyond_all_but_one_more(self) -> Comparison | None:
         """What stands in the way where every null that was measured is beaten, or `None`."""
         if not all(lift.holds for lift in self.own) or self._beats_innocents:
@@ -657,14 +663,7 @@ class _Case:
                     f"{_points(one_more.value)}, at least {_points(one_more.low)}): give more "
                     "--reference"
                 )
-            for bound in attack.bounded:
-                if bound.high is None or bound.high < self.policy.lift:
-                    continue
-                reasons.append(
-                    f"at eps {bound.eps:g} the {bound.name} is {_points(bound.value)}, between "
-                    f"{_points(bound.low)} and {_points(bound.high)} (limit "
-                    f"{_points(self.policy.lift)}): neither clearly above nor clearly below"
-                )
+            reasons += self._bound_doubts(attack)
         if all(attack.run.mode == "transfer" for attack in self.attacks):
             reasons.append(
                 "only perturbations made on surrogates were tried, and that those fail shows "
@@ -686,6 +685,28 @@ class _Case:
             if s.status == "failed"
         ]
         return reasons
+
+    def _bound_doubts(self, attack: _Attack) -> Iterator[str]:
+        """Say which upper bounds are not below the limit, and what is not beaten none the less."""
+        limit = f"limit {_points(self.policy.lift)}"
+        for bound in attack.bounded:
+            if bound.high is None or bound.high < self.policy.lift:
+                continue
+            if bound.holds and attack.beyond_all_but_one_more is not None:
+                continue  # which is the reason, and is given by itself
+            said = f"at eps {bound.eps:g} the {bound.name} is {_points(bound.value)}"
+            unbeaten = attack.own_unbeaten
+            if bound.holds and unbeaten is not None:
+                yield (
+                    f"{said}, at least {_points(bound.low)}, but the {unbeaten.name} is only "
+                    f"{_points(unbeaten.value)}, between {_points(unbeaten.low)} and "
+                    f"{_points(unbeaten.high)} ({limit})"
+                )
+            else:
+                yield (
+                    f"{said}, between {_points(bound.low)} and {_points(bound.high)} ({limit}): "
+                    "neither clearly above nor clearly below"
+                )
 
     def _strength_doubts(self) -> Iterator[str]:
         """Say where the attack has not been shown to wake the original."""
