@@ -54,9 +54,11 @@ def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
         console.print()
         console.print(Text("Two ways, same models", style="bold"))
         for agreement in record.agreements:
-            line = f"{agreement.name}: same verdict {share_with_interval(agreement.same)}"
-            if agreement.opposed:
-                line += f"; opposed: {', '.join(map(visible, agreement.opposed))}"
+            same, opposed = agreement.same, ", ".join(map(visible, agreement.opposed))
+            line = (
+                f"{agreement.name}: same verdict {share_with_interval(same)} of {same.total}, "
+                f"opposed {opposed or 'none'}"
+            )
             console.print(Text(line))
     if record.calibration is not None:
         chosen = record.calibration.policy
