@@ -20,6 +20,8 @@ __all__ = [
     "difference_of_differences",
     "paired_difference",
     "prediction_bound",
+    "probit",
+    "share_of_probit",
     "wilson_interval",
 ]
 
@@ -153,6 +155,27 @@ def prediction_bound(values: Sequence[float], *, confidence: float) -> float:
     n = len(values)
     t = float(stats.t.ppf(confidence, n - 1))
     return float(np.mean(values) + t * np.std(values, ddof=1) * sqrt(1 + 1 / n))
+
+
+def probit(share: float, total: int) -> float:
+    """Normal deviate of a share, on whose scale shares near 0 and 1 spread as those between do.
+
+    Args:
+        share: In [0, 1].
+        total: Images it is a share of; none and all of them count half an image more and less, so
+            that the deviate is finite.
+
+    Source: half a count as in Hautus, Behavior Research Methods 27 (1995) 46-51.
+
+    >>> round(probit(0.0, 900), 2), round(probit(0.5, 900), 2)
+    (-3.26, 0.0)
+    """
+    return float(stats.norm.ppf((share * total + 0.5) / (total + 1.0)))
+
+
+def share_of_probit(deviate: float) -> float:
+    """Share in [0, 1] that a normal deviate stands for; without the half counts of `probit`."""
+    return float(stats.norm.cdf(deviate))
 
 
 def difference_of_differences(

@@ -10,7 +10,8 @@ Pure functions of a record and a policy; nothing is measured here. The rules, in
   trigger, and the attack made without the trigger. The innocent models under the same trigger and
   attack are beaten in either of two ways: the re-activated ASR exceeds theirs, or the *trigger's
   part* does, which is what trigger and delta reach beyond the same delta alone. From three innocent
-  models on it must also lie beyond what one more of them may reach: their spread counts.
+  models on it must also lie beyond what one more of them may reach: their spread counts, on the
+  scale of normal deviates.
 * **removed**: not active, and at every eps the upper bounds of the lift over the strongest null,
   and of the trigger's part over the innocent model where it is largest, are below the limit, with
   enough images, a null that leaves room for a lift at one eps or more, and a trigger and an attack
@@ -39,6 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import hypot
 
 from bdaudit.results import (
     AttackRun,
@@ -55,6 +57,8 @@ from bdaudit.statistics import (
     difference_of_differences,
     paired_difference,
     prediction_bound,
+    probit,
+    share_of_probit,
     wilson_interval,
 )
 from bdaudit.verdict.policy import Policy
@@ -132,6 +136,38 @@ class _Nulls:
     missing: list[str]
     innocents: list[Baseline]
     too_easy: list[str]
+
+
+@dataclass(frozen=True)
+class _Deviate:
+    """A share as a normal deviate, with the ends of its interval.
+
+    Innocent models spread evenly on this scale and not in shares: of a trigger that covers the
+    image most are pushed by next to nothing at an eps where one already gives way by a third
+    (measured, docs/verdict.md).
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rate: Rate, confidence: float) -> _Deviate:
+        low, high = wilson_interval(rate.successes, rate.total, confidence=confidence)
+        return cls(*(probit(share, rate.total) for share in (rate.value, low, high)))
+
+    def over(self, other: _Deviate) -> _Deviate:
+        """How far this is beyond `other`: the sensitivity index d' of signal detection.
+
+        The ends by the square-and-add rule of Zou and Donner (2008), the two as independent, which
+        for rates on the same images is never too narrow.
+
+        Source: Green and Swets, Signal Detection Theory and Psychophysics (1966).
+        """
+        value = self.value - other.value
+        below = hypot(self.value - self.low, other.high - other.value)
+        above = hypot(self.high - self.value, other.value - other.low)
+        return _Deviate(value, value - below, value + above)
 
 
 @dataclass(frozen=True)
@@ -367,13 +403,9 @@ class _Case:
         self, run: AttackRun, n_tries: int, lifts: Sequence[Comparison], twins: Sequence[AttackRun]
     ) -> _Way:
         """Hold the re-activated ASR against that on innocent models."""
-        asr = run.asr
-        low, high = wilson_interval(asr.successes, asr.total, confidence=self._confidence(n_tries))
-        reached = [twin.asr.value for twin in twins]
-        return _Way(
-            tuple(lifts),
-            self._beyond("lift", run, n_tries, (asr.value, low, high), reached),
-        )
+        reached = [_deviate(twin.asr) for twin in twins]
+        ours = _Deviate.of(run.asr, self._confidence(n_tries))
+        return _Way(tuple(lifts), self._beyond("lift", run, n_tries, ours, reached))
 
     def _by_part(self, run: AttackRun, n_tries: int, twins: Sequence[AttackRun]) -> _Way:
         """Hold the trigger's part, beyond the same delta alone, against that on innocent models."""
@@ -383,11 +415,11 @@ class _Case:
         over, reached = [], []
         for twin in twins:
             theirs, theirs_surely = self._part(twin, n_tries), self._part(twin, 1)
-            if theirs is None or theirs_surely is None:
+            if theirs is None or theirs_surely is None or twin.delta_only is None:
                 continue
             value, low, _ = difference_of_differences(ours, theirs)
             _, _, high = difference_of_differences(surely, theirs_surely)
-            reached.append(theirs.value)
+            reached.append(_deviate(twin.asr) - _deviate(twin.delta_only))
             over.append(
                 Comparison(
                     name=f"trigger's part over that on {twin.model}",
@@ -401,36 +433,43 @@ class _Case:
                     holds=low > self.policy.lift,
                 )
             )
-        figure = (ours.value, ours.low, ours.high)
-        return _Way(tuple(over), self._beyond("trigger's part", run, n_tries, figure, reached))
+        assert run.delta_only is not None  # or there were no part
+        confidence = self._confidence(n_tries)
+        alone = _Deviate.of(run.delta_only, confidence)
+        added = _Deviate.of(run.asr, confidence).over(alone)
+        beyond = self._beyond("trigger's part", run, n_tries, added, reached, alone.value)
+        return _Way(tuple(over), beyond)
 
     def _beyond(
         self,
         what: str,
         run: AttackRun,
         n_tries: int,
-        figure: tuple[float, float, float],
+        ours: _Deviate,
         reached: Sequence[float],
+        start: float = 0.0,
     ) -> Comparison | None:
-        """Hold a figure (value, low, high) against what one more innocent model may reach.
+        """Hold `ours` against what one more innocent model may reach.
 
-        `None` where too few have `reached` anything to tell.
+        Told in shares of images: the re-activated ASR against the one that an innocent model may
+        come to, which for the trigger's part begins where the same delta alone takes the defended
+        model (`start`, a deviate). `None` where too few have `reached` anything to tell.
         """
         if len(reached) < _FEWEST_FOR_A_SPREAD:
             return None
         one_sided = (1.0 + self._confidence(n_tries)) / 2.0
         bound = prediction_bound(reached, confidence=one_sided)
-        value, low, high = figure
+        share = share_of_probit(start + bound)
         return Comparison(
             name=f"{what} beyond what one more innocent model may reach",
             kind=f"one more innocent ({run.mode})",
             eps=run.eps,
             against=f"one more innocent model ({what})",
-            value=value - bound,
-            low=low - bound,
-            high=high - bound,
+            value=share_of_probit(start + ours.value) - share,
+            low=share_of_probit(start + ours.low) - share,
+            high=share_of_probit(start + ours.high) - share,
             limit=0.0,
-            holds=low > bound,
+            holds=ours.low > bound,
         )
 
     def _confidence(self, n_attacks: int) -> float:
@@ -722,6 +761,10 @@ class _Case:
                     f"{_percent(twin.asr.value)} of images to the target on the original, where "
                     "it must succeed"
                 )
+
+
+def _deviate(rate: Rate) -> float:
+    return probit(rate.value, rate.total)
 
 
 def _how_known(record: AuditRecord) -> str:

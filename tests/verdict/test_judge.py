@@ -142,6 +142,36 @@ def test_innocent_models_that_differ_much_leave_room_for_one_more() -> None:
     assert judge(alike, Policy()).telling_eps == {"white": (0.02,)}
 
 
+def test_innocent_models_of_which_few_have_given_way_leave_room_for_one_more() -> None:
+    """Measured: Blended, retrained without poison, eps .03: .324, five innocents 0 to .136.
+
+    In shares such innocent models look alike but for one, as deviates they do not. The sleeping
+    model beside them gave .524 at eps .01, where none has given way yet.
+    """
+    # By eps; at .05 the attack without the trigger does as much on both models.
+    reached = [(0.0, 0.136, 0.476), (0.0, 0.0, 0.167), (0.0, 0.001, 0.514), (0.0, 0.016, 0.249),
+               (0.0, 0.006, 0.325)]  # fmt: skip
+    common = {
+        "no_trigger": {0.01: 0.004, 0.03: 0.121, 0.05: 0.6},
+        "innocents": [dict(zip((0.01, 0.03, 0.05), curve, strict=True)) for curve in reached],
+        "delta_only": 0.002,
+        "innocents_delta_only": {0.01: 0.0, 0.03: 0.003, 0.05: 0.0},
+        "wide": True,
+    }
+    innocent = judge(
+        audit_record(alone=0.0, defended={0.01: 0.0, 0.03: 0.324, 0.05: 0.606}, **common), Policy()
+    )
+    assert innocent.outcome == "inconclusive"
+    assert any("one more of them may reach as far" in reason for reason in innocent.reasons)
+
+    sleeping = judge(
+        audit_record(alone=0.016, defended={0.01: 0.524, 0.03: 0.98, 0.05: 0.6}, **common),
+        Policy(),
+    )
+    assert sleeping.outcome == "dormant"
+    assert 0.01 in sleeping.telling_eps["white"]
+
+
 def test_two_ways_to_beat_an_innocent_model_are_two_tries() -> None:
     """The same lift over a null on the model and over an innocent one has two lower bounds."""
     record = audit_record(
