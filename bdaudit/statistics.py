@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import hypot, sqrt
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 __all__ = [
+    "Estimate",
     "PairedDifference",
     "difference_of_differences",
+    "difference_of_estimates",
     "paired_difference",
     "prediction_bound",
     "probit",
@@ -178,23 +181,48 @@ def share_of_probit(deviate: float) -> float:
     return float(stats.norm.cdf(deviate))
 
 
-def difference_of_differences(
-    first: PairedDifference, second: PairedDifference
-) -> tuple[float, float, float]:
-    """Interval for one paired difference minus another, from their own intervals.
+class Estimate(Protocol):
+    """A value with the ends of its interval."""
+
+    @property
+    def value(self) -> float:
+        """The estimate itself."""
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+
+
+def difference_of_estimates(first: Estimate, second: Estimate) -> tuple[float, float, float]:
+    """Interval for one estimate minus another, from their own intervals.
 
     Args:
-        first: A difference with its interval.
-        second: Another, at the same confidence, from another model.
+        first: An estimate with its interval.
+        second: Another, on the same scale and at the same confidence.
 
     Returns:
-        The estimate, the lower and the upper end, at the confidence of the two.
+        The difference, the lower and the upper end, at the confidence of the two.
 
     Source: the "square and add" rule (MOVER) of Zou and Donner, Statistics in Medicine 27 (2008)
     1693-1702. The two are taken as independent; a positive correlation (the same images) makes
     the interval wider than it need be, never too narrow.
     """
     value = first.value - second.value
-    below = np.hypot(first.value - first.low, second.high - second.value)
-    above = np.hypot(first.high - first.value, second.value - second.low)
-    return value, max(value - float(below), -2.0), min(value + float(above), 2.0)
+    below = hypot(first.value - first.low, second.high - second.value)
+    above = hypot(first.high - first.value, second.value - second.low)
+    return value, value - below, value + above
+
+
+def difference_of_differences(
+    first: PairedDifference, second: PairedDifference
+) -> tuple[float, float, float]:
+    """Interval for one paired difference minus another model's: that of `difference_of_estimates`.
+
+    The ends are kept within [-2, 2], which such a difference cannot leave.
+    """
+    value, low, high = difference_of_estimates(first, second)
+    return value, max(low, -2.0), min(high, 2.0)

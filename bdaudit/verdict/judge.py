@@ -40,7 +40,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import hypot
 
 from bdaudit.results import (
     AttackRun,
@@ -55,6 +54,7 @@ from bdaudit.results import (
 from bdaudit.statistics import (
     PairedDifference,
     difference_of_differences,
+    difference_of_estimates,
     paired_difference,
     prediction_bound,
     probit,
@@ -159,15 +159,9 @@ class _Deviate:
     def over(self, other: _Deviate) -> _Deviate:
         """How far this is beyond `other`: the sensitivity index d' of signal detection.
 
-        The ends by the square-and-add rule of Zou and Donner (2008), the two as independent, which
-        for rates on the same images is never too narrow.
-
         Source: Green and Swets, Signal Detection Theory and Psychophysics (1966).
         """
-        value = self.value - other.value
-        below = hypot(self.value - self.low, other.high - other.value)
-        above = hypot(self.high - self.value, other.value - other.low)
-        return _Deviate(value, value - below, value + above)
+        return _Deviate(*difference_of_estimates(self, other))
 
 
 @dataclass(frozen=True)
