@@ -193,6 +193,8 @@ class ModelInfo(Record):
         access: Whether it could be looked into, or only asked.
         stand_in: Whether it was made here, as an innocent model (docs/stand-ins.md).
         notes: What the loader did ("stripped 'module.'", "took logs of probabilities").
+        weights: Which of its file's sets of weights was taken; `None` where the file holds one.
+        unaudited: The file's other sets of weights, which differ and which nothing was measured on.
     """
 
     name: str
@@ -205,10 +207,16 @@ class ModelInfo(Record):
     stand_in: bool = False
     path: str | None = None
     notes: tuple[str, ...] = ()
+    weights: str | None = None
+    unaudited: tuple[str, ...] = ()
 
 
 class DataInfo(Record):
-    """The clean sample and its split."""
+    """The clean sample and its split.
+
+    Attributes:
+        notes: What the reader left out, converted or guessed, in words.
+    """
 
     source: str
     sha256: str
@@ -220,6 +228,7 @@ class DataInfo(Record):
     n_held_out: int
     n_craft_poisonable: int
     n_held_out_poisonable: int
+    notes: tuple[str, ...] = ()
 
 
 class TriggerInfo(Record):
@@ -741,6 +750,31 @@ class _Document(Record):
             if model.name == name:
                 return model
         raise RecordError(f"the record has no model named {name!r}")
+
+    def input_notes(self) -> tuple[str, ...]:
+        """Say what was left out, converted or guessed when the given inputs were read.
+
+        Models that were made here (stand-ins and surrogates) are not among them.
+        """
+        models = [m for m in self.models if m.role != "surrogate" and not m.stand_in]
+        return (
+            *(f"{model.name}: {note}" for model in models for note in model.notes),
+            *(f"images: {note}" for note in self.data.notes),
+        )
+
+    def about_weights(self) -> str | None:
+        """Say which set of a file's weights was audited as the defended model, and which was not.
+
+        `None` where its file holds one set, or nothing is said about files at all.
+        """
+        model = next((m for m in self.models if m.role == "defended"), None)
+        if model is None or not model.unaudited:
+            return None
+        others = ", ".join(repr(name) for name in model.unaudited)
+        return (
+            f"the weights under {model.weights!r} were audited; the same file also holds {others}, "
+            "other weights which were not"
+        )
 
 
 class ScoreRecord(_Document):

@@ -65,7 +65,7 @@ def render(record: AnyRecord) -> str:
             f"**Backdoor existence coefficient** {values}. It explains and never decides.",
             "",
         ]
-    lines += [*_diagnostics(record)]
+    lines += [*_diagnostics(record), *_notes(record)]
     if audit is not None:
         lines += ["**What this does not prove**", ""]
         lines += [f"- {_text(line)}" for line in not_proved(audit)]
@@ -160,6 +160,15 @@ def _diagnostics(record: AnyRecord) -> Iterator[str]:
     for d in record.diagnostics:
         yield f"- **{d.severity}** {_text(d.code)} ({_text(d.subject)}): {_text(d.message)}"
     yield ""
+
+
+def _notes(record: AnyRecord) -> Iterator[str]:
+    notes = record.input_notes()
+    if notes:
+        yield "**How the inputs were read**"
+        yield ""
+        yield from (f"- {_text(note)}" for note in notes)
+        yield ""
 
 
 def _origin(record: AnyRecord) -> Iterator[str]:

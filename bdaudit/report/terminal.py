@@ -86,6 +86,7 @@ def print_record(
         if chart is not None:
             parts.append(chart)
     parts += _diagnostic_parts(record.diagnostics)
+    parts += _note_parts(record.input_notes())
     parts.append(_footer(record))
     for part in parts:
         console.print(part)
@@ -438,6 +439,12 @@ def _diagnostic_parts(diagnostics: Sequence[Diagnostic]) -> list[RenderableType]
         for d in diagnostics
     ]
     return [Group(_heading("Diagnostics"), *(Padding(line, (0, 0, 0, 2)) for line in lines))]
+
+
+def _note_parts(notes: Sequence[str]) -> list[RenderableType]:
+    if not notes:
+        return []
+    return [Group(_heading("How the inputs were read"), *(_bullet(note) for note in notes))]
 
 
 def _footer(record: AnyDocument) -> RenderableType:

@@ -42,6 +42,7 @@ class GateRecord(Record):
         release: `pass`, `fail` or `inconclusive`.
         reasons: What forbids the release beside the verdict's outcome.
         warnings: What a person should read all the same.
+        notes: What was left out, converted or guessed when the audit's inputs were read.
     """
 
     kind: Literal["gate"] = "gate"
@@ -52,6 +53,7 @@ class GateRecord(Record):
     release: Release
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def gate(
@@ -89,6 +91,7 @@ def gate(
         release=decision.release,
         reasons=decision.reasons,
         warnings=decision.warnings if digests else (_NO_FILES, *decision.warnings),
+        notes=document.input_notes(),
     )
 
 

@@ -96,7 +96,7 @@ def judge(record: AuditRecord, policy: Policy, *, policy_source: str = "defaults
     decision = decide_release(record, outcome.name, policy)
     return Verdict(
         outcome=outcome.name,
-        why=outcome.why + _how_known(record),
+        why=outcome.why + _how_known(record) + _which_weights(record),
         reasons=outcome.reasons,
         deciding=outcome.deciding,
         lifts=tuple(c for attack in case.attacks for c in attack.comparisons),
@@ -759,6 +759,11 @@ class _Case:
 
 def _deviate(rate: Rate) -> float:
     return probit(rate.value, rate.total)
+
+
+def _which_weights(record: AuditRecord) -> str:
+    about = record.about_weights()
+    return "" if about is None else f" {about[0].upper()}{about[1:]}."
 
 
 def _how_known(record: AuditRecord) -> str:

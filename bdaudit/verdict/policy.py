@@ -47,6 +47,8 @@ class Policy(BaseModel):
         bec_warning: A BEC above this is warned of; `None` never warns. It never decides.
         inconclusive: What an inconclusive verdict does: `fail` (exit code 3), or `warn`, which
             lets the release pass with a warning.
+        unaudited_weights: What a file means that also holds other weights than those audited:
+            `fail` forbids the release, `allow` lets it pass with a warning.
         allowed_sha256: The files that may be released, by digest; `None` does not ask.
     """
 
@@ -66,6 +68,7 @@ class Policy(BaseModel):
     clean_acc_loss: Literal["flag", "fail"] = "flag"
     bec_warning: float | None = None
     inconclusive: Literal["fail", "warn"] = "fail"
+    unaudited_weights: Literal["fail", "allow"] = "fail"
     allowed_sha256: tuple[Sha256, ...] | None = None
 
     @model_validator(mode="after")

@@ -40,6 +40,9 @@ def decide_release(
     """
     reasons = [*against, *_not_allowed(record, policy)]
     warnings = [*_bec_warnings(record, policy), *_relearning_warnings(record, outcome)]
+    beside = _unaudited(record)
+    if beside is not None:
+        (reasons if policy.unaudited_weights == "fail" else warnings).append(beside)
     loss = _clean_acc_loss(record, policy)
     if loss is None and policy.clean_acc_loss == "fail":
         reasons.append("the loss of clean accuracy against the original was not measured")
@@ -97,6 +100,16 @@ def _not_allowed(record: AuditRecord, policy: Policy) -> Iterator[str]:
     for file in audited:
         if file.sha256 not in policy.allowed_sha256:
             yield f"{file.path} (sha256 {file.sha256[:12]}) is not among the allowed files"
+
+
+def _unaudited(record: AuditRecord) -> str | None:
+    about = record.about_weights()
+    if about is None:
+        return None
+    return (
+        f"{about}: whoever loads the file may run those. Release a file with the audited weights "
+        'alone, or let the policy say unaudited_weights = "allow"'
+    )
 
 
 def _bec_warnings(record: AuditRecord, policy: Policy) -> Iterator[str]:

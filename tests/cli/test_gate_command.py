@@ -184,3 +184,21 @@ def test_the_gate_does_not_load_torch(folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_weights_nobody_audited_fail_and_notes_are_read_out(folder: Path) -> None:
+    made = record(QUIET)
+    chosen = made.model_named("defended").model_copy(
+        update={"weights": "model", "unaudited": ("ema",), "notes": ("stripped 'module.'",)}
+    )
+    models = tuple(chosen if m.name == "defended" else m for m in made.models)
+    (folder / "two.json").write_text(to_json(made.model_copy(update={"models": models})))
+    result = run("gate", "two.json", "candidate.pt")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("FAIL: the weights under 'model' were audited")
+    assert "'ema'" in result.stdout
+    assert "note: defended: stripped 'module.'" in result.stdout
+    (folder / "policy.toml").write_text('unaudited_weights = "allow"\n')
+    allowed = run("gate", "two.json", "candidate.pt", "--policy", "policy.toml")
+    assert allowed.exit_code == 0
+    assert "'ema'" in allowed.stderr

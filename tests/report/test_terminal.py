@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from bdaudit.report import html_report, markdown_report
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.terminal import print_record
 from bdaudit.report.wording import one_line
@@ -71,6 +72,19 @@ def test_everything_a_reader_needs_is_there() -> None:
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     text = printed(whole(), width=width)
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_every_report_says_how_the_inputs_were_read() -> None:
+    made = whole()
+    noted = made.models[0].model_copy(update={"notes": ("stripped 'module.'",)})
+    data = made.data.model_copy(update={"notes": ("left out 3 files",)})
+    record = made.model_copy(update={"models": (noted, *made.models[1:]), "data": data})
+    for text in (printed(record, width=132), html_report.render(record)):
+        assert "How the inputs were read" in text
+        assert "images: left out 3 files" in text
+        assert "How the inputs were read" not in printed(made)
+    assert "images&#58; left out 3 files" in markdown_report.render(record)
+    assert "How the inputs were read" not in markdown_report.render(made)
 
 
 def test_a_terminal_without_utf8_gets_ascii() -> None:

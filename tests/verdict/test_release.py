@@ -140,3 +140,42 @@ def test_what_is_released_is_what_was_audited(
     assert len(found) == (said is not None)
     if said is not None:
         assert said in found[0]
+
+
+def with_unaudited(*names: str) -> AuditRecord:
+    record = audit_record(defended={0.03: 0.02}, innocents=[{0.03: 0.02}] * 3)
+    chosen = record.model_named("defended").model_copy(
+        update={"weights": "state_dict", "unaudited": names, "notes": ("stripped 'module.'",)}
+    )
+    models = tuple(chosen if m.name == "defended" else m for m in record.models)
+    return record.model_copy(update={"models": models})
+
+
+def test_weights_that_nobody_audited_forbid_the_release_until_the_policy_allows_them() -> None:
+    record = with_unaudited("state_dict_ema")
+    verdict = judge(record, Policy())
+    assert (verdict.outcome, verdict.release) == ("removed", "fail")
+    assert any("'state_dict_ema'" in reason for reason in verdict.release_reasons)
+    assert "The weights under 'state_dict' were audited" in verdict.why
+    allowed = judge(record, Policy(unaudited_weights="allow"))
+    assert allowed.release == "pass"
+    assert any("'state_dict_ema'" in warning for warning in allowed.warnings)
+
+
+def test_a_file_with_one_set_of_weights_is_not_spoken_of() -> None:
+    verdict = judge(with_unaudited(), Policy())
+    assert (verdict.release, verdict.release_reasons) == ("pass", ())
+    assert "under" not in verdict.why
+
+
+def test_notes_on_given_inputs_are_told_and_those_on_models_made_here_are_not() -> None:
+    record = with_unaudited()
+    made = record.models[0].model_copy(
+        update={"name": "stand-in 1", "stand_in": True, "role": "reference", "notes": ("made",)}
+    )
+    data = record.data.model_copy(update={"notes": ("dropped the alpha channel",)})
+    record = record.model_copy(update={"models": (*record.models, made), "data": data})
+    assert record.input_notes() == (
+        "defended: stripped 'module.'",
+        "images: dropped the alpha channel",
+    )
