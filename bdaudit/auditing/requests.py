@@ -14,12 +14,13 @@ from typing import Any
 from bdaudit.auditing.inputs import Sources, can_only_be_asked, default_modes
 from bdaudit.auditing.remote import is_endpoint
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.errors import BdauditError, ConfigError
+from bdaudit.errors import BdauditError, ConfigError, InputError
 from bdaudit.fetching import is_url
 from bdaudit.file_digests import digest_file
 from bdaudit.models.architectures import is_clip
 from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import read_model_toml
+from bdaudit.opening import is_file, is_folder
 from bdaudit.results import AuditRecord
 from bdaudit.triggers.files import companion_files
 from bdaudit.usercode import split_reference
@@ -75,15 +76,17 @@ class FileDigests:
         """Return the digest of a file's bytes, or over names and digests of a folder's files.
 
         Raises:
-            OSError: It is not there, or cannot be read.
+            InputError: It is not there, or cannot be read.
         """
-        if path.is_dir():
+        if is_folder(path):
             lines = [
                 f"{file.relative_to(path).as_posix()}\0{self.of(file)}"
                 for file in sorted(path.rglob("*"))
-                if file.is_file()
+                if is_file(file)
             ]
             return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        if not is_file(path):
+            return digest_file(path)  # which says what it is
         status = path.stat()
         key = (str(path), status.st_size, status.st_mtime_ns)
         if key not in self._known:
@@ -154,7 +157,7 @@ def is_still_true(record: AuditRecord, files: FileDigests) -> bool:
         try:
             if files.of(Path(file.path)) != file.sha256:
                 return False
-        except OSError:
+        except (InputError, OSError):
             return False
     return True
 
@@ -202,7 +205,7 @@ def _paired_images(trigger: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _is_file(source: object) -> bool:
-    return isinstance(source, str | Path) and not is_url(source) and Path(source).is_file()
+    return isinstance(source, str | Path) and not is_url(source) and is_file(source)
 
 
 def _digest(source: object, files: FileDigests) -> str | None:

@@ -266,14 +266,12 @@ def _compare_files(document: AuditRecord, folder: Path) -> tuple[list[str], list
     changed, notes = [], []
     for file in document.inputs:
         path = _local_path(file, folder)
-        if path.exists() and not path.is_file():
-            raise RecordError(f"{path}: the record names it as its {file.role}, and it is no file")
         try:
-            found = digest_file(path)
-        except OSError as error:
-            raise InputError(
-                f"{path}: {error.strerror or error}; the record names it as its {file.role}. Run "
-                "this where the audit was run, or pass the folder its paths are relative to"
+            found = digest_file(path, what=f"the file that the record names as its {file.role}")
+        except InputError as error:
+            raise RecordError(
+                f"{error}. Run this where the audit was run, or pass the folder its paths are "
+                "relative to"
             ) from error
         if found == file.sha256:
             continue

@@ -11,6 +11,7 @@ from typing import Literal
 
 from bdaudit.errors import InputError, RecordError
 from bdaudit.file_digests import digest_file
+from bdaudit.opening import is_folder
 from bdaudit.results import (
     AuditRecord,
     FileDigest,
@@ -109,14 +110,11 @@ def _limits(
 
 
 def _digest(path: Path) -> FileDigest:
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path}: is a folder; name the model's files")
-    try:
-        return FileDigest(
-            role="released",
-            path=str(path),
-            sha256=digest_file(path),
-            size_bytes=path.stat().st_size,
-        )
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+    return FileDigest(
+        role="released",
+        path=str(path),
+        sha256=digest_file(path, what="a file of the model"),
+        size_bytes=path.stat().st_size,
+    )

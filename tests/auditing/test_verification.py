@@ -224,7 +224,7 @@ def test_a_record_does_not_make_us_read_devices(copy: Path) -> None:
         return record.model_copy(update={"inputs": (first, *record.inputs[1:])})
 
     forge(copy, with_device)
-    with pytest.raises(RecordError, match="is no file"):
+    with pytest.raises(RecordError, match="a regular file, got a device"):
         verified(copy)
 
 
