@@ -19,7 +19,7 @@ from bdaudit.auditing.baselines import (
     check_runs,
     measure_baselines,
 )
-from bdaudit.auditing.documents import document_fields
+from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.existence import existence_steps
 from bdaudit.auditing.inputs import (
@@ -56,8 +56,9 @@ from bdaudit.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.transfer import TransferConfig
-from bdaudit.results import (
+from bdaudit.records import (
     AttackRun,
+    AuditFindings,
     AuditRecord,
     Baseline,
     BecRecord,
@@ -221,8 +222,8 @@ def _audit_known(
     keep_answers(inputs.subjects, store)
     audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack)
     yield from audit_.measure()
-    record = AuditRecord(
-        **document_fields(
+    record = AuditRecord.of(
+        make_header(
             audit_.inputs,
             compute,
             settings=settings.as_dict(),
@@ -231,13 +232,15 @@ def _audit_known(
             command=command,
             started=started,
         ),
-        baselines=audit_.baselines,
-        bec=audit_.bec,
-        bec_missing=audit_.bec_missing,
-        runs=tuple(audit_.runs),
-        inversion=inversion,
-        relearning=audit_.relearning,
-        relearning_missing=audit_.relearning_missing,
+        AuditFindings(
+            baselines=audit_.baselines,
+            bec=audit_.bec,
+            bec_missing=audit_.bec_missing,
+            runs=tuple(audit_.runs),
+            inversion=inversion,
+            relearning=audit_.relearning,
+            relearning_missing=audit_.relearning_missing,
+        ),
     )
     verdict = judge(record, limits, policy_source=policy_source)
     record = record.model_copy(update={"verdict": verdict})

@@ -536,7 +536,7 @@ def _original_clean_acc(rows: Sequence[TriedDefense], folder: Path) -> Rate | No
         if row.record is not None:
             record = read_record(folder / row.record)
             assert isinstance(record, AuditRecord)
-            return next((b.clean_acc for b in record.baselines if b.role == "original"), None)
+            return None if record.original is None else record.original.clean_acc
     return None
 
 

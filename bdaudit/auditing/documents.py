@@ -13,12 +13,12 @@ from bdaudit.auditing.inputs import Inputs
 from bdaudit.auditing.remote import in_public
 from bdaudit.auditing.runs import Compute
 from bdaudit.fetching import public_url
-from bdaudit.results import Diagnostic, Record, StepStatus
+from bdaudit.records import Diagnostic, Header, Record, StepStatus
 
-__all__ = ["document_fields"]
+__all__ = ["make_header"]
 
 
-def document_fields(
+def make_header(
     inputs: Inputs,
     compute: Compute,
     *,
@@ -27,26 +27,26 @@ def document_fields(
     steps: Sequence[StepStatus],
     command: Sequence[str] | None,
     started: float,
-) -> dict[str, Any]:
-    """Return the shared fields of a record: who, with what, when, from which files.
+) -> Header:
+    """Return what a record begins with: who, with what, when, from which files.
 
     `started` is `time.perf_counter()` at the beginning of the work.
     """
-    return {
-        "created": datetime.now(UTC),
-        "command": None if command is None else tuple(_without_secrets(command)),
-        "seed": compute.seed,
-        "settings": settings,
-        "sources": dict(inputs.sources),
-        "environment": describe_environment(compute.device),
-        "inputs": _named(inputs.files, inputs),
-        "data": _named([inputs.data_info()], inputs)[0],
-        "trigger": _named([inputs.trigger_info()], inputs)[0],
-        "models": _named(inputs.model_infos(), inputs),
-        "diagnostics": _named(diagnostics, inputs),
-        "steps": _named(steps, inputs),
-        "elapsed_s": time.perf_counter() - started,
-    }
+    return Header(
+        created=datetime.now(UTC),
+        command=None if command is None else tuple(_without_secrets(command)),
+        seed=compute.seed,
+        settings=settings,
+        sources=dict(inputs.sources),
+        environment=describe_environment(compute.device),
+        inputs=_named(inputs.files, inputs),
+        data=_named([inputs.data_info()], inputs)[0],
+        trigger=_named([inputs.trigger_info()], inputs)[0],
+        models=_named(inputs.model_infos(), inputs),
+        diagnostics=_named(diagnostics, inputs),
+        steps=_named(steps, inputs),
+        elapsed_s=time.perf_counter() - started,
+    )
 
 
 def _without_secrets(command: Sequence[str]) -> Iterator[str]:

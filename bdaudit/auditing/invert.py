@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from bdaudit.atomic import write_atomically
-from bdaudit.auditing.documents import document_fields
+from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.evidence import describe_sources, digest_inputs
 from bdaudit.auditing.inputs import (
@@ -52,8 +52,9 @@ from bdaudit.inversion import (
 from bdaudit.inversion.anomaly import LEAST_SPREAD, LEAST_SPREAD_OF_STAND_INS
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded, within
-from bdaudit.results import (
+from bdaudit.records import (
     Inversion,
+    InversionFindings,
     InversionRecord,
     InversionRun,
     Rate,
@@ -252,8 +253,8 @@ def invert_steps(
         origins=sources.origins,
         left_out=frozenset(unfit),
     )
-    record = InversionRecord(
-        **document_fields(
+    record = InversionRecord.of(
+        make_header(
             inputs,
             run,
             settings={
@@ -272,7 +273,9 @@ def invert_steps(
             command=command,
             started=started,
         ),
-        inversion=inversion,
+        InversionFindings(
+            inversion=inversion,
+        ),
     )
     return RecoveredTriggers(record, triggers, halves.held_out)
 

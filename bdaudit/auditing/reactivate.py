@@ -13,7 +13,7 @@ from torch import Tensor
 from bdaudit.atomic import write_atomically
 from bdaudit.auditing.attacking import AttackConfig, Attacker, mode_of, needs_surrogates
 from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
-from bdaudit.auditing.documents import document_fields
+from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.inputs import (
     DataSource,
@@ -39,7 +39,7 @@ from bdaudit.errors import ConfigError
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.reactivation.query_config import QueryConfig
-from bdaudit.results import ReactivationRecord
+from bdaudit.records import ReactivationFindings, ReactivationRecord
 from bdaudit.verdict import Policy
 
 __all__ = ["Reactivation", "reactivate", "reactivate_steps", "save_delta"]
@@ -200,8 +200,8 @@ def reactivate_steps(
     delta = scored[0].delta
     diagnostics += [doubt for found in scored for doubt in found.record.diagnostics]
     runs = (*(found.record for found in scored), noise)
-    record = ReactivationRecord(
-        **document_fields(
+    record = ReactivationRecord.of(
+        make_header(
             inputs,
             run,
             settings={
@@ -214,8 +214,10 @@ def reactivate_steps(
             command=command,
             started=started,
         ),
-        baselines=baselines,
-        runs=runs,
+        ReactivationFindings(
+            baselines=baselines,
+            runs=runs,
+        ),
     )
     return Reactivation(record, delta)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bdaudit.auditing.documents import document_fields
+from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.inputs import (
     DataSource,
@@ -25,6 +25,13 @@ from bdaudit.auditing.standins import n_missing, prepare_models
 from bdaudit.errors import ModelError
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded
+from bdaudit.records import (
+    RelearnCurve,
+    RelearnFindings,
+    Relearning,
+    RelearningEvidence,
+    RelearnRecord,
+)
 from bdaudit.relearning import (
     GAP_LIMIT,
     RelearnConfig,
@@ -35,12 +42,6 @@ from bdaudit.relearning import (
 )
 from bdaudit.relearning import (
     relearn as relearn_model,
-)
-from bdaudit.results import (
-    RelearnCurve,
-    Relearning,
-    RelearningEvidence,
-    RelearnRecord,
 )
 from bdaudit.standins import StandInConfig
 
@@ -142,8 +143,8 @@ def relearn_steps(
         inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
     )
     relearning = yield from measure_relearning(prepared.inputs, run, config)
-    return RelearnRecord(
-        **document_fields(
+    return RelearnRecord.of(
+        make_header(
             prepared.inputs,
             run,
             settings={
@@ -158,8 +159,10 @@ def relearn_steps(
             command=command,
             started=started,
         ),
-        baselines=prepared.baselines,
-        relearning=relearning,
+        RelearnFindings(
+            baselines=prepared.baselines,
+            relearning=relearning,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bdaudit.auditing.documents import document_fields
+from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.existence import existence_steps
 from bdaudit.auditing.inputs import (
@@ -24,7 +24,7 @@ from bdaudit.auditing.standins import prepare_models
 from bdaudit.existence import ExistenceConfig
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
-from bdaudit.results import Diagnostic, ScoreRecord
+from bdaudit.records import Diagnostic, ScoreFindings, ScoreRecord
 from bdaudit.standins import StandInConfig
 
 __all__ = ["score", "score_steps"]
@@ -132,8 +132,8 @@ def score_steps(
         diagnostics.append(
             Diagnostic(code="bec_undefined", severity="warning", subject="defended", message=reason)
         )
-    return ScoreRecord(
-        **document_fields(
+    return ScoreRecord.of(
+        make_header(
             prepared.inputs,
             run,
             settings={
@@ -148,6 +148,8 @@ def score_steps(
             command=command,
             started=started,
         ),
-        baselines=prepared.baselines,
-        bec=bec,
+        ScoreFindings(
+            baselines=prepared.baselines,
+            bec=bec,
+        ),
     )

@@ -80,10 +80,7 @@ def describe_case(
     if record is None:
         return case
     verdict = judge(record, policy, policy_source=policy_source)
-    defended, original = (
-        next((b for b in record.baselines if b.role == role), None)
-        for role in ("defended", "original")
-    )
+    defended, original = record.defended, record.original
     peaks = [step.peak_memory_bytes for step in record.steps if step.peak_memory_bytes]
     return case.model_copy(
         update={
@@ -151,7 +148,7 @@ def _points(record: AuditRecord, verdict: Verdict) -> Iterable[BenchPoint]:
 
 
 def _innocents(record: AuditRecord) -> set[str]:
-    return {b.model for b in record.baselines if b.role == "reference" and not b.left_out}
+    return {b.model for b in record.innocents}
 
 
 def _control(record: AuditRecord, run: AttackRun, condition: Condition) -> float | None:

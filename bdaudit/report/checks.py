@@ -61,7 +61,7 @@ def list_checks(record: AuditRecord) -> list[Check]:
 
 def _active(record: AuditRecord, verdict: Verdict) -> Check:
     name = "the trigger alone does not work"
-    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    defended = record.defended
     if defended is None:
         return Check(name, "error", "not measured")
     figures = f"ASR of the trigger alone {share(defended.asr)}"
@@ -159,7 +159,7 @@ def _accuracy(record: AuditRecord, verdict: Verdict) -> Check:
 
 def _trigger(record: AuditRecord, verdict: Verdict) -> Check:
     name = "control: the trigger works on the original"
-    original = next((b for b in record.baselines if b.role == "original"), None)
+    original = record.original
     least = float(verdict.policy.get("min_original_asr", 0.0))
     if original is None:
         return Check(name, "error", "not measured")
@@ -173,7 +173,7 @@ def _innocents(record: AuditRecord, verdict: Verdict) -> Check:
     name = "control: enough innocent models"
     key = "min_references_wide" if record.trigger.wide else "min_references"
     needed = int(verdict.policy.get(key, 0))
-    count = sum(b.role == "reference" and b.left_out is None for b in record.baselines)
+    count = len(record.innocents)
     if count < needed:
         return Check(name, "error", f"{count}, {needed} needed for this trigger")
     if count == 0:

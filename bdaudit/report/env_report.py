@@ -30,7 +30,7 @@ def _figures(record: AuditRecord) -> Iterator[tuple[str, str]]:
     assert record.verdict is not None
     yield "verdict", record.verdict.outcome
     yield "release", record.verdict.release or ""
-    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    defended = record.defended
     yield "asr", "" if defended is None else f"{defended.asr.value:.4f}"
     decisive = find_decisive(record)
     if decisive is None:

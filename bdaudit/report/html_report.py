@@ -101,7 +101,7 @@ class _Tile:
 
 def _tiles(record: AnyRecord, decisive: tuple[AttackRun, Comparison] | None) -> list[_Tile]:
     """The four figures that carry an audit's answer."""
-    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    defended = record.defended
     tiles = []
     if defended is not None:
         tiles.append(_rate_tile("Trigger alone", defended.asr))

@@ -87,7 +87,7 @@ def _head(record: AnyRecord) -> Iterator[str]:
     yield f"**{GISTS[verdict.outcome].capitalize()}.** {_text(verdict.why)}"
     yield from _reasons(verdict)
     decisive = find_decisive(record)  # type: ignore[arg-type]
-    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    defended = record.defended
     if decisive is None or defended is None:
         return
     run, lift = decisive

@@ -187,7 +187,7 @@ def _results(record: AuditRecord, verdict: Verdict, file: str) -> Iterator[dict[
 
 def _figures(record: AuditRecord) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    defended = record.defended
     if defended is not None:
         figures["asr"] = defended.asr.value
     decisive = find_decisive(record)

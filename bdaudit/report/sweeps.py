@@ -24,7 +24,7 @@ def describe_audit(
         status: Whether it was made now.
     """
     assert record.verdict is not None
-    defended = next((b for b in record.baselines if b.role == "defended"), None)
+    defended = record.defended
     decisive = find_decisive(record)
     run, lift = (None, None) if decisive is None else decisive
     values = [bec.value for bec in record.bec if bec.value is not None]

@@ -70,7 +70,7 @@ def match_files(record: AuditRecord, released: Sequence[FileDigest]) -> Iterator
     Every one must be a file of the defended model as it was audited, and every file of that model
     must be among them.
     """
-    audited = {f.sha256: f for f in record.inputs if f.role == "defended"}
+    audited = {f.sha256: f for f in record.files_of("defended")}
     if not audited:
         yield (
             "the record holds no digest of the candidate (it was only asked, or given in memory), "
@@ -94,7 +94,7 @@ def match_files(record: AuditRecord, released: Sequence[FileDigest]) -> Iterator
 def _not_allowed(record: AuditRecord, policy: Policy) -> Iterator[str]:
     if policy.allowed_sha256 is None:
         return
-    audited = [f for f in record.inputs if f.role == "defended"]
+    audited = record.files_of("defended")
     if not audited:
         yield "the policy allows certain files only, and the candidate's digest is not known"
     for file in audited:
@@ -140,10 +140,7 @@ def _relearning_warnings(record: AuditRecord, outcome: Outcome) -> Iterator[str]
 
 
 def _clean_acc_loss(record: AuditRecord, policy: Policy) -> PairedDifference | None:
-    original, defended = (
-        next((b for b in record.baselines if b.role == role), None)
-        for role in ("original", "defended")
-    )
+    original, defended = record.original, record.defended
     if original is None or defended is None:
         return None
     return paired_difference(

@@ -1,0 +1,134 @@
+"""Frozen records of everything that is measured, and their JSON form.
+
+A record holds what a report or a verdict needs and nothing else is asked for: a report can be
+redrawn, and a verdict judged again, from the JSON alone. A quantity that was not measured is
+`None` beside a reason, never 0. Fractions are in [0, 1]; durations are seconds.
+"""
+
+from bdaudit.records.attacks import (
+    AttackRun,
+    Baseline,
+    CurvePoint,
+)
+from bdaudit.records.base import (
+    Condition,
+    Diagnostic,
+    Fraction,
+    Mode,
+    Outcome,
+    Rate,
+    Record,
+    Release,
+    Role,
+)
+from bdaudit.records.documents import (
+    AnyDocument,
+    AuditFindings,
+    AuditRecord,
+    BaselineFindings,
+    Findings,
+    InversionFindings,
+    InversionRecord,
+    ReactivationFindings,
+    ReactivationRecord,
+    RelearnFindings,
+    RelearnRecord,
+    ScoreFindings,
+    ScoreRecord,
+)
+from bdaudit.records.existence import (
+    BecRecord,
+    LayerBec,
+)
+from bdaudit.records.header import (
+    SCHEMA_VERSION,
+    DataInfo,
+    Environment,
+    FileDigest,
+    Header,
+    ModelInfo,
+    StepStatus,
+    TriggerInfo,
+)
+from bdaudit.records.inversion import (
+    Inversion,
+    InversionRun,
+    KeptTrigger,
+    RecoveredTrigger,
+    TargetScore,
+)
+from bdaudit.records.pictures import (
+    Answer,
+    PictureColumn,
+    Pictures,
+    Png,
+    Thumbnail,
+)
+from bdaudit.records.reading import (
+    read_record,
+    to_json,
+)
+from bdaudit.records.relearning import (
+    RelearnCurve,
+    Relearning,
+    RelearningEvidence,
+)
+from bdaudit.records.verdict import (
+    Comparison,
+    Verdict,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Answer",
+    "AnyDocument",
+    "AttackRun",
+    "AuditFindings",
+    "AuditRecord",
+    "Baseline",
+    "BaselineFindings",
+    "BecRecord",
+    "Comparison",
+    "Condition",
+    "CurvePoint",
+    "DataInfo",
+    "Diagnostic",
+    "Environment",
+    "FileDigest",
+    "Findings",
+    "Fraction",
+    "Header",
+    "Inversion",
+    "InversionFindings",
+    "InversionRecord",
+    "InversionRun",
+    "KeptTrigger",
+    "LayerBec",
+    "Mode",
+    "ModelInfo",
+    "Outcome",
+    "PictureColumn",
+    "Pictures",
+    "Png",
+    "Rate",
+    "ReactivationFindings",
+    "ReactivationRecord",
+    "Record",
+    "RecoveredTrigger",
+    "RelearnCurve",
+    "RelearnFindings",
+    "RelearnRecord",
+    "Relearning",
+    "RelearningEvidence",
+    "Release",
+    "Role",
+    "ScoreFindings",
+    "ScoreRecord",
+    "StepStatus",
+    "TargetScore",
+    "Thumbnail",
+    "TriggerInfo",
+    "Verdict",
+    "read_record",
+    "to_json",
+]

@@ -1,0 +1,99 @@
+"""What the models answered: without any perturbation, and under attack."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from bdaudit.records.base import Condition, Diagnostic, Fraction, Mode, Rate, Record, Role
+
+__all__ = ["AttackRun", "Baseline", "CurvePoint"]
+
+
+class Baseline(Record):
+    """A model with no perturbation at all, on the held-out images.
+
+    Attributes:
+        clean_acc: Share of clean images classified as labelled.
+        asr: Attack success rate of the trigger alone, over images whose true label is not the
+            target; higher means the backdoor is more active.
+        clean_target_rate: The same images without the trigger, share classified as the target.
+        true_label_acc: Share of the triggered images classified as their true label.
+        stand_in: Whether the model was made here, as an innocent one.
+        left_out: Why nothing is held against a stand-in; `None` where it serves.
+    """
+
+    model: str
+    role: Role
+    clean_acc: Rate
+    asr: Rate
+    clean_target_rate: Rate
+    true_label_acc: Rate
+    stand_in: bool = False
+    left_out: str | None = None
+
+
+class CurvePoint(Record):
+    """Held-out success of the perturbation a query search would have given so far.
+
+    Attributes:
+        n_queries: Images asked about until then, scoring not counted.
+        asr: Over the first held-out images, at most as many as the settings say.
+    """
+
+    n_queries: int = Field(ge=0)
+    asr: Rate
+
+
+class AttackRun(Record):
+    """One universal perturbation, made on craft images and scored on held-out images.
+
+    Attributes:
+        model: Name of the model attacked.
+        condition: Which images it was made and scored on: with the `trigger`, with `no_trigger`,
+            with the trigger but toward a `wrong_target`, or a random `noise` delta.
+        target_label: The class attacked toward, `None` when it differs by image.
+        asr: Held-out success of images + delta.
+        delta_only: Held-out success of the *clean* images + the same delta, `None` where the
+            condition has no trigger in it.
+        craft_asr: Success on the craft images; optimistic by construction.
+        loss_trace: Mean craft loss, one value a pass (or a checkpoint of a query search).
+        gradient_passes: Images differentiated / craft images.
+        made_on: Names of the surrogates delta was made on, of a transfer attack.
+        image_queries: Images the model was asked about while searching.
+        scoring_queries: Images it was asked about for the held-out figures, counted apart.
+        feedback: What a query search was given, `None` for other modes.
+        query_curve: Held-out success against image queries, of a query search.
+        delta_norm: Norm of delta in pixel units; never above eps.
+    """
+
+    mode: Mode
+    model: str
+    role: Role
+    condition: Condition
+    objective: Literal["standard", "specific"] = "standard"
+    norm: Literal["linf", "l2"]
+    eps: float = Field(ge=0.0)
+    target_label: int | None
+    seed: int
+    asr: Rate
+    delta_only: Rate | None = None
+    true_label_acc: Rate | None = None
+    craft_asr: Fraction | None = None
+    loss_trace: tuple[float, ...] = ()
+    gradient_passes: float = 0.0
+    made_on: tuple[str, ...] = ()
+    image_queries: int = 0
+    scoring_queries: int = 0
+    feedback: Literal["scores", "labels"] | None = None
+    query_curve: tuple[CurvePoint, ...] = ()
+    delta_norm: float
+    delta_sha256: str
+    diagnostics: tuple[Diagnostic, ...] = ()
+    elapsed_s: float
+
+    @property
+    def attack(self) -> tuple[Mode, str, str, float]:
+        """What runs of the same attack have in common, whatever they were made and scored on."""
+        return (self.mode, self.objective, self.norm, self.eps)

@@ -1,0 +1,92 @@
+"""Records as JSON files, with a digest by which an edit is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bdaudit.errors import RecordError
+from bdaudit.records.base import Record
+from bdaudit.records.documents import (
+    AnyDocument,
+    AuditRecord,
+    InversionRecord,
+    ReactivationRecord,
+    RelearnRecord,
+    ScoreRecord,
+)
+from bdaudit.records.header import SCHEMA_VERSION
+
+__all__ = ["read_record", "to_json"]
+
+_DIGEST_KEY = "content_sha256"
+_KINDS: dict[str, type[AnyDocument]] = {
+    "audit": AuditRecord,
+    "score": ScoreRecord,
+    "reactivation": ReactivationRecord,
+    "inversion": InversionRecord,
+    "relearning": RelearnRecord,
+}
+
+
+def _content_digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_json(record: Record) -> str:
+    """Write `record` as indented JSON, always the same text for the same record.
+
+    The last key is a digest over all others, by which an edit is found.
+    """
+    document = record.model_dump(mode="json")
+    document[_DIGEST_KEY] = _content_digest(document)
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def read_record(path: Path) -> AnyDocument:
+    """Read a record that `to_json` wrote.
+
+    Raises:
+        RecordError: The file is missing, not JSON, of a newer schema, not a bdaudit record, or
+            was edited since it was written.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: expected the JSON that --json writes, got {error}") from error
+    if not isinstance(document, dict) or "kind" not in document:
+        raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path}: record of schema version {version!r}, this bdaudit reads {SCHEMA_VERSION}; "
+            "use the version of bdaudit that wrote it, or a newer one"
+        )
+    if document["kind"] not in _KINDS:
+        raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
+    stated = document.pop(_DIGEST_KEY, None)
+    if stated is None:
+        raise RecordError(f"{path}: has no digest of its own content: edited, or cut short")
+    try:
+        record = _KINDS[document["kind"]].model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(
+            f"{path}: damaged or edited record, at {where}: {first['msg']}"
+        ) from error
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error
+    if _content_digest(document) != stated:
+        raise RecordError(
+            f"{path}: was edited since it was written: its content does not match its own digest"
+        )
+    return record
