@@ -16,18 +16,26 @@
   - RemoteError       a served model could not be asked
   - EngineError       a task was not done by the engine it was given to
       · ResourceError
+  - OutputError       what was found cannot be written
+      · ClosedOutputError
 
-A message says what was expected, what came, from which file, and what to try.
+`reading` turns whatever a parser raises on a user's file into an `InputError`. A message says what
+was expected, what came, from which file, and what to try.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bdaudit.plain_text import shortened
 
 __all__ = [
     "BdauditError",
     "BudgetError",
+    "ClosedOutputError",
     "ConfigError",
     "DataError",
     "EngineError",
@@ -36,12 +44,14 @@ __all__ = [
     "ManifestError",
     "ModelError",
     "NumericsError",
+    "OutputError",
     "PolicyError",
     "ProjectError",
     "RecordError",
     "RemoteError",
     "ResourceError",
     "TriggerError",
+    "reading",
     "unknown_key",
 ]
 
@@ -108,6 +118,71 @@ class EngineError(BdauditError):
 
 class ResourceError(EngineError):
     """No worker, processor or GPU was free within the time to wait for one."""
+
+
+class OutputError(BdauditError):
+    """What was found cannot be written: the disk is full, or the output is closed."""
+
+
+class ClosedOutputError(OutputError):
+    """The reader of the output went away, as `| head` does."""
+
+
+@contextmanager
+def reading(
+    source: str | Path, error: type[InputError] = InputError, *, code: bool = False
+) -> Iterator[None]:
+    """Turn whatever is raised while a user's input is read into an `InputError` that names it.
+
+    A parser may answer bytes it was not made for with any exception: a `RecursionError` for deep
+    nesting, a `MemoryError` for a length it believed, an `AttributeError` for an object that is no
+    tensor. None of these is a fault of bdaudit's that a user should report. Wrap what reads, and
+    nothing else: outside of it such an exception is one.
+
+    Args:
+        source: The file, address or option that is read.
+        error: What to raise.
+        code: Whether the user's own Python runs, whose `SystemExit` must not become our exit code.
+
+    Raises:
+        InputError: Of the class `error`. Errors of bdaudit's own, an interrupt and a full GPU pass
+            unchanged.
+    """
+    try:
+        yield
+    except BdauditError:
+        raise
+    except Exception as failure:
+        if type(failure).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            raise
+        raise error(f"{_name(source)}: {_reason(failure)}") from failure
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as failure:
+        if not code:
+            raise
+        raise error(f"{_name(source)}: {_reason(failure)}") from failure
+
+
+def _name(source: str | Path) -> str:
+    return shortened(str(source))
+
+
+def _reason(failure: BaseException) -> str:
+    """Say in a line what a parser, or the user's code, raised."""
+    if isinstance(failure, RecursionError):
+        return "nested too deeply to be read"
+    if isinstance(failure, MemoryError):
+        return "needs more memory than there is"
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror
+    if isinstance(failure, UnicodeDecodeError):
+        return f"expected text in UTF-8, got byte 0x{failure.object[failure.start]:02x} at " + (
+            f"offset {failure.start}"
+        )
+    first = next((line for line in str(failure).splitlines() if line.strip()), "")
+    gist = f"{type(failure).__name__}: {shortened(first)}" if first else type(failure).__name__
+    return f"cannot be read ({gist})"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

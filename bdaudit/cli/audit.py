@@ -18,6 +18,7 @@ from bdaudit.cli.output import (
     telling_what_is_kept,
 )
 from bdaudit.cli.project import Config, TrustConfig, comes_from_project, demand_trust, project_of
+from bdaudit.cli.streams import tell
 
 __all__ = ["register"]
 
@@ -156,7 +157,7 @@ def audit(
     demand_trust(ctx, trust_config)
     project = project_of(ctx)
     if project is not None and not quiet:
-        typer.echo(f"bdaudit: defaults are those of {project.path}", err=True)
+        tell(f"bdaudit: defaults are those of {project.path}")
     if defended is not None and endpoint is not None:
         # One of the two named on the command line replaces the other of the project file.
         if comes_from_project(ctx, "defended"):

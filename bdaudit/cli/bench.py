@@ -14,9 +14,9 @@ from bdaudit.cli.output import (
     JsonSink,
     check_writable,
     running_many,
-    stdout_console,
     write_file,
 )
+from bdaudit.cli.streams import say, stdout_console, tell
 from bdaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -182,10 +182,10 @@ def bench(
         write_file(out / "policy.toml", _policy_text(made.calibration.policy))
     sink.write(text)
     if quiet:
-        typer.echo(gist(made), err=sink.to_stdout)
+        (tell if sink.to_stdout else say)(gist(made))
     elif not sink.to_stdout:
         print_benchmark(made, stdout_console())
-        typer.echo(f"wrote {out / 'benchmark.json'} and {out / 'benchmark.html'}")
+        say(f"wrote {out / 'benchmark.json'} and {out / 'benchmark.html'}")
     if made.misses:
         raise typer.Exit(EXIT_FAILED)
 

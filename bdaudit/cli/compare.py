@@ -10,7 +10,8 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, check_writable, stdout_console, write_file
+from bdaudit.cli.output import JsonSink, check_writable, write_file
+from bdaudit.cli.streams import stdout_console
 from bdaudit.errors import ConfigError, RecordError
 from bdaudit.number_texts import read_numbers
 

@@ -11,8 +11,9 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
-from bdaudit.cli.output import JsonSink, running_many, stdout_console
+from bdaudit.cli.output import JsonSink, running_many
 from bdaudit.cli.project import Config, TrustConfig, demand_trust, project_of
+from bdaudit.cli.streams import say, stdout_console, tell
 from bdaudit.errors import ConfigError
 
 __all__ = ["register"]
@@ -155,7 +156,7 @@ def defend(
     demand_trust(ctx, trust_config)
     project = project_of(ctx)
     if project is not None and not quiet:
-        typer.echo(f"bdaudit: defaults are those of {project.path}", err=True)
+        tell(f"bdaudit: defaults are those of {project.path}")
     sink = JsonSink(json)
     wanted = DefendSettings(
         methods=None if methods is None else tuple(m.strip() for m in methods.split(",")),
@@ -201,7 +202,7 @@ def defend(
     sink.write(to_json(record))
     if not sink.to_stdout:
         if quiet:
-            sys.stdout.write(f"{record.outcome}: {record.why}\n")
+            say(f"{record.outcome}: {record.why}")
         else:
             print_defenses(record, out, stdout_console())
     raise typer.Exit(EXIT_OF_RELEASE[record.outcome])

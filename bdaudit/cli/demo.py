@@ -9,7 +9,8 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
-from bdaudit.cli.output import JsonSink, ReportSinks, showing_progress, stdout_console
+from bdaudit.cli.output import JsonSink, ReportSinks, showing_progress
+from bdaudit.cli.streams import say, stdout_console, tell, write_document
 
 if TYPE_CHECKING:
     from bdaudit.results import AuditRecord
@@ -60,7 +61,7 @@ def demo(
     report_sinks = ReportSinks(report, json=sink)
     if export is not None:
         for path in export_demo(export):
-            typer.echo(path)
+            say(path)
         return
 
     from bdaudit.progress import finish
@@ -71,13 +72,13 @@ def demo(
     with showing_progress(quiet) as listener:
         records = finish(demo_steps(seed=seed, device=device), listener)
     sink.write(_as_json(records))
-    for name, record in records.items():
-        report_sinks.write(record, variant=name)
     if not (sink.to_stdout or report_sinks.to_stdout):
         _show(records, quiet)
+    for name, record in records.items():
+        report_sinks.write(record, variant=name)
     verdicts = {name: r.verdict.outcome for name, r in records.items() if r.verdict is not None}
     if verdicts != {name: name for name in DEMO_MODELS}:
-        typer.echo(f"bdaudit: the demonstration came out otherwise: {verdicts}", err=True)
+        tell(f"bdaudit: the demonstration came out otherwise: {verdicts}")
         raise typer.Exit(EXIT_INTERNAL)
 
 
@@ -99,11 +100,11 @@ def _show(records: dict[str, AuditRecord], quiet: bool) -> None:
     console = stdout_console()
     for name, record in records.items():
         if quiet:
-            typer.echo(f"{name}.safetensors {one_line(record)}")
+            say(f"{name}.safetensors {one_line(record)}")
             continue
         console.print(Rule(f"{name}.safetensors", style="dim"))
         print_record(record, console, brief=True)
     if quiet:
         return
     # Not through rich, which would break the command's lines.
-    typer.echo(_NEXT)
+    write_document(_NEXT + "\n")

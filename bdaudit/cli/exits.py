@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import functools
-import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from bdaudit.errors import BdauditError, ConfigError, InputError, RemoteError
+from bdaudit.cli.streams import tell, tell_traceback
+from bdaudit.errors import (
+    BdauditError,
+    ClosedOutputError,
+    ConfigError,
+    InputError,
+    OutputError,
+    RemoteError,
+)
 
 if TYPE_CHECKING:
     from bdaudit.results import Verdict
@@ -23,8 +30,12 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_OF_INVERSION",
     "EXIT_OF_RELEASE",
+    "EXIT_OUTPUT",
+    "EXIT_OUTPUT_CLOSED",
     "EXIT_USAGE",
+    "OUTCOMES",
     "exit_by",
+    "exit_of",
     "exit_of_sweep",
     "reporting_errors",
 ]
@@ -35,7 +46,9 @@ EXIT_USAGE = 2
 EXIT_INCONCLUSIVE = 3
 EXIT_INPUT = 4
 EXIT_INTERNAL = 70
+EXIT_OUTPUT = 74
 EXIT_INTERRUPTED = 130
+EXIT_OUTPUT_CLOSED = 141
 
 EXIT_OF_RELEASE = {
     "pass": EXIT_PASSED,
@@ -62,9 +75,9 @@ def exit_by(verdict: Verdict) -> NoReturn:
     that passes without.
     """
     for reason in verdict.release_reasons:
-        typer.echo(f"bdaudit: not to be released: {reason}", err=True)
+        tell(f"bdaudit: not to be released: {reason}")
     for warning in verdict.warnings:
-        typer.echo(f"bdaudit: WARNING: {warning}", err=True)
+        tell(f"bdaudit: WARNING: {warning}")
     release = verdict.release or _RELEASE_OF_OUTCOME[verdict.outcome]
     raise typer.Exit(EXIT_OF_RELEASE[release])
 
@@ -85,6 +98,35 @@ def exit_of_sweep(made: SweepRecord) -> int:
     return next((code for code in ranked if code in codes), EXIT_PASSED)
 
 
+class Outcome(NamedTuple):
+    """What becomes of an exception.
+
+    Attributes:
+        code: The exit code.
+        line: What is said on stderr, with the exception's text for `{}`; `None` for nothing.
+    """
+
+    code: int
+    line: str | None
+
+
+OUTCOMES: dict[type[BaseException], Outcome] = {
+    ClosedOutputError: Outcome(EXIT_OUTPUT_CLOSED, None),
+    OutputError: Outcome(EXIT_OUTPUT, "cannot be written: {}"),
+    ConfigError: Outcome(EXIT_USAGE, "usage: {}"),
+    InputError: Outcome(EXIT_INPUT, "unusable input: {}"),
+    RemoteError: Outcome(EXIT_INPUT, "cannot be asked: {}"),
+    BdauditError: Outcome(EXIT_INTERNAL, "failed: {}"),
+    KeyboardInterrupt: Outcome(EXIT_INTERRUPTED, "interrupted; no result was written"),
+    MemoryError: Outcome(EXIT_INTERNAL, "out of memory: try a smaller --batch-size or --craft"),
+    # Also of a SystemExit that is not ours: a library that leaves with 0 must not mean "removed".
+    BaseException: Outcome(EXIT_INTERNAL, "internal error: {} (--debug shows where)"),
+}
+"""The one table from an exception to an exit code; the first row that fits holds.
+
+None of its codes is 0, 1 or 3, which are verdicts.
+"""
+
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -101,37 +143,29 @@ def reporting_errors(command: Callable[Parameters, Returned]) -> Callable[Parame
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except KeyboardInterrupt:
-            _say("interrupted; no result was written", None)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            # The reader of our output went away (`| head`): nothing is wrong with the input.
-            raise typer.Exit(EXIT_INTERNAL) from None
-        except Exception as error:
-            line, code = _describe(error)
-            _say(line, error if kwargs.get("debug") else None)
-            raise typer.Exit(code) from None
+        except BaseException as error:
+            raise typer.Exit(exit_of(error, debug=bool(kwargs.get("debug")))) from None
 
     return wrapped
 
 
-def _describe(error: Exception) -> tuple[str, int]:
-    if isinstance(error, ConfigError):
-        return f"usage: {error}", EXIT_USAGE
-    if isinstance(error, InputError):
-        return f"unusable input: {error}", EXIT_INPUT
-    if isinstance(error, RemoteError):
-        return f"cannot be asked: {error}", EXIT_INPUT
-    if isinstance(error, BdauditError):
-        return f"failed: {error}", EXIT_INTERNAL
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: try a smaller --batch-size or --craft", EXIT_INTERNAL
-    first = str(error).strip().splitlines()
-    gist = f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
-    return f"internal error: {gist} (--debug shows where)", EXIT_INTERNAL
+def exit_of(error: BaseException, *, debug: bool = False) -> int:
+    """Say on stderr what happened, and return its exit code.
 
-
-def _say(line: str, error: Exception | None) -> None:
-    if error is not None:
-        typer.echo("".join(traceback.format_exception(error)), err=True)
-    typer.echo(f"bdaudit: {line}", err=True)
+    Args:
+        error: The exception.
+        debug: Whether its traceback is shown.
+    """
+    found = type(error)
+    if found.__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        found = MemoryError
+    outcome = next(known for kind, known in OUTCOMES.items() if issubclass(found, kind))
+    if debug and outcome.line is not None and not isinstance(error, KeyboardInterrupt):
+        tell_traceback(error)
+    if outcome.line is not None:
+        text = str(error).strip()
+        if not isinstance(error, BdauditError):
+            first = text.splitlines()
+            text = f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+        tell(f"bdaudit: {outcome.line.replace('{}', text)}")
+    return outcome.code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
 from bdaudit.cli.output import JsonSink
 from bdaudit.cli.project import Config
 from bdaudit.cli.sign import Key, Signature
+from bdaudit.cli.streams import say, tell
 from bdaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,13 +75,14 @@ def gate(
     made = judge_release(record, policy=policy, files=files or ())
     sink.write(to_json(made))
     if not sink.to_stdout:
-        sys.stdout.write(_in_words(made, brief=quiet, signed_by=key))
+        for line in _in_words(made, brief=quiet, signed_by=key):
+            say(line)
     for warning in made.warnings:
-        typer.echo(f"bdaudit: WARNING: {warning}", err=True)
+        tell(f"bdaudit: WARNING: {warning}")
     raise typer.Exit(EXIT_OF_RELEASE[made.release])
 
 
-def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> str:
+def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> list[str]:
     word = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}[made.release]
     verdict = f"{made.verdict.outcome}. {made.verdict.why}"
     if made.reasons:
@@ -96,7 +97,7 @@ def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> str:
         lines.append(f"limits: {made.verdict.policy_source}{_changed(made)}")
         lines += [f"released: {f.path} sha256 {f.sha256}" for f in made.files]
         lines.append(f"record: {made.record} sha256 {made.record_sha256}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _changed(made: GateRecord) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import check_writable, write_file
+from bdaudit.cli.streams import say, write_document
 from bdaudit.errors import InputError
 
 __all__ = ["register"]
@@ -41,7 +41,7 @@ def init(
     if schema:
         from bdaudit.project import json_schema
 
-        sys.stdout.write(json_schema())
+        write_document(json_schema())
         return
     from bdaudit.project import find_project
 
@@ -56,16 +56,16 @@ def init(
 
     draft = draft_project(folder)
     write_file(target, draft.text)
-    typer.echo(f"wrote {target}")
+    say(f"wrote {target}")
     for finding in draft.findings:
         value = finding.value if isinstance(finding.value, str) else ", ".join(finding.value)
-        typer.echo(f"  guessed {finding.key} = {value} ({finding.why})")
+        say(f"  guessed {finding.key} = {value} ({finding.why})")
     for question in draft.open_questions:
-        typer.echo(f"  not found {question}")
+        say(f"  not found {question}")
     if draft.open_questions:
-        typer.echo(f"fill in what is missing, look over the rest, then run: {_next(folder)}")
+        say(f"fill in what is missing, look over the rest, then run: {_next(folder)}")
     else:
-        typer.echo(f"look it over, then run: {_next(folder)}")
+        say(f"look it over, then run: {_next(folder)}")
 
 
 def _next(folder: Path) -> str:

@@ -9,7 +9,8 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_INPUT, reporting_errors
-from bdaudit.cli.output import JsonSink, stdout_console
+from bdaudit.cli.output import JsonSink
+from bdaudit.cli.streams import say, stdout_console
 
 if TYPE_CHECKING:
     from bdaudit.models import Inspection
@@ -46,7 +47,7 @@ def inspect(
     sink.write(json_module.dumps(found.to_dict(), indent=2) + "\n")
     if not sink.to_stdout:
         if quiet:
-            typer.echo(_gist(found))
+            say(_gist(found))
         else:
             _show(found)
     if not found.is_safe:
@@ -64,6 +65,8 @@ def _gist(found: Inspection) -> str:
 def _show(found: Inspection) -> None:
     from rich.table import Table
     from rich.text import Text
+
+    from bdaudit.report.untrusted import shown
 
     console = stdout_console()
     style = "bold green" if found.is_safe else "bold red"
@@ -108,7 +111,7 @@ def _show(found: Inspection) -> None:
         rows.append(
             ("architecture", "none known; pass --arch FILE.py:FACTORY to the other commands")
         )
-    for name, value in rows:
+    for name, value in shown(rows):
         table.add_row(name, Text(value))
     console.print(table)
 

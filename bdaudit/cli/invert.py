@@ -12,6 +12,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_OF_INVERSION, reporting_errors
 from bdaudit.cli.output import JsonSink, check_writable, show_record, showing_progress
+from bdaudit.cli.streams import say
 
 __all__ = ["register"]
 
@@ -142,7 +143,7 @@ def invert(
     show_record(recovered.record, sink=sink, quiet=quiet)
     if out is not None and not quiet and not sink.to_stdout:
         picture = out.with_suffix(".png")
-        typer.echo(
+        say(
             "no trigger file was written: no backdoor found"
             if outcome == "none"
             else f"wrote {out} (recovered, not known) and {picture}"

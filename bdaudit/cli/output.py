@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -15,11 +14,17 @@ import typer
 
 from bdaudit.atomic import write_atomically
 from bdaudit.cli.exits import EXIT_INTERRUPTED
-from bdaudit.errors import ConfigError, InputError, RemoteError
+from bdaudit.cli.streams import say, stderr_console, stdout_console, tell, write_document
+from bdaudit.errors import (
+    ClosedOutputError,
+    ConfigError,
+    InputError,
+    OutputError,
+    RemoteError,
+)
+from bdaudit.plain_text import on_one_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from bdaudit.auditing import FolderStore
     from bdaudit.progress import Listener, Progress
     from bdaudit.results import AnyDocument
@@ -32,27 +37,11 @@ __all__ = [
     "running_many",
     "show_record",
     "showing_progress",
-    "stdout_console",
     "telling_what_is_kept",
     "write_file",
 ]
 
 _SHOW_AFTER_S = 1.0
-
-
-def stdout_console() -> Console:
-    """Return a console for reports: plain text when stdout is not a terminal."""
-    from rich.console import Console
-
-    class Report(Console):
-        def on_broken_pipe(self) -> None:
-            # A reader that has seen enough (`| head`) changes neither verdict nor exit code.
-            self.quiet = True
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, sys.stdout.fileno())
-            os.close(devnull)
-
-    return Report(file=sys.stdout, highlight=False, soft_wrap=False)
 
 
 @contextmanager
@@ -62,10 +51,9 @@ def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
         yield
     except (RemoteError, KeyboardInterrupt):
         if store is not None and store.folder.is_dir():
-            typer.echo(
+            tell(
                 f"bdaudit: what was measured and answered is kept in {store.folder}; the same "
-                "command with --resume goes on from there",
-                err=True,
+                "command with --resume goes on from there"
             )
         raise
 
@@ -76,20 +64,19 @@ def showing_progress(quiet: bool) -> Iterator[Listener]:
 
     Nothing is drawn for work under a second, when stderr is not a terminal, or when `quiet`.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    console = Console(stderr=True, highlight=False)
+    console = stderr_console()
     if quiet or not console.is_terminal:
         yield lambda _: None
         return
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=console,
         transient=True,
     )
@@ -101,10 +88,10 @@ def showing_progress(quiet: bool) -> Iterator[Listener]:
             bars.start()
         bars.update(
             task,
-            description=event.step,
+            description=on_one_line(event.step),
             completed=event.done,
             total=event.total,
-            note=event.note,
+            note=on_one_line(event.note),
         )
 
     try:
@@ -130,10 +117,9 @@ def keeping_parts(folder: Path) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            typer.echo(
+            tell(
                 f"bdaudit: interrupted; what is finished is kept in {folder}, and the same command "
-                "goes on from there",
-                err=True,
+                "goes on from there"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -158,12 +144,11 @@ class JsonSink:
         """Write `text` whole, or not at all.
 
         Raises:
-            InputError: It cannot be written any more.
+            OutputError: It cannot be written any more.
         """
         if self.to_stdout:
             # Not through rich, which would fold long lines.
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            write_document(text)
         elif self.path is not None:
             write_file(self.path, text)
 
@@ -205,40 +190,54 @@ class ReportSinks:
     def write(self, record: AnyDocument, *, variant: str = "") -> None:
         """Write every report, each whole or not at all.
 
-        One that fails is said on stderr and leaves the others, and the exit code, as they are.
+        One that fails is said on stderr and leaves the others as they are.
 
         Args:
             record: What is reported.
             variant: Put before the file's suffix, where several records are written.
+
+        Raises:
+            OutputError: One or more could not be written; the others are.
         """
         from bdaudit.report.formats import render_report
 
+        lost: list[OutputError] = []
         for name, file in self._sinks:
             path = Path(file)
             if variant:
                 path = path.with_name(f"{path.stem}-{variant}{path.suffix}")
             try:
                 text = render_report(name, record)
-                if file == "-":
-                    sys.stdout.write(text)
-                    sys.stdout.flush()
-                else:
-                    write_atomically(path, text.encode())
-            except Exception as error:  # a report must not cost the verdict
+            except Exception as error:  # a report that cannot be drawn must not cost the verdict
                 gist = str(error).strip().splitlines() or [type(error).__name__]
-                sys.stderr.write(f"bdaudit: no {name} report in {path}: {gist[0]}\n")
+                tell(f"bdaudit: no {name} report in {path}: {gist[0]}")
+                continue
+            try:
+                if file == "-":
+                    write_document(text)
+                else:
+                    write_file(path, text)
+            except OutputError as error:
+                lost.append(error)
+                if not isinstance(error, ClosedOutputError):
+                    tell(f"bdaudit: no {name} report in {path}: {error}")
+        closed = [error for error in lost if isinstance(error, ClosedOutputError)]
+        if closed:
+            raise closed[0]
+        if lost:
+            raise OutputError(f"{len(lost)} of {len(self._sinks)} reports, named above")
 
 
 def write_file(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        InputError: It cannot be written.
+        OutputError: It cannot be written.
     """
     try:
         write_atomically(path, text.encode())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise OutputError(f"{path}: {error.strerror or error}") from error
 
 
 def check_writable(path: Path) -> None:
@@ -267,7 +266,7 @@ def check_writable(path: Path) -> None:
 def show_record(
     record: AnyDocument, *, sink: JsonSink, quiet: bool, reports: ReportSinks | None = None
 ) -> None:
-    """Write the JSON and the reports where they were asked for, then show the record.
+    """Write the JSON where it was asked for, show the record, and write the reports.
 
     It is not shown where stdout is taken, and in one line when `quiet`.
     """
@@ -276,11 +275,11 @@ def show_record(
     from bdaudit.results import to_json
 
     sink.write(to_json(record))
+    taken = sink.to_stdout or (reports is not None and reports.to_stdout)
+    if quiet and not taken:
+        say(one_line(record))
+    elif not taken:
+        print_record(record, stdout_console())
+    # Last, for what cannot be written must not keep the answer from being shown.
     if reports is not None:
         reports.write(record)
-    if sink.to_stdout or (reports is not None and reports.to_stdout):
-        return
-    if quiet:
-        sys.stdout.write(one_line(record) + "\n")
-        return
-    print_record(record, stdout_console())

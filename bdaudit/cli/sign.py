@@ -10,6 +10,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import check_writable
+from bdaudit.cli.streams import say
 
 __all__ = ["Key", "Signature", "register"]
 
@@ -50,4 +51,4 @@ def sign(
     target = signature_of(record) if signature is None else signature
     check_writable(target)
     made = sign_record(record, private_key=key, password_env=password_env, signature=target)
-    typer.echo(f"wrote {made}")
+    say(f"wrote {made}")

@@ -14,9 +14,9 @@ from bdaudit.cli.exits import exit_of_sweep, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
     running_many,
-    stdout_console,
     write_file,
 )
+from bdaudit.cli.streams import say, stderr_is_terminal, stdout_console, tell, tell_traceback
 from bdaudit.errors import ProjectError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def sweep(
     from bdaudit.results import to_json
 
     requests = _read(manifest, trusted=trust_manifest)
-    told = _say if not quiet and not sys.stderr.isatty() else None
+    told = _say if not quiet and not stderr_is_terminal() else None
     with running_many(out, quiet) as listener:
         made = finish(
             sweep_steps(
@@ -100,9 +100,10 @@ def sweep(
     if debug:
         for audit in made.audits:
             if audit.traceback:
-                typer.echo(f"{audit.key}:\n{audit.traceback}", err=True)
+                tell(f"{audit.key}:")
+                tell_traceback(audit.traceback)
     if quiet:
-        typer.echo(_one_line(made.audits), err=sink.to_stdout)
+        (tell if sink.to_stdout else say)(_one_line(made.audits))
     elif not sink.to_stdout:
         print_sweep(made, stdout_console())
     raise typer.Exit(exit_of_sweep(made))
@@ -126,7 +127,7 @@ def _read(manifest: Path, *, trusted: bool) -> list[AuditRequest]:
 def _say(audit: SweptAudit) -> None:
     """Say in a line that an audit is over, where no bar does."""
     what = audit.outcome or "failed"
-    typer.echo(f"bdaudit: {audit.key}: {what} ({audit.status}): {audit.why}", err=True)
+    tell(f"bdaudit: {audit.key}: {what} ({audit.status}): {audit.why}")
 
 
 def _one_line(audits: Sequence[SweptAudit]) -> str:

@@ -10,6 +10,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import check_writable
+from bdaudit.cli.streams import say
 
 __all__ = ["app"]
 
@@ -49,4 +50,4 @@ def preview(
         classes=classes,
         allow_trigger_code=allow_trigger_code,
     )
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_FAILED, EXIT_PASSED, reporting_errors
 from bdaudit.cli.output import JsonSink, showing_progress
 from bdaudit.cli.sign import Key, Signature
+from bdaudit.cli.streams import say
 from bdaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ def verify(
         )
     sink.write(to_json(made))
     if not sink.to_stdout:
-        sys.stdout.write(_in_words(made, brief=quiet))
+        for line in _in_words(made, brief=quiet):
+            say(line)
     raise typer.Exit(EXIT_PASSED if made.agrees else EXIT_FAILED)
 
 
-def _in_words(made: VerificationRecord, *, brief: bool) -> str:
+def _in_words(made: VerificationRecord, *, brief: bool) -> list[str]:
     word = "AGREES" if made.agrees else "DISAGREES"
     gist = f"{word}: {made.files_checked} file(s) have the recorded digest"
     if made.numbers:
@@ -103,7 +104,7 @@ def _in_words(made: VerificationRecord, *, brief: bool) -> str:
             f"{_share(check.recorded)}, now {check.measured.value:.1%}"
             for check in made.numbers
         ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _share(rate: Rate) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import json as json_module
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,16 @@ import typer
 
 from bdaudit.cli import options
 from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
-from bdaudit.cli.output import keeping_parts, stdout_console
+from bdaudit.cli.output import keeping_parts
+from bdaudit.cli.streams import (
+    say,
+    stderr_console,
+    stderr_is_terminal,
+    stdout_console,
+    tell,
+    write_document,
+)
+from bdaudit.plain_text import on_one_line
 
 if TYPE_CHECKING:
     from bdaudit.engines import Event
@@ -96,16 +105,16 @@ def build(
         finally:
             steps.close()
     if json:
-        sys.stdout.write(built.family.model_dump_json(indent=1) + "\n")
+        write_document(json_module.dumps(built.family.model_dump(mode="json"), indent=1) + "\n")
     elif quiet:
-        typer.echo(f"{len(built.family.members)} models in {out}")
+        say(f"{len(built.family.members)} models in {out}")
     else:
         from bdaudit.report.family_terminal import print_family
 
         print_family(built.family, stdout_console())
-        typer.echo(f"wrote {out / 'family.json'}")
+        say(f"wrote {out / 'family.json'}")
     for name, error in built.failed.items():
-        typer.echo(f"bdaudit: {name}: {error}", err=True)
+        tell(f"bdaudit: {name}: {error}")
     if built.failed:
         raise typer.Exit(EXIT_INTERNAL)
 
@@ -113,11 +122,11 @@ def build(
 def _announce(build: Build) -> None:
     """Say what is there, what is not, and what no longer holds, on stderr."""
     n = len(build.wanted)
-    typer.echo(f"{n - len(build.missing)} of {n} are there, {len(build.missing)} to make", err=True)
+    tell(f"{n - len(build.missing)} of {n} are there, {len(build.missing)} to make")
     for name, changes in build.stale.items():
-        typer.echo(f"stale: {name}: {'; '.join(changes[:3])}", err=True)
+        tell(f"stale: {name}: {'; '.join(changes[:3])}")
     for name in build.strangers:
-        typer.echo(f"left alone: models/{name} is not in the family file (any more)", err=True)
+        tell(f"left alone: models/{name} is not in the family file (any more)")
 
 
 def _show_costs(build: Build, workers: int) -> None:
@@ -137,15 +146,13 @@ def _show_costs(build: Build, workers: int) -> None:
         table.add_row(estimate.recipe.name, ", ".join(estimate.recipe.needs) or "-", told)
     stdout_console().print(table)
     total = sum(estimate.seconds for estimate in estimates)
-    typer.echo(
+    say(
         f"{len(estimates)} to make, about {total / 60:.1f} minutes of one worker"
         + (f", {total / 60 / workers:.1f} with {workers}" if workers > 1 else "")
         + ", and relearning"
     )
     if any(not estimate.measured for estimate in estimates):
-        typer.echo(
-            "* reckoned from passes of a fresh network; some defences take several times as long"
-        )
+        say("* reckoned from passes of a fresh network; some defences take several times as long")
 
 
 # -- while it is built -----------------------------------------------------------------------------
@@ -174,25 +181,24 @@ class _Lines:
             self._done += 1
             told = f"{_made_of(event.result)}, {event.elapsed_s:.1f} s"
             self._total = max(self._total, self._done)
-            typer.echo(f"[{self._done}/{self._total}] {event.key}: {told}", err=True)
+            tell(f"[{self._done}/{self._total}] {event.key}: {told}")
         elif isinstance(event, Failed):
-            typer.echo(f"failed: {event.key}: {event.error}", err=True)
+            tell(f"failed: {event.key}: {event.error}")
 
 
 class _Table:
     """A bar for all, one line for every task that runs, and what was done scrolling by above."""
 
     def __init__(self, total: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             TimeElapsedColumn(),
-            console=Console(stderr=True, highlight=False),
+            console=stderr_console(),
             transient=True,
         )
         self._all = self.bars.add_task("family", total=total, note=f"0 of {total}")
@@ -212,16 +218,16 @@ class _Table:
                 self._rows[event.key],  # type: ignore[arg-type]
                 completed=progress.done,
                 total=progress.total,
-                note=progress.step,
+                note=on_one_line(progress.step),
             )
         else:
             self._drop(event.key)
             if isinstance(event, Finished):
                 self._done += 1
                 told = f"{_made_of(event.result)}, {event.elapsed_s:.1f} s"
-                self.bars.console.print(f"{event.key}: {told}", markup=False)
+                self.bars.console.print(on_one_line(f"{event.key}: {told}"))
             elif isinstance(event, Failed):
-                self.bars.console.print(f"failed: {event.key}: {event.error}", markup=False)
+                self.bars.console.print(on_one_line(f"failed: {event.key}: {event.error}"))
             self._total = max(self._total, self._done)
             self.bars.update(
                 self._all,
@@ -238,11 +244,9 @@ class _Table:
 
 @contextmanager
 def _showing(build: Build, silent: bool) -> Iterator[_Display]:
-    from rich.console import Console
-
     if silent:
         yield _Silent()
-    elif not Console(stderr=True).is_terminal:
+    elif not stderr_is_terminal():
         yield _Lines(len(build.missing))
     else:
         table = _Table(len(build.missing))

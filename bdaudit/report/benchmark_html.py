@@ -29,6 +29,7 @@ from bdaudit.report.benchmark import (
 )
 from bdaudit.report.drawing import PAINTS, Picture, draw
 from bdaudit.report.page import render_page
+from bdaudit.report.untrusted import shown
 from bdaudit.results import Mode
 
 __all__ = ["render"]
@@ -46,6 +47,7 @@ _LOOKS: dict[Truth, tuple[str, str]] = {
 
 def render(record: BenchmarkRecord) -> str:
     """Write `record` as a page that works offline and printed."""
+    record = shown(record)
     main = main_variant(record)
     cases = of_variant(record, main)
     eps, table = rows(record)

@@ -21,7 +21,8 @@ from bdaudit.report.benchmark import (
     memory,
     step_costs,
 )
-from bdaudit.report.wording import share, share_with_interval, visible
+from bdaudit.report.untrusted import shown
+from bdaudit.report.wording import share, share_with_interval
 
 __all__ = ["print_benchmark"]
 
@@ -31,8 +32,9 @@ _MOST_REASONS = 5
 
 def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
     """Print `record` on `console`, fitted to its width."""
+    record = shown(record)
     n = len({case.member for case in record.cases})
-    title = f"{visible(record.family)}: {n} models, {len(record.cases)} audits"
+    title = f"{record.family}: {n} models, {len(record.cases)} audits"
     console.print(Text(title, style="bold"))
     console.print(Text(gist(record)))
     for variant, found in record.confusion.items():
@@ -54,7 +56,7 @@ def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
         console.print()
         console.print(Text("Two ways, same models", style="bold"))
         for agreement in record.agreements:
-            same, opposed = agreement.same, ", ".join(map(visible, agreement.opposed))
+            same, opposed = agreement.same, ", ".join(agreement.opposed)
             line = (
                 f"{agreement.name}: same verdict {share_with_interval(same)} of {same.total}, "
                 f"opposed {opposed or 'none'}"
@@ -72,7 +74,7 @@ def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
         console.print(
             Text.assemble(
                 ("wrong: ", "red"),
-                f"{visible(miss.case)} is {TRUTHS[miss.truth]}, called {miss.outcome}",
+                f"{miss.case} is {TRUTHS[miss.truth]}, called {miss.outcome}",
             )
         )
 

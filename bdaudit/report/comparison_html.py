@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter
 from bdaudit.report.comparison import ComparedModel, ComparisonRecord, Neighbour
 from bdaudit.report.drawing import PAINTS, Picture, draw
 from bdaudit.report.page import render_page
-from bdaudit.report.wording import norm_name, share, visible
+from bdaudit.report.untrusted import shown
+from bdaudit.report.wording import norm_name, share
 
 __all__ = ["render"]
 
@@ -20,6 +21,7 @@ _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%")
 
 def render(made: ComparisonRecord) -> str:
     """Write `made` as a page that works offline and printed."""
+    made = shown(made)
     drawn = [model for model in made.models if model.bec is not None]
     return render_page(
         "comparison.html.j2",
@@ -107,7 +109,7 @@ def _plot_model(axes: Axes, model: ComparedModel, *, first: bool) -> None:
             zorder=4,
         )
     axes.annotate(
-        visible(model.name),
+        model.name,
         xy=(x, max(model.reactivated.value, model.asr.value)),
         xytext=(6, 5),
         textcoords="offset points",

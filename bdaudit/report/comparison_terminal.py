@@ -9,7 +9,8 @@ from rich.text import Text
 
 from bdaudit.report.chart import Line, draw_chart
 from bdaudit.report.comparison import ComparedModel, ComparisonRecord, Neighbour
-from bdaudit.report.wording import norm_name, points, share, visible
+from bdaudit.report.untrusted import shown
+from bdaudit.report.wording import norm_name, points, share
 from bdaudit.results import Comparison
 
 __all__ = ["print_comparison"]
@@ -19,6 +20,7 @@ _STYLES = {"removed": "green", "dormant": "red", "active": "red", "inconclusive"
 
 def print_comparison(made: ComparisonRecord, console: Console) -> None:
     """Print `made` on `console`, fitted to its width."""
+    made = shown(made)
     title = f"Defended versions of one original  {made.attack}, {norm_name(made.norm)} {made.eps:g}"
     console.print(Text(title, style="bold"))
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
@@ -48,7 +50,7 @@ def print_comparison(made: ComparisonRecord, console: Console) -> None:
             )
         )
     for warning in made.warnings:
-        console.print(Text.assemble(("warning: ", "yellow"), visible(warning)))
+        console.print(Text.assemble(("warning: ", "yellow"), warning))
 
 
 def _cells(model: ComparedModel) -> list[Text | str]:
@@ -60,7 +62,7 @@ def _cells(model: ComparedModel) -> list[Text | str]:
         if bec.low != bec.high:
             span = f"{bec.low:.2f}-{bec.high:.2f}"
     return [
-        visible(model.name),
+        model.name,
         Text(outcome, style=_STYLES.get(outcome, "")),
         share(model.clean_acc),
         share(model.asr),

@@ -6,7 +6,8 @@ import csv
 import io
 
 from bdaudit.report.curves import list_attacks
-from bdaudit.report.wording import AnyRecord, visible
+from bdaudit.report.untrusted import csv_cell
+from bdaudit.report.wording import AnyRecord
 from bdaudit.results import AttackRun, AuditRecord, Rate, ReactivationRecord
 
 __all__ = ["COLUMNS", "render"]
@@ -26,14 +27,16 @@ def render(record: AnyRecord) -> str:
     runs = record.runs if isinstance(record, AuditRecord | ReactivationRecord) else ()
     for baseline in record.baselines:
         rows.writerow(
-            ["none", "", "", _cell(baseline.model), baseline.role, 0, "", *_rate(baseline.asr)]
+            ["none", "", "", csv_cell(baseline.model), baseline.role, 0, "", *_rate(baseline.asr)]
         )
     for attack in list_attacks(runs, record.baselines):
         head = [attack.mode, attack.objective, attack.norm]
         for curve in attack.curves:
             for eps, rate in curve.by_eps.items():
                 queries = _queries(runs, attack.mode, curve.model, eps, curve.kind)
-                rows.writerow([*head, _cell(curve.model), curve.kind, eps, queries, *_rate(rate)])
+                rows.writerow(
+                    [*head, csv_cell(curve.model), curve.kind, eps, queries, *_rate(rate)]
+                )
     for run in runs:
         for point in run.query_curve:
             rows.writerow(
@@ -41,7 +44,7 @@ def render(record: AnyRecord) -> str:
                     run.mode,
                     run.objective,
                     run.norm,
-                    _cell(run.model),
+                    csv_cell(run.model),
                     f"{run.condition} by queries",
                     run.eps,
                     point.n_queries,
@@ -65,9 +68,3 @@ def _queries(
 def _rate(rate: Rate) -> list[object]:
     figures = [f"{value:.6g}" for value in (rate.value, rate.low, rate.high)]
     return [rate.successes, rate.total, *figures]
-
-
-def _cell(text: str) -> str:
-    """Keep a spreadsheet from taking a name for a formula."""
-    shown = visible(text)
-    return f"'{shown}" if shown.startswith(("=", "+", "-", "@", "\t", "\r")) else shown

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bdaudit.defense_results import DefenseRecord, TriedDefense
+from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import share
 
 __all__ = ["print_defenses"]
@@ -25,6 +26,7 @@ _NARROW = 70
 
 def print_defenses(record: DefenseRecord, folder: Path, console: Console) -> None:
     """Print the ranking, what stood in the way of each, and where the best lies."""
+    record = shown(record)
     color, word = _HEADLINES[record.outcome]
     console.print(Text.assemble((f" {word} ", f"bold reverse {color}"), f"  {record.why}"))
     if record.trigger_recovered:

@@ -18,7 +18,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from bdaudit.report.wording import visible
+from bdaudit.plain_text import visible
 
 __all__ = ["PAINTS", "Picture", "draw"]
 

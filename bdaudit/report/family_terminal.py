@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bdaudit.families import Family, FamilyMember
-from bdaudit.report.wording import share, visible
+from bdaudit.report.untrusted import shown
+from bdaudit.report.wording import share
 
 __all__ = ["print_family"]
 
@@ -19,6 +20,7 @@ _STYLES = {"active": "red", "dormant": "yellow", "unknown": "magenta"}
 
 def print_family(family: Family, console: Console) -> None:
     """Print a table of the family's members, fitted to the console's width."""
+    family = shown(family)
     counts = _counts(family.members)
     console.print(
         Text(f"{family.name}: {len(family.members)} models of known truth  {counts}", style="bold")
@@ -33,9 +35,9 @@ def print_family(family: Family, console: Console) -> None:
     for member in family.members:
         is_reference = member.name in family.references
         table.add_row(
-            visible(member.name),
+            member.name,
             member.attack or "-",
-            visible(member.defense or "-"),
+            member.defense or "-",
             "-" if member.clean_acc is None else share(member.clean_acc),
             "-" if member.asr is None else share(member.asr),
             Text(

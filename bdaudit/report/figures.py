@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bdaudit.report.curves import Attack, Curve
 from bdaudit.report.drawing import PAINTS, Picture, draw
-from bdaudit.report.wording import SAME_IMAGES, norm_name, visible
+from bdaudit.report.wording import SAME_IMAGES, norm_name
 from bdaudit.results import AttackRun, BecRecord, Comparison, Rate, RelearningEvidence
 
 __all__ = ["draw_bec", "draw_curves", "draw_queries", "draw_relearning", "draw_tac"]
@@ -313,7 +313,7 @@ def draw_bec(records: Sequence[BecRecord]) -> Picture | None:
                 markerfacecolor=PAINTS["defended"] if k == 0 else "none",
                 linestyle="none",
                 markersize=6.5,
-                label=visible(f"against {reference}"),
+                label=f"against {reference}",
             )
         axes.axvline(0.0, color=PAINTS["reference"], linewidth=1.4)
         axes.axvline(1.0, color=PAINTS["original"], linewidth=1.4)
@@ -382,5 +382,5 @@ def draw_tac(record: BecRecord) -> Picture | None:
 
 def _short(name: str, narrow: bool) -> str:
     """Keep the end of a long name, which tells layers apart."""
-    most, shown = 18 if narrow else 40, visible(name)
+    most, shown = 18 if narrow else 40, name
     return shown if len(shown) <= most else "..." + shown[3 - most :]

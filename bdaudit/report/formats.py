@@ -6,6 +6,7 @@ import difflib
 import importlib
 
 from bdaudit.errors import ConfigError, RecordError
+from bdaudit.report.untrusted import shown
 from bdaudit.results import AnyDocument, InversionRecord
 
 __all__ = ["FORMATS", "find_format", "render_report"]
@@ -47,5 +48,6 @@ def render_report(name: str, record: AnyDocument) -> str:
         raise RecordError(
             f"a {name} report is not made of a search for a trigger alone; of an audit it is"
         )
-    text: str = module.render(record)
+    # The record itself is not a report: it must be read again as it was.
+    text: str = module.render(record if name == "json" else shown(record))
     return text

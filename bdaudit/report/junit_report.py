@@ -9,8 +9,9 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from bdaudit.errors import RecordError
+from bdaudit.plain_text import visible
 from bdaudit.report.checks import Check, list_checks
-from bdaudit.report.wording import AnyRecord, defended_file, visible
+from bdaudit.report.wording import AnyRecord, defended_file
 from bdaudit.results import AuditRecord
 
 __all__ = ["render"]
@@ -35,15 +36,17 @@ def render(record: AnyRecord) -> str:
         "time": f"{record.elapsed_s:.3f}",
     }
     root = ElementTree.Element("testsuites", {"name": "bdaudit", **counts})
-    name = visible(f"bdaudit {defended_file(record)}")
+    name = f"bdaudit {defended_file(record)}"
     suite = ElementTree.SubElement(
         root, "testsuite", {"name": name, "timestamp": record.created.isoformat(), **counts}
     )
     properties = ElementTree.SubElement(suite, "properties")
     for key, value in _properties(record):
-        ElementTree.SubElement(properties, "property", {"name": key, "value": visible(value)})
+        ElementTree.SubElement(properties, "property", {"name": key, "value": value})
     for check in checks:
         suite.append(_case(check, name))
+    for element in root.iter():
+        _keep_to_xml(element)
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
@@ -60,16 +63,21 @@ def _properties(record: AuditRecord) -> list[tuple[str, str]]:
 def _case(check: Check, suite: str) -> ElementTree.Element:
     case = ElementTree.Element(
         "testcase",
-        {"classname": suite, "name": visible(check.name), "time": f"{check.elapsed_s:.3f}"},
+        {"classname": suite, "name": check.name, "time": f"{check.elapsed_s:.3f}"},
     )
     if check.status in _TAGS:
-        outcome = ElementTree.SubElement(
-            case, _TAGS[check.status], {"message": visible(check.message)}
-        )
+        outcome = ElementTree.SubElement(case, _TAGS[check.status], {"message": check.message})
         if check.status != "skipped":
             outcome.set("type", check.status)
-        outcome.text = visible(check.details) or None
+        outcome.text = check.details or None
     else:
         lines = "\n".join(part for part in (check.message, check.details) if part)
-        ElementTree.SubElement(case, "system-out").text = visible(lines)
+        ElementTree.SubElement(case, "system-out").text = lines
     return case
+
+
+def _keep_to_xml(element: ElementTree.Element) -> None:
+    """Show what XML 1.0 has no characters for, wherever in the suite it stands."""
+    for name, value in element.attrib.items():
+        element.set(name, visible(value))
+    element.text = None if element.text is None else visible(element.text)

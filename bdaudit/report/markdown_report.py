@@ -6,11 +6,11 @@ reports its reader, or a mention that calls somebody.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 
 from bdaudit.report.curves import Attack, list_attacks
+from bdaudit.report.untrusted import markdown
 from bdaudit.report.wording import (
     GISTS,
     SAME_IMAGES,
@@ -24,7 +24,6 @@ from bdaudit.report.wording import (
     points,
     share,
     share_with_interval,
-    visible,
     weakest_lifts,
 )
 from bdaudit.results import (
@@ -44,9 +43,6 @@ _SIGNS = {
     "active": ":x:",
     "inconclusive": ":warning:",
 }
-# Everything that Markdown, HTML or GitHub's own additions could take for more than text.
-_PLAIN = re.compile(r"[^A-Za-z0-9 ,;%/'().+=-]")
-_START_OF_LINE = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
 
 
 def render(record: AnyRecord) -> str:
@@ -60,7 +56,7 @@ def render(record: AnyRecord) -> str:
     if isinstance(record, AuditRecord | RelearnRecord) and record.relearning is not None:
         lines += [*_relearning_table(record.relearning), ""]
     if isinstance(record, AuditRecord | ScoreRecord) and record.bec:
-        values = ", ".join(f"{number(b.value)} against {_text(b.reference)}" for b in record.bec)
+        values = ", ".join(f"{number(b.value)} against {markdown(b.reference)}" for b in record.bec)
         lines += [
             f"**Backdoor existence coefficient** {values}. It explains and never decides.",
             "",
@@ -68,7 +64,7 @@ def render(record: AnyRecord) -> str:
     lines += [*_diagnostics(record), *_notes(record)]
     if audit is not None:
         lines += ["**What this does not prove**", ""]
-        lines += [f"- {_text(line)}" for line in not_proved(audit)]
+        lines += [f"- {markdown(line)}" for line in not_proved(audit)]
         lines.append("")
     lines += [*_origin(record), "", "</details>"]
     return "\n".join(lines) + "\n"
@@ -76,15 +72,15 @@ def render(record: AnyRecord) -> str:
 
 def _head(record: AnyRecord) -> Iterator[str]:
     verdict = record.verdict if isinstance(record, AuditRecord) else None
-    file = f"<code>{_text(defended_file(record))}</code>"
+    file = f"<code>{markdown(defended_file(record))}</code>"
     if verdict is None:
         yield f"### bdaudit {record.kind}: {file}"
         yield ""
-        yield _text(one_line(record))
+        yield markdown(one_line(record))
         return
     yield f"### {_SIGNS[verdict.outcome]} bdaudit: {verdict.outcome} - {file}"
     yield ""
-    yield f"**{GISTS[verdict.outcome].capitalize()}.** {_text(verdict.why)}"
+    yield f"**{GISTS[verdict.outcome].capitalize()}.** {markdown(verdict.why)}"
     yield from _reasons(verdict)
     decisive = find_decisive(record)  # type: ignore[arg-type]
     defended = record.defended
@@ -94,9 +90,9 @@ def _head(record: AnyRecord) -> Iterator[str]:
     yield ""
     yield f"| trigger alone | with perturbation, eps {run.eps:g} | strongest control | lift |"
     yield "|---|---|---|---|"
-    strongest = f"{100 * (run.asr.value - lift.value):.1f}% ({_text(lift.against or '')})"
+    strongest = f"{100 * (run.asr.value - lift.value):.1f}% ({markdown(lift.against or '')})"
     if not lift.kind.startswith("lift"):
-        strongest = f"{_text(lift.against or '')}, the trigger's part"
+        strongest = f"{markdown(lift.against or '')}, the trigger's part"
     bounds = f"{points(lift.value)} points ({points(lift.low)} to {points(lift.high)})"
     yield f"| {share(defended.asr)} | {share(run.asr)} | {strongest} | {bounds} |"
 
@@ -104,14 +100,14 @@ def _head(record: AnyRecord) -> Iterator[str]:
 def _reasons(verdict: Verdict) -> Iterator[str]:
     if len(verdict.reasons) > 1:
         yield ""
-        yield from (f"- {_text(reason)}" for reason in verdict.reasons)
+        yield from (f"- {markdown(reason)}" for reason in verdict.reasons)
     for title, entries in (
         ("Not to be released", verdict.release_reasons),
         ("Warning", verdict.warnings),
     ):
         for entry in entries:
             yield ""
-            yield f"**{title}:** {_text(entry)}"
+            yield f"**{title}:** {markdown(entry)}"
 
 
 def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:
@@ -121,7 +117,7 @@ def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:
     yield _row(["---", *("---:" for _ in attack.ladder)])
     for curve in attack.curves:
         own = curve.label == curve.model
-        name = _text(curve.label) if own else f"&emsp;{_text(curve.label)}"
+        name = markdown(curve.label) if own else f"&emsp;{markdown(curve.label)}"
         yield _row([name, *(share(curve.by_eps.get(eps)) for eps in attack.ladder)])
     lifts = {} if audit is None else weakest_lifts(audit, attack.mode)
     if lifts:
@@ -131,12 +127,12 @@ def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:
 
 def _relearning_table(relearning: Relearning) -> Iterator[str]:
     evidence = relearning.evidence
-    yield f"**Relearning** (beside the verdict, no part of it): {_text(relearning.why)}"
+    yield f"**Relearning** (beside the verdict, no part of it): {markdown(relearning.why)}"
     yield ""
     yield _row(["ASR after steps", *map(str, evidence.steps)])
     yield _row(["---", *("---:" for _ in evidence.steps)])
     rows = [("defended", evidence.asr), (f"&emsp;{SAME_IMAGES}", evidence.clean_target_rate)]
-    rows += [(_text(model), asr) for model, asr in evidence.innocent_asr.items()]
+    rows += [(markdown(model), asr) for model, asr in evidence.innocent_asr.items()]
     for name, values in rows:
         if values:
             yield _row([name, *(f"{100 * value:.1f}%" for value in values)])
@@ -149,7 +145,7 @@ def _baseline_table(record: AnyRecord) -> Iterator[str]:
     yield _row(["---", "---:", "---:", "---:"])
     for b in record.baselines:
         cells = [share(b.clean_acc), share_with_interval(b.asr), share(b.clean_target_rate)]
-        yield _row([_text(b.model), *cells])
+        yield _row([markdown(b.model), *cells])
 
 
 def _diagnostics(record: AnyRecord) -> Iterator[str]:
@@ -158,7 +154,8 @@ def _diagnostics(record: AnyRecord) -> Iterator[str]:
     yield "**Diagnostics**"
     yield ""
     for d in record.diagnostics:
-        yield f"- **{d.severity}** {_text(d.code)} ({_text(d.subject)}): {_text(d.message)}"
+        code, subject, message = map(markdown, (d.code, d.subject, d.message))
+        yield f"- **{d.severity}** {code} ({subject}): {message}"
     yield ""
 
 
@@ -176,31 +173,22 @@ def _origin(record: AnyRecord) -> Iterator[str]:
     yield ""
     if record.command is not None:
         # In a block of its own, whose characters mean nothing to Markdown once they are escaped.
-        yield f"<pre>{_text(shlex.join(record.command))}</pre>"
+        yield f"<pre>{markdown(shlex.join(record.command))}</pre>"
         yield ""
     yield _row(["what", "sha256"])
     yield _row(["---", "---"])
     for model in record.models:
-        yield _row([_text(model.name), f"<code>{model.weights_sha256 or 'unknown'}</code>"])
-    yield _row(["images", f"<code>{_text(record.data.sha256)}</code>"])
-    yield _row(["trigger", f"<code>{_text(record.trigger.sha256)}</code>"])
+        yield _row(
+            [markdown(model.name), f"<code>{markdown(model.weights_sha256 or 'unknown')}</code>"]
+        )
+    yield _row(["images", f"<code>{markdown(record.data.sha256)}</code>"])
+    yield _row(["trigger", f"<code>{markdown(record.trigger.sha256)}</code>"])
     yield ""
     yield (
-        f"bdaudit {_text(record.environment.bdaudit)}, seed {record.seed}, "
-        f"{_text(record.environment.device)}, {record.elapsed_s:.0f} s"
+        f"bdaudit {markdown(record.environment.bdaudit)}, seed {record.seed}, "
+        f"{markdown(record.environment.device)}, {record.elapsed_s:.0f} s"
     )
 
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _text(text: str) -> str:
-    """Write `text` so that Markdown shows it and reads nothing into it."""
-    flat = " ".join(visible(text).split())
-    escaped = _PLAIN.sub(lambda match: f"&#{ord(match[0])};", flat)
-    # Autolinks need no sign that is escaped above.
-    escaped = re.sub(r"(?i)\bwww\.", "www&#46;", escaped)
-    return _START_OF_LINE.sub(
-        lambda match: f"{match[1]}&#{ord(match[2][0])};{match[2][1:]}", escaped
-    )

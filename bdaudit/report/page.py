@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bdaudit.report.wording import number, points, share, share_with_interval, visible
+from bdaudit.plain_text import visible
+from bdaudit.report.wording import number, points, share, share_with_interval
 from bdaudit.version import __version__
 
 __all__ = ["render_page"]

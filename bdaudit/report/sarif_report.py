@@ -18,12 +18,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bdaudit.errors import RecordError
+from bdaudit.report.untrusted import sarif_message
 from bdaudit.report.wording import (
     AnyRecord,
     defended_file,
     find_decisive,
     not_proved,
-    visible,
 )
 from bdaudit.results import AuditRecord, Diagnostic, Verdict
 
@@ -103,7 +103,7 @@ def render(record: AnyRecord) -> str:
     if not isinstance(record, AuditRecord) or record.verdict is None:
         raise RecordError(f"SARIF reports verdicts, and this record of a {record.kind} has none")
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [_run(record, record.verdict)]}
-    return json.dumps(log, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(log, indent=2, allow_nan=False) + "\n"
 
 
 def _run(record: AuditRecord, verdict: Verdict) -> dict[str, Any]:
@@ -138,11 +138,7 @@ def _run(record: AuditRecord, verdict: Verdict) -> dict[str, Any]:
                         for s in failed
                     ),
                 ],
-                **(
-                    {}
-                    if record.command is None
-                    else {"commandLine": visible(shlex.join(record.command))}
-                ),
+                **({} if record.command is None else {"commandLine": shlex.join(record.command)}),
             }
         ],
         "results": list(_results(record, verdict, file)),
@@ -255,7 +251,7 @@ def _artifacts(record: AuditRecord) -> Iterator[dict[str, Any]]:
 def _descriptor(code: str) -> dict[str, Any]:
     return {
         "id": f"bdaudit/{quote(code)}",
-        "shortDescription": {"text": visible(code.replace("_", " "))},
+        "shortDescription": {"text": code.replace("_", " ")},
     }
 
 
@@ -271,9 +267,7 @@ def _notification(diagnostic: Diagnostic, codes: list[str]) -> dict[str, Any]:
 
 
 def _message(text: str) -> dict[str, str]:
-    """Write plain text where SARIF would read links `[text](address)` and placeholders `{0}`."""
-    shown = visible(text).replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]")
-    return {"text": shown.replace("{", "{{").replace("}", "}}")}
+    return {"text": sarif_message(text)}
 
 
 def _uri(path: str) -> str:

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bdaudit.report.wording import number, points, visible
+from bdaudit.report.untrusted import shown
+from bdaudit.report.wording import number, points
 from bdaudit.sweep_results import SweepRecord, SweptAudit
 
 __all__ = ["print_sweep", "sort_worst_first"]
@@ -34,6 +35,7 @@ def sort_worst_first(audits: tuple[SweptAudit, ...]) -> list[SweptAudit]:
 
 def print_sweep(made: SweepRecord, console: Console) -> None:
     """Print `made` on `console`, fitted to its width."""
+    made = shown(made)
     kept = sum(audit.status == "kept" for audit in made.audits)
     title = f"{len(made.audits)} audits in {_duration(made.elapsed_s)}"
     console.print(Text(title + (f", {kept} kept from before" if kept else ""), style="bold"))
@@ -44,7 +46,7 @@ def print_sweep(made: SweepRecord, console: Console) -> None:
     ordered = sort_worst_first(made.audits)
     for audit in ordered:
         table.add_row(
-            visible(audit.key),
+            audit.key,
             Text(_name(audit), style=_STYLES[_name(audit)]),
             _share(audit.clean_acc),
             _share(audit.asr),
@@ -58,7 +60,7 @@ def print_sweep(made: SweepRecord, console: Console) -> None:
         if audit.status == "failed":
             console.print(Text(f"{audit.key}: {audit.why}", style="magenta"))
     for note in made.notes:
-        console.print(Text.assemble(("note: ", "yellow"), visible(note)))
+        console.print(Text.assemble(("note: ", "yellow"), note))
 
 
 def _name(audit: SweptAudit) -> str:

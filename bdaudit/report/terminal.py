@@ -14,6 +14,7 @@ from rich.text import Text
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.inversion import inversion_parts
 from bdaudit.report.relearning import relearning_parts
+from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import (
     CONDITIONS,
     GISTS,
@@ -62,6 +63,7 @@ def print_record(
         console: Where; colour and characters are those it can show.
         brief: Of an audit, show the verdict, the attack and the diagnostics only.
     """
+    record = shown(record)
     if isinstance(record, AuditRecord):
         parts = _audit_parts(record, console, brief=brief)
     elif isinstance(record, ScoreRecord):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 from bdaudit.results import (
@@ -38,7 +37,6 @@ __all__ = [
     "share",
     "share_with_interval",
     "telling_eps",
-    "visible",
     "weakest_lifts",
 ]
 
@@ -70,7 +68,6 @@ _RECOVERED = (
     "the attacker's own trigger: the one tried was recovered from the original, not known, and "
     "may be another way into the same class"
 )
-_BIDIRECTIONAL = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 
 
 def not_proved(record: AuditRecord) -> list[str]:
@@ -192,14 +189,3 @@ def defended_file(record: AnyRecord) -> str:
     if defended is None:
         return "defended"
     return defended.path or defended.name
-
-
-def visible(text: str) -> str:
-    """Make characters visible that would hide, reorder or break the text around them."""
-    return "".join(
-        f"\\u{{{ord(c):x}}}"
-        if (unicodedata.category(c) in {"Cc", "Cs", "Cn"} and c not in "\n\t")
-        or unicodedata.bidirectional(c) in _BIDIRECTIONAL
-        else c
-        for c in text
-    )
