@@ -164,7 +164,7 @@ def _notes(record: AnyRecord) -> Iterator[str]:
     if notes:
         yield "**How the inputs were read**"
         yield ""
-        yield from (f"- {_text(note)}" for note in notes)
+        yield from (f"- {markdown(note)}" for note in notes)
         yield ""
 
 
