@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from bdaudit.errors import TriggerError
-from bdaudit.fetching import fetch_beside, fetch_steps, is_url, public_url
+from bdaudit.fetching import fetch_beside, fetch_steps, public_url
+from bdaudit.foundation.sources import is_url
 from bdaudit.progress import Steps
 from bdaudit.triggers.files import companion_names
 

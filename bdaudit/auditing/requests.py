@@ -15,8 +15,8 @@ from bdaudit.auditing.inputs import Sources, can_only_be_asked, default_modes
 from bdaudit.auditing.remote import is_endpoint
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.errors import BdauditError, ConfigError, InputError
-from bdaudit.fetching import is_url
 from bdaudit.file_digests import digest_file
+from bdaudit.foundation.sources import is_url
 from bdaudit.models.architectures import is_clip
 from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import read_model_toml

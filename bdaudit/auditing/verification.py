@@ -17,8 +17,9 @@ from bdaudit.auditing.kept_trigger import restore_trigger
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.errors import InputError, RecordError
-from bdaudit.fetching import fetch, is_url
+from bdaudit.fetching import fetch
 from bdaudit.file_digests import digest_file
+from bdaudit.foundation.sources import is_url
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.results import (

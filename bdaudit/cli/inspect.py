@@ -39,7 +39,8 @@ def inspect(
 
     Nothing in the file is executed. Exit code 0: it can be opened; 4: it cannot.
     """
-    from bdaudit.fetching import fetch, is_url
+    from bdaudit.fetching import fetch
+    from bdaudit.foundation.sources import is_url
     from bdaudit.models import inspect_checkpoint
 
     sink = JsonSink(json)

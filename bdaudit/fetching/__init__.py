@@ -1,6 +1,6 @@
 """Files from URLs: into a cache, whole or not at all, size-limited and digest-checked."""
 
 from bdaudit.fetching.cached import fetch, fetch_beside, fetch_steps
-from bdaudit.fetching.urls import is_url, public_url
+from bdaudit.fetching.urls import public_url
 
-__all__ = ["fetch", "fetch_beside", "fetch_steps", "is_url", "public_url"]
+__all__ = ["fetch", "fetch_beside", "fetch_steps", "public_url"]

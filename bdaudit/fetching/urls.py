@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from bdaudit.errors import FetchError
+from bdaudit.foundation.sources import is_url
 
-__all__ = ["Address", "is_url", "parse_url", "public_url"]
+__all__ = ["Address", "parse_url", "public_url"]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -53,11 +53,6 @@ class Address:
     def shown(self) -> str:
         """The public URL with the digest it is pinned to, by which it can be fetched again."""
         return self.public if self.sha256 is None else f"{self.public}#sha256={self.sha256}"
-
-
-def is_url(text: object) -> bool:
-    """Say whether `text` is a URL rather than a path."""
-    return isinstance(text, str) and _URL.match(text) is not None
 
 
 def public_url(text: str) -> str:

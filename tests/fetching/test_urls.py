@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdaudit.errors import FetchError
-from bdaudit.fetching import is_url, public_url
+from bdaudit.fetching import public_url
 from bdaudit.fetching.urls import parse_url
+from bdaudit.foundation.sources import is_url
 
 SHA = "ab" * 32
 WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=6, max_size=12)

@@ -1,0 +1,1 @@
+"""What everything stands on: progress, statistics, files, digests, plain text; no models."""
