@@ -33,7 +33,9 @@ class PreActBlock(nn.Module):
         """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         activated = functional.relu(self.bn1(x))
         # The projection reads the activated input, the identity reads the raw one.
-        identity = x if self.shortcut is None else self.shortcut(activated)
+        # Channels last in memory and few of them, a strided 1x1 convolution's gradient is written
+        # outside its buffer on a CPU: https://github.com/uxlfoundation/oneDNN/issues/6035.
+        identity = x if self.shortcut is None else self.shortcut(activated.contiguous())
         out = self.conv1(activated)
         residual: Tensor = self.conv2(functional.relu(self.bn2(out)))
         return residual + identity

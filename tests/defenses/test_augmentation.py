@@ -29,6 +29,8 @@ def test_every_image_becomes_a_shifted_picture_of_itself(seed, height, width, ch
     max_shift = 1 / min(height, width)
     moved = shift_and_flip(images, max_shift=max_shift, flip=flip, generator=draw)
     assert moved.shape == images.shape
+    # Not merely `is_contiguous`, which one channel is in either order.
+    assert moved.stride() == torch.empty(images.shape).stride()
     for image, result in zip(images, moved, strict=True):
         assert any(torch.equal(result, wanted) for wanted in _possible(image, 1, flip=flip))
 
