@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bdaudit.results import Comparison
+from bdaudit.records import Comparison
 from bdaudit.verdict import judge
 from tests.verdict.made_up import made_up
 
