@@ -7,7 +7,6 @@ Rates carry 95 % intervals. What was not measured is `None`, never 0.
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from bdaudit.errors import RecordError
 from bdaudit.families import Lineage, Truth
 from bdaudit.results import Environment, Mode, Outcome, Rate, Record
+from bdaudit.texts import read_json
 
 __all__ = [
     "Agreement",
@@ -341,13 +341,12 @@ def read_benchmark(path: Path) -> BenchmarkRecord:
     Raises:
         RecordError: It cannot be read, or is something else.
     """
+    document = read_json(path, what="the record of a benchmark", error=RecordError)
+    if isinstance(document, dict):
+        document.pop("content_sha256", None)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(document, dict):
-            document.pop("content_sha256", None)
         return BenchmarkRecord.model_validate(document)
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        gist = f"{error.error_count()} problems" if isinstance(error, ValidationError) else error
-        raise RecordError(f"{path}: expected the record of a benchmark, got {gist}") from error
+    except ValidationError as error:
+        raise RecordError(
+            f"{path}: expected the record of a benchmark, got {error.error_count()} problems"
+        ) from error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from bdaudit.errors import RecordError
+from bdaudit.opening import RECORD_BYTES, read_bytes
 from bdaudit.results import Environment, Outcome, Rate, Record, Release
 
 __all__ = ["DefenseRecord", "TriedDefense", "read_defenses"]
@@ -104,10 +105,8 @@ def read_defenses(path: Path) -> DefenseRecord:
     Raises:
         RecordError: There is none, or it is not one.
     """
+    content = read_bytes(path, limit=RECORD_BYTES, what="a record of defences", error=RecordError)
     try:
-        text = path.read_text(encoding="utf-8")
-        return DefenseRecord.model_validate_json(text)
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
+        return DefenseRecord.model_validate_json(content)
+    except ValidationError as error:
         raise RecordError(f"{path}: not a record of defences: {error}") from error

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from bdaudit.atomic import write_atomically
 from bdaudit.errors import RecordError
+from bdaudit.opening import RECORD_BYTES, read_bytes
 from bdaudit.results import FileDigest, Rate, Record, RelearningEvidence
 
 __all__ = [
@@ -185,10 +186,9 @@ def read_family(folder: Path | str) -> Family:
         RecordError: There is no `family.json`, or it is not one.
     """
     path = Path(folder) / FAMILY_FILE
+    content = read_bytes(path, limit=RECORD_BYTES, what="a family of models", error=RecordError)
     try:
-        return Family.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return Family.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"

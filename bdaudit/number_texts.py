@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+import math
+import re
 
 from bdaudit.errors import ConfigError
+from bdaudit.opening import shown
 
 __all__ = ["read_numbers", "read_size"]
+
+_MOST_NUMBERS = 1000
+_LONGEST_NUMBER = 64
+_SIDE = re.compile(r"[1-9][0-9]{0,5}")  # above 0, and no more than memory could ever hold
 
 
 def read_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -17,12 +23,28 @@ def read_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     """
     if text is None:
         return None
+    parts = text.split(",")
+    if len(parts) > _MOST_NUMBERS:
+        raise ConfigError(f"{option}: expected at most {_MOST_NUMBERS} numbers, got {len(parts)}")
     try:
-        return tuple(float(Fraction(part.strip())) for part in text.split(","))
-    except (ValueError, ZeroDivisionError) as error:
+        return tuple(_read_number(part.strip()) for part in parts)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ConfigError(
-            f"{option}: expected numbers such as 0.02 or 8/255, separated by commas, got {text!r}"
+            f"{option}: expected numbers such as 0.02 or 8/255, separated by commas, got "
+            f"{shown(text)!r}"
         ) from error
+
+
+def _read_number(text: str) -> float:
+    """Read a decimal number or a fraction of two, by floats.
+
+    An exact `Fraction` of "1e-999999999" would have a denominator of a billion digits.
+    """
+    above, slash, below = text.partition("/")
+    number = float(above) / float(below) if slash else float(above)
+    if not math.isfinite(number) or len(text) > _LONGEST_NUMBER or "_" in text:
+        raise ValueError("no number, or one that is too long or too large")
+    return number
 
 
 def read_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
@@ -34,6 +56,6 @@ def read_size(text: str | None, option: str = "--input-size") -> tuple[int, int]
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"{option}: expected 32 or 32x32, got {text!r}")
+    if len(parts) > 2 or not all(_SIDE.fullmatch(part) for part in parts):
+        raise ConfigError(f"{option}: expected 32 or 32x32, got {shown(text)!r}")
     return int(parts[0]), int(parts[-1])

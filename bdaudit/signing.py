@@ -15,6 +15,7 @@ from typing import Any
 
 from bdaudit.atomic import write_atomically
 from bdaudit.errors import ConfigError, InputError, RecordError
+from bdaudit.opening import RECORD_BYTES, SETTINGS_BYTES, check_file, is_file
 from bdaudit.results import read_record
 
 __all__ = ["check_signature", "sign_record", "signature_of"]
@@ -56,8 +57,7 @@ def sign_record(
         if password is None:
             raise ConfigError(f"${password_env} is not set; it should hold the key's password")
     signing = _import("model_signing.signing")
-    if not private_key.is_file():
-        raise InputError(f"{private_key}: no such file")
+    check_file(private_key, limit=SETTINGS_BYTES, what="a private key")
     try:
         # Its annotation says text, and what it hands the password to takes bytes.
         config = signing.Config().use_elliptic_key_signer(
@@ -95,11 +95,11 @@ def check_signature(record: Path, *, public_key: Path, signature: Path | None = 
         ConfigError: model-signing is not installed.
     """
     beside = signature_of(record) if signature is None else signature
-    for path in (public_key, record):
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-    if not beside.is_file():
+    check_file(public_key, limit=SETTINGS_BYTES, what="a public key")
+    check_file(record, limit=RECORD_BYTES, what="a record", error=RecordError)
+    if not is_file(beside):
         raise RecordError(f"{record}: is not signed: there is no {beside}")
+    check_file(beside, limit=RECORD_BYTES, what="a signature", error=RecordError)
     verifying = _import("model_signing.verifying")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)

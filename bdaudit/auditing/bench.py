@@ -23,6 +23,7 @@ from bdaudit.errors import ConfigError, InputError
 from bdaudit.families import FAMILY_FILE, Family, FamilyMember, read_family
 from bdaudit.file_digests import digest_file
 from bdaudit.models import BackdoorBenchRecord, ModelSettings, find_records
+from bdaudit.opening import is_file
 from bdaudit.progress import Steps
 from bdaudit.results import AuditRecord, read_record
 from bdaudit.sweep_results import SweptAudit
@@ -114,7 +115,7 @@ def open_bench_source(
     Raises:
         InputError: It is neither, has no model to audit, or lacks what an audit needs.
     """
-    if (folder / FAMILY_FILE).is_file():
+    if is_file(folder / FAMILY_FILE):
         return _from_family(folder, read_family(folder), data, references)
     records = find_records(folder)
     if not records:
@@ -182,7 +183,7 @@ def _cases_of(record: BackdoorBenchRecord) -> Iterator[_Case]:
         return
     name = record.folder.resolve().name
     trigger = record.folder / _TRIGGER_FILE
-    if not trigger.is_file():
+    if not is_file(trigger):
         raise InputError(
             f"{trigger}: expected the trigger of this BackdoorBench record; of one whose poisoned "
             'test images were kept write there: version = 1, kind = "paired", [target] rule = '

@@ -45,9 +45,11 @@ from bdaudit.models import (
     save_model,
 )
 from bdaudit.models.architectures import is_python_factory
+from bdaudit.opening import MODEL_BYTES, RECORD_BYTES, is_file, read_bytes
 from bdaudit.plain_settings import Setting
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.results import AuditRecord, InversionRecord, Rate, Release, read_record, to_json
+from bdaudit.texts import read_json
 from bdaudit.triggers import Trigger, read_trigger, write_trigger
 from bdaudit.verdict import Policy
 from bdaudit.version import __version__
@@ -527,7 +529,7 @@ def _write_best(row: TriedDefense | None, folder: Path) -> str | None:
         record.unlink(missing_ok=True)
         return None
     for target, name in ((model, row.model), (record, row.record)):
-        _write(target, (folder / name).read_bytes())
+        _write(target, read_bytes(folder / name, limit=MODEL_BYTES, what="a file of a defence"))
     return model.name
 
 
@@ -577,7 +579,7 @@ class _Search:
     def _kept(self, sources: Sources) -> RecoveredTriggers | None:
         assert isinstance(sources.data, Sample)
         try:
-            kept = json.loads(self._marker.read_text(encoding="utf-8"))
+            kept = read_json(self._marker, what="a search")
             if kept["determined_by"] != self.determined_by:
                 return None
             record = read_record(self.state / "trigger.json")
@@ -586,7 +588,7 @@ class _Search:
                 read_trigger(self.state / f"trigger-{number}.toml")
                 for number in range(len(record.inversion.candidates))
             )
-        except (OSError, ValueError, KeyError, InputError):
+        except (OSError, ValueError, KeyError, TypeError, InputError):
             return None
         # Only pictures of the triggers are made of the sample, and none are made here.
         return RecoveredTriggers(record, triggers, sources.data)
@@ -597,9 +599,11 @@ class _Search:
 
 def _earlier(folder: Path, method: str) -> TriedDefense | None:
     try:
-        text = (folder / _STATE / f"{method}.json").read_text(encoding="utf-8")
-        return TriedDefense.model_validate_json(text)
-    except (OSError, UnicodeDecodeError, ValidationError):
+        content = read_bytes(
+            folder / _STATE / f"{method}.json", limit=RECORD_BYTES, what="a defence"
+        )
+        return TriedDefense.model_validate_json(content)
+    except (InputError, ValidationError):
         return None
 
 
@@ -607,7 +611,7 @@ def _is_there(path: Path, earlier: TriedDefense) -> bool:
     """Say whether the earlier model is still the file it was; one that failed never was."""
     if earlier.model is None:
         return True
-    return path.is_file() and digest_file(path) == earlier.model_sha256
+    return is_file(path) and digest_file(path) == earlier.model_sha256
 
 
 def _is_whole(shared: _Shared, earlier: TriedDefense) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 from bdaudit.data import load_sample
 from bdaudit.data.folder import CLASSES_FILE
 from bdaudit.errors import BdauditError, InputError
+from bdaudit.opening import is_file, is_folder
 from bdaudit.project.schema import ProjectFile, Table
+from bdaudit.texts import read_toml
 
 __all__ = ["Draft", "Finding", "draft_project"]
 
@@ -69,7 +70,7 @@ def draft_project(folder: Path) -> Draft:
     Raises:
         InputError: The folder is not there or cannot be read.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"{folder}: no such folder")
     try:
         search = _Search(folder)
@@ -97,7 +98,7 @@ class _Search:
         self._find_data()
         self._find_models()
         for key, name in (("inputs.classes", CLASSES_FILE), ("policy", "policy.toml")):
-            if (self.folder / name).is_file():
+            if is_file(self.folder / name):
                 self._add(key, [self.folder / name], "is called so")
 
     def open_questions(self) -> Iterator[str]:
@@ -144,7 +145,7 @@ class _Search:
                 yield from self._named_in(value)
             elif isinstance(value, str):
                 beside = self.folder / value
-                if value and beside.exists() and beside != self.folder:
+                if value and (is_file(beside) or is_folder(beside)) and beside != self.folder:
                     yield beside
 
     # -- data ----------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class _Search:
             for path in sorted(self.folder.iterdir())
             if not path.name.startswith(".")
             and path not in self.taken
-            and (path.is_dir() or path.suffix.lower() in _ARRAYS)
+            and (path.is_dir() or (path.suffix.lower() in _ARRAYS and is_file(path)))
         ]
         readable = [path for path in candidates if _is_sample(path)]
         # Sets for training are rarely what an audit should be measured on.
@@ -195,7 +196,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             continue
         if path.is_dir() and depth > 0:
             yield from _walk(path, depth - 1)
-        elif path.is_file():
+        elif is_file(path):
             yield path
 
 
@@ -223,8 +224,8 @@ def _is_sample(path: Path) -> bool:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return read_toml(path, what="settings")
+    except InputError:  # whatever else lies in the folder is not ours to complain of
         return {}
 
 

@@ -13,6 +13,7 @@ from bdaudit.file_digests import digest_file
 from bdaudit.models.architectures import is_clip
 from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import ModelSettings, read_model_toml
+from bdaudit.opening import is_file
 from bdaudit.results import FileDigest
 from bdaudit.triggers.files import companion_files
 from bdaudit.usercode import split_reference
@@ -67,7 +68,7 @@ def _files(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str,
         ("policy", sources.policy),
         ("project", sources.project),
     ):
-        if isinstance(source, str | Path) and Path(source).is_file():
+        if isinstance(source, str | Path) and is_file(source):
             yield role, Path(source)
     if isinstance(sources.trigger, str | Path):
         trigger = Path(sources.trigger)

@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 from pathlib import Path
 
 from bdaudit.errors import RecordError, TriggerError
+from bdaudit.opening import TENSOR_BYTES, read_bytes
 from bdaudit.results import KeptTrigger
 from bdaudit.triggers import Trigger, read_trigger, write_trigger
 
@@ -23,7 +24,11 @@ def keep_trigger(trigger: Trigger) -> KeptTrigger:
         write_trigger(Path(folder) / _TOML, trigger)
         return KeptTrigger(
             files={
-                file.name: b64encode(zlib.compress(file.read_bytes())).decode()
+                file.name: b64encode(
+                    zlib.compress(
+                        read_bytes(file, limit=TENSOR_BYTES, what="a file of the trigger")
+                    )
+                ).decode()
                 for file in sorted(Path(folder).iterdir())
             }
         )

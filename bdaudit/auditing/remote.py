@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from bdaudit.errors import TriggerError
 from bdaudit.fetching import fetch_beside, fetch_steps, public_url
 from bdaudit.foundation.sources import is_url
 from bdaudit.progress import Steps
+from bdaudit.texts import read_toml
 from bdaudit.triggers.files import companion_names
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ def is_endpoint(source: object) -> bool:
     """
     if not is_url(source):
         return False
-    parts = urlsplit(str(source))
+    try:
+        parts = urlsplit(str(source))
+    except ValueError:  # no address at all; whoever fetches it says so
+        return False
     return parts.scheme.lower() in ("http", "https") and "/v2/models/" in parts.path
 
 
@@ -79,10 +82,7 @@ def fetch_trigger(url: str) -> Steps[Path]:
         TriggerError: It is no TOML file, or names a folder.
     """
     path = yield from fetch_steps(url)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TriggerError(f"{public_url(url)}: expected a TOML trigger file: {error}") from error
+    document = read_toml(path, what=f"a trigger file from {public_url(url)}", error=TriggerError)
     if document.get("kind") == "paired":
         raise TriggerError(
             f"{public_url(url)}: the folder of a paired trigger cannot be fetched; download it"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import read_model_toml
 from bdaudit.opening import is_file, is_folder
 from bdaudit.results import AuditRecord
+from bdaudit.texts import read_toml
 from bdaudit.triggers.files import companion_files
 from bdaudit.usercode import split_reference
 from bdaudit.verdict import Policy
@@ -199,7 +199,7 @@ def _inputs(sources: Sources) -> Iterator[tuple[str, Any]]:
 
 def _paired_images(trigger: Path) -> Iterator[tuple[str, Path]]:
     """Yield the folder of a paired trigger's images."""
-    document = tomllib.loads(trigger.read_text(encoding="utf-8"))
+    document = read_toml(trigger, what="a trigger")
     if document.get("kind") == "paired":
         yield "images of the trigger", trigger.parent / document["paired"]["folder"]
 

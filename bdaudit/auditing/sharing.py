@@ -15,6 +15,7 @@ from safetensors.torch import save
 from bdaudit.atomic import write_atomically
 from bdaudit.auditing.store import FolderStore, MemoryStore, ScoredRun
 from bdaudit.errors import InputError
+from bdaudit.opening import TENSOR_BYTES, check_file, is_file
 from bdaudit.results import AttackRun
 
 __all__ = ["SharingStore"]
@@ -77,13 +78,14 @@ class SharingStore(FolderStore):
 
     def _find_shared(self, key: str) -> ScoredRun | None:
         path = self._file(key)
-        if not path.is_file():
+        if not is_file(path):
             return None
         try:
+            check_file(path, limit=TENSOR_BYTES, what="a run")
             with safe_open(path, framework="pt") as file:
                 record = AttackRun.model_validate_json(file.metadata()[_RECORD])
                 return ScoredRun(record, file.get_tensor("delta"))
-        except (ValidationError, SafetensorError, KeyError, TypeError):
+        except (InputError, ValidationError, SafetensorError, KeyError, TypeError):
             return None  # damaged: it is made again, and replaced
 
     def _file(self, key: str) -> Path:

@@ -8,6 +8,7 @@ audit that was killed go on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from typing import TypeAlias
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from bdaudit.atomic import write_atomically
 from bdaudit.blackbox import AnswerJournal
 from bdaudit.errors import ConfigError, InputError, RecordError
+from bdaudit.opening import RECORD_BYTES, TENSOR_BYTES, is_file, is_folder, read_bytes
 from bdaudit.reactivation.query_state import QueryState, read_state, write_state
 from bdaudit.results import AttackRun
+from bdaudit.texts import read_json
 
 __all__ = ["FolderStore", "MemoryStore", "RunStore", "ScoredRun"]
 
@@ -88,9 +91,13 @@ class FolderStore(MemoryStore):
         self.folder = folder
         self.resume = resume
         marker = folder / self._INPUTS
-        if resume and not marker.is_file():
+        if resume and not is_file(marker):
             raise InputError(f"{folder}: nothing to resume there; start without --resume")
-        if folder.exists() and not marker.is_file() and any(folder.iterdir()):
+        if not is_folder(folder):
+            # Nothing, which is made when it is needed, or something that is in the way.
+            if os.path.lexists(folder):
+                raise InputError(f"{folder}: expected a folder for the state, got something else")
+        elif not is_file(marker) and any(folder.iterdir()):
             raise InputError(f"{folder}: holds something else; name another folder for the state")
 
     def describe(self, inputs: Mapping[str, str]) -> None:
@@ -104,7 +111,7 @@ class FolderStore(MemoryStore):
         """
         marker = self.folder / self._INPUTS
         if self.resume:
-            _demand_same(self.folder, json.loads(marker.read_text(encoding="utf-8")), inputs)
+            _demand_same(self.folder, read_json(marker, what="the inputs of an audit"), inputs)
             return
         try:
             if self.folder.exists():
@@ -117,12 +124,12 @@ class FolderStore(MemoryStore):
     def find(self, key: str) -> ScoredRun | None:
         """Return a run that was finished before, or `None`."""
         record, delta = self.folder / f"{key}.json", self.folder / f"{key}.delta.safetensors"
-        if not (record.is_file() and delta.is_file()):
+        if not (is_file(record) and is_file(delta)):
             return None
         try:
             return ScoredRun(
-                AttackRun.model_validate_json(record.read_text(encoding="utf-8")),
-                load_file(delta)["delta"],
+                AttackRun.model_validate_json(read_bytes(record, limit=RECORD_BYTES, what="a run")),
+                load(read_bytes(delta, limit=TENSOR_BYTES, what="a perturbation"))["delta"],
             )
         except (ValidationError, SafetensorError, KeyError, ValueError) as error:
             raise RecordError(
@@ -140,7 +147,7 @@ class FolderStore(MemoryStore):
     def search_state(self, key: str) -> QueryState | None:
         """Return where an interrupted search stands."""
         path = self._search(key)
-        return read_state(path) if path.is_file() else None
+        return read_state(path) if is_file(path) else None
 
     def checkpoint(self, key: str) -> Callable[[QueryState], None]:
         """Return what a search hands its state to, after every answer that was paid for."""

@@ -27,6 +27,7 @@ from bdaudit.progress import Progress, Steps
 from bdaudit.report.sweeps import describe_audit
 from bdaudit.results import AuditRecord, Condition, Mode, read_record, to_json
 from bdaudit.sweep_results import SweepRecord, SweptAudit
+from bdaudit.texts import read_json
 from bdaudit.version import __version__
 
 __all__ = ["record_path", "sweep_steps"]
@@ -141,8 +142,8 @@ def _stamp_path(folder: Path, key: str) -> Path:
 def _find_kept(request: AuditRequest, folder: Path, files: FileDigests) -> AuditRecord | None:
     """Return the record of an earlier sweep, where this one would give the same."""
     try:
-        stamp = json.loads(_stamp_path(folder, request.key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stamp = read_json(_stamp_path(folder, request.key), what="the stamp of an audit")
+    except InputError:
         return None
     if stamp != request_digests(request, files):
         return None

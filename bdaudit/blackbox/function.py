@@ -13,6 +13,7 @@ from bdaudit.blackbox.base import BlackBox, Feedback, Identity
 from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.file_digests import digest_file
+from bdaudit.usercode import failing_as
 
 __all__ = ["FunctionBlackBox"]
 
@@ -81,14 +82,12 @@ class FunctionBlackBox(BlackBox):
         return torch.cat(answers)
 
     def _call(self, batch: Tensor) -> Tensor:
-        try:
+        where = (
+            f"{self.name}: the function of {self.path or 'memory'} failed on {len(batch)} images"
+        )
+        with failing_as(ModelError, where):
             # A copy, so that it cannot change the images of whoever asks.
             answer = torch.as_tensor(self.function(batch.detach().float().cpu().clone()))
-        except Exception as error:
-            raise ModelError(
-                f"{self.name}: the function of {self.path or 'memory'} failed on {len(batch)} "
-                f"images: {type(error).__name__}: {error}"
-            ) from error
         if answer.ndim not in (1, 2) or len(answer) != len(batch):
             raise ModelError(
                 f"{self.name}: expected scores ({len(batch)}, {self.num_classes}) or labels "

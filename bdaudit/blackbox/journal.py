@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bdaudit.digests import digest_tensors
+from bdaudit.opening import SAMPLE_BYTES, is_file, read_bytes
 
 __all__ = ["AnswerJournal"]
 
@@ -37,7 +38,9 @@ class AnswerJournal:
         self.path = path
         self._known: defaultdict[str, deque[Tensor]] = defaultdict(deque)
         sound = 0
-        content = path.read_bytes() if path.is_file() else b""
+        content = (
+            read_bytes(path, limit=SAMPLE_BYTES, what="kept answers") if is_file(path) else b""
+        )
         while len(content) >= sound + _LENGTH.size:
             (length,) = _LENGTH.unpack_from(content, sound)
             entry = content[sound + _LENGTH.size : sound + _LENGTH.size + length]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import glob
 import itertools
+import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from bdaudit.errors import ProjectError, unknown_key
 from bdaudit.project.reading import Project, check_project, refuse_unknown_keys
 from bdaudit.project.schema import ProjectFile
+from bdaudit.texts import read_toml
 
 __all__ = ["read_manifest"]
 
@@ -28,6 +29,7 @@ _SWEEPS_OWN = {
     ("surrogates", "cache"): "give --cache to the sweep",
     ("surrogates", "no_cache"): "give --no-cache to the sweep",
 }
+_MOST_AUDITS = 10_000
 _GLOBS = (("inputs", "reference"), ("surrogates", "surrogate"))
 """Lists whose entries may stand for several files."""
 
@@ -49,12 +51,7 @@ def read_manifest(path: Path) -> list[tuple[str, Project]]:
         ProjectError: It cannot be read, has an unknown key, names no file, or gives one name twice.
         PolicyError: A policy in it cannot hold.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProjectError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ProjectError(f"{path}: expected a TOML file: {error}") from error
+    document = read_toml(path, what="a manifest", error=ProjectError)
     for key in document:
         if key not in ("defaults", "audit"):
             raise ProjectError(f"{path}: {unknown_key(key, ('defaults', 'audit'))}")
@@ -64,11 +61,15 @@ def read_manifest(path: Path) -> list[tuple[str, Project]]:
     read: dict[str, Project] = {}
     for number, entry in enumerate(entries, start=1):
         where = f"{path}: audit {number}"
+        if not isinstance(entry, Mapping):
+            raise ProjectError(f"{where}: expected a table, got {entry!r}")
         for name, one in _expand(_merged(defaults, entry), path.parent, where):
             if name in read:
                 raise ProjectError(
                     f"{where}: a second audit is called {name!r}; give them a name each"
                 )
+            if len(read) == _MOST_AUDITS:
+                raise ProjectError(f"{where}: expected at most {_MOST_AUDITS} audits in a sweep")
             read[name] = check_project(one, path, where=f"{where} ({name})")
     return list(read.items())
 
@@ -107,7 +108,10 @@ def _expand(entry: Document, folder: Path, where: str) -> Iterator[tuple[str, Do
         if candidate is not None:
             one["inputs"]["defended"] = candidate
         for (table, key), value in combination:
-            one[table] = {**one.get(table, {}), key: value}
+            values = one.setdefault(table, {})
+            if not isinstance(values, Mapping):
+                raise ProjectError(f"{where}: {table}: expected a table, got {values!r}")
+            one[table] = {**values, key: value}
         parts = [given_name] if given_name is not None else []
         if stem is not None and (given_name is None or len(candidates) > 1):
             parts.append(stem)
@@ -132,9 +136,15 @@ def _files(value: Any, folder: Path, where: str) -> list[Any]:
         return [value]
     if Path(value).is_absolute():
         raise ProjectError(f"{where}: {value}: expected wildcards relative to the manifest")
-    if (folder / value).exists():
-        return [value]
-    found = sorted(file.relative_to(folder) for file in folder.glob(value))
+    try:
+        if (folder / value).exists():
+            return [value]
+        found = sorted(file.relative_to(folder) for file in folder.glob(value))
+    # Such as "**x", a NUL, a name too long, or ".." in a pattern.
+    except (OSError, ValueError, IndexError, RuntimeError) as error:
+        raise ProjectError(
+            f"{where}: {value!r}: expected a path with wildcards: {error}"
+        ) from error
     if not found:
         raise ProjectError(f"{where}: {value}: no such file in {folder}")
     return [file.as_posix() for file in found]
@@ -162,6 +172,8 @@ def _combinations(matrix: Any, where: str) -> Iterator[tuple[tuple[tuple[str, st
                     f"{where}: matrix.{table}.{key}: expected a list of values, got {values!r}"
                 )
             axes.append([((table, key), value) for value in values])
+    if math.prod(len(axis) for axis in axes) > _MOST_AUDITS:
+        raise ProjectError(f"{where}: matrix: expected at most {_MOST_AUDITS} combinations")
     yield from itertools.product(*axes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from bdaudit.errors import ProjectError, unknown_key
+from bdaudit.opening import is_file
 from bdaudit.project.schema import (
     Code,
     Joined,
@@ -22,6 +22,7 @@ from bdaudit.project.schema import (
     Written,
     WrittenAs,
 )
+from bdaudit.texts import read_toml
 from bdaudit.usercode import split_reference
 from bdaudit.verdict.policy import Policy, parse_policy
 
@@ -155,7 +156,7 @@ def find_project(folder: Path) -> Path | None:
         ProjectError: There are two.
     """
     own, shared = folder / _OWN_NAME, folder / _SHARED_NAME
-    has_own, has_shared = own.is_file(), shared.is_file() and _is_in_pyproject(shared)
+    has_own, has_shared = is_file(own), is_file(shared) and _is_in_pyproject(shared)
     if has_own and has_shared:
         raise ProjectError(
             f"{own} and [tool.bdaudit] in {shared}: expected one project file; remove one, or "
@@ -167,10 +168,11 @@ def find_project(folder: Path) -> Path | None:
 def _is_in_pyproject(path: Path) -> bool:
     """Look for [tool.bdaudit]; a pyproject.toml that is no TOML is not ours to complain of."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_toml(path, what="a project file", error=ProjectError)
+    except ProjectError:
         return False
-    return "bdaudit" in document.get("tool", {})
+    tool = document.get("tool")
+    return isinstance(tool, Mapping) and "bdaudit" in tool
 
 
 def read_project(path: str | Path | None = None) -> Project:
@@ -190,16 +192,12 @@ def read_project(path: str | Path | None = None) -> Project:
         if path is None:
             raise ProjectError(f"no {_OWN_NAME} here; `bdaudit init` writes one")
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProjectError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ProjectError(f"{path}: expected a TOML file: {error}") from error
+    document: Any = read_toml(path, what="a project file", error=ProjectError)
     if path.name == _SHARED_NAME:
-        document = document.get("tool", {}).get("bdaudit")
-        if document is None:
-            raise ProjectError(f"{path}: has no [tool.bdaudit] in it")
+        for name in ("tool", "bdaudit"):
+            document = document.get(name)
+            if not isinstance(document, Mapping):
+                raise ProjectError(f"{path}: has no [tool.bdaudit] in it")
     return check_project(document, path)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bdaudit.atomic import write_atomically
 from bdaudit.errors import ConfigError, InputError
+from bdaudit.opening import SAMPLE_BYTES, check_file
 
 __all__ = ["Milestone", "QueryPoint", "QueryState", "read_state", "write_state"]
 
@@ -135,6 +136,7 @@ def read_state(path: Path) -> QueryState:
     Raises:
         InputError: The file is missing, damaged, or something else.
     """
+    check_file(path, limit=SAMPLE_BYTES, what="the state of a query search")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -147,7 +149,7 @@ def read_state(path: Path) -> QueryState:
         return _state_of(tensors, json.loads(metadata["numbers"]))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: expected the state of a query search, got {error}; start a new search"
         ) from error

@@ -21,6 +21,7 @@ from bdaudit.records.documents import (
     ScoreRecord,
 )
 from bdaudit.records.header import SCHEMA_VERSION
+from bdaudit.texts import read_json
 
 __all__ = ["read_record", "to_json"]
 
@@ -56,12 +57,7 @@ def read_record(path: Path) -> AnyDocument:
         RecordError: The file is missing, not JSON, of a newer schema, not a bdaudit record, or
             was edited since it was written.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: expected the JSON that --json writes, got {error}") from error
+    document = read_json(path, what="the JSON that --json writes", error=RecordError)
     if not isinstance(document, dict) or "kind" not in document:
         raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
     version = document.get("schema_version")
@@ -70,7 +66,7 @@ def read_record(path: Path) -> AnyDocument:
             f"{path}: record of schema version {version!r}, this bdaudit reads {SCHEMA_VERSION}; "
             "use the version of bdaudit that wrote it, or a newer one"
         )
-    if document["kind"] not in _KINDS:
+    if not isinstance(document["kind"], str) or document["kind"] not in _KINDS:
         raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
     stated = document.pop(_DIGEST_KEY, None)
     if stated is None:

@@ -10,23 +10,32 @@ import difflib
 import json
 import shutil
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from bdaudit.atomic import write_atomically
 from bdaudit.data.arrays import unit_range
 from bdaudit.data.backdoorbench import POISONED_TREE
-from bdaudit.data.files import is_inside
 from bdaudit.data.images import EXTENSIONS, read_image
 from bdaudit.errors import ConfigError, InputError, TriggerError
+from bdaudit.opening import (
+    SOURCE_BYTES,
+    TENSOR_BYTES,
+    check_file,
+    is_file,
+    is_folder,
+    open_file,
+    path_inside,
+    read_bytes,
+)
+from bdaudit.texts import read_toml
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.networks import Encoder, InputAware, NetworkTransform
 from bdaudit.triggers.paired import Paired
@@ -57,12 +66,7 @@ def read_trigger(path: str | Path, *, allow_code: bool = False) -> Trigger:
             code that was not allowed, or is not what its own `sha256` says.
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TriggerError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise TriggerError(f"{path}: expected a TOML trigger file: {error}") from error
+    document = read_toml(path, what="a TOML trigger file", error=TriggerError)
     try:
         return _parse(document, path, allow_code=allow_code)
     except (ConfigError, InputError) as error:
@@ -71,14 +75,12 @@ def read_trigger(path: str | Path, *, allow_code: bool = False) -> Trigger:
 
 def _parse(document: Mapping[str, Any], path: Path, *, allow_code: bool) -> Trigger:
     kind = document.get("kind")
-    if kind not in _READERS:
+    if not isinstance(kind, str) or kind not in _READERS:
         raise TriggerError("kind: " + _unknown(str(kind), list(_READERS)))
-    top = _Table(
-        document, path, known=("version", "kind", "recovered", "sha256", "target", str(kind))
-    )
+    top = _Table(document, path, known=("version", "kind", "recovered", "sha256", "target", kind))
     if top.value("version", int, _VERSION) != _VERSION:
         raise TriggerError(f"expected version {_VERSION}, got {document['version']!r}")
-    section = top.value(str(kind), dict)
+    section = top.value(kind, dict)
     transform = _READERS[kind](section, path, allow_code)
     trigger = Trigger(
         transform=transform,
@@ -139,23 +141,16 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 def _beside(toml: Path, name: str) -> Path:
     """Resolve a path written in a trigger file; it may not leave the file's folder."""
-    parts = Path(name).parts
-    outside = not parts or ".." in parts or Path(name).is_absolute() or PureWindowsPath(name).drive
-    found = toml.parent / name
-    if outside or not is_inside(found, toml.parent):
-        raise TriggerError(
-            f"{name!r} is outside the trigger file's folder; put what it needs beside it "
-            "and write a relative path without '..'"
-        )
-    if not found.exists():
-        raise TriggerError(f"{name!r} is not there ({found})")
+    found = path_inside(toml.parent, name, what="what the trigger needs", error=TriggerError)
+    if not (is_file(found) or is_folder(found)):
+        raise TriggerError(f"{name!r} is not there, or is no file ({found})")
     return found
 
 
 def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
     rules = {rule.name: rule for rule in (AllToOne, AllToAll, SourceSpecific, ClassMap)}
     name = values.get("rule", AllToOne.name)
-    if name not in rules:
+    if not isinstance(name, str) or name not in rules:
         raise TriggerError("target rule: " + _unknown(str(name), list(rules)))
     keys = {
         AllToOne.name: ("label",),
@@ -283,28 +278,36 @@ def _read_tensor(path: Path, key: str) -> Tensor:
     """Read a `.npy` file, or the tensor called `key` (or the only one) of a `.safetensors`."""
     try:
         if path.suffix.lower() == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+            with open_file(
+                path, limit=TENSOR_BYTES, what="a tensor", error=TriggerError, within=path.parent
+            ) as stream:
+                return torch.from_numpy(np.load(stream, allow_pickle=False))
         if path.suffix.lower() == ".safetensors":
+            check_file(
+                path, limit=TENSOR_BYTES, what="tensors", error=TriggerError, within=path.parent
+            )
             with safe_open(path, framework="pt") as content:
                 names = list(content.keys())
                 name = names[0] if len(names) == 1 else key
                 if name not in names:
                     raise TriggerError(f"{path}: expected a tensor called {key!r}, found {names}")
                 return content.get_tensor(name)  # type: ignore[no-any-return]
-    except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
-        raise TriggerError(f"{path}: expected a tensor: {error}") from error
+    except TriggerError:
+        raise
+    # numpy reads a header as Python source, and safetensors knows types that torch does not:
+    # on a damaged file either raises about anything.
+    except Exception as error:
+        raise TriggerError(f"{path}: expected a tensor: {_gist(error)}") from error
     raise TriggerError(f"{path}: expected .npy, .safetensors or, for pictures, an image file")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a trigger's networks; they are looked at before they are used."""
     try:
-        size = path.stat().st_size
-        if path.suffix.lower() != ".safetensors" or size > _MOST_WEIGHTS:
-            raise TriggerError(
-                f"{path}: expected the weights of a trigger's networks, a .safetensors file of at "
-                f"most {_MOST_WEIGHTS // 2**20} MiB, got {size} bytes"
-            )
+        what = "the weights of a trigger's networks, a .safetensors file"
+        if path.suffix.lower() != ".safetensors":
+            raise TriggerError(f"{path}: expected {what}")
+        check_file(path, limit=_MOST_WEIGHTS, what=what, error=TriggerError, within=path.parent)
         with safe_open(path, framework="pt") as content:
             names = list(content.keys())
             if len(names) > _MOST_TENSORS:
@@ -312,15 +315,23 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                     f"{path}: expected at most {_MOST_TENSORS} tensors, got {len(names)}"
                 )
             return {name: content.get_tensor(name) for name in names}
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise TriggerError(f"{path}: expected tensors: {error}") from error
+    except TriggerError:
+        raise
+    except Exception as error:  # as above
+        raise TriggerError(f"{path}: expected tensors: {_gist(error)}") from error
+
+
+def _gist(error: Exception) -> str:
+    """Say what another library complains of, in one line of its kind and first words."""
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0][:200]}" if words else type(error).__name__
 
 
 def companion_files(path: Path) -> tuple[Path, ...]:
     """List the files that a trigger file which was read names beside itself."""
-    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    document = read_toml(path, what="a TOML trigger file", error=TriggerError)
     beside = [path.parent / name for name in companion_names(document)]
-    return tuple(found for found in beside if found.is_file())
+    return tuple(found for found in beside if is_file(found))
 
 
 def companion_names(document: Mapping[str, Any]) -> tuple[str, ...]:
@@ -380,7 +391,8 @@ def _write_companions(path: Path, transform: Transform) -> dict[str, str]:
                 "file and load it from there"
             )
         beside = path.with_suffix(".py")
-        write_atomically(beside, transform.path.read_bytes())
+        source = read_bytes(transform.path, limit=SOURCE_BYTES, what="the trigger's code")
+        write_atomically(beside, source)
         return {"function": f"{beside.name}:{transform.settings()['function']}"}
     if isinstance(transform, Paired):
         beside = path.with_name(f"{path.stem}_images")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bdaudit import usercode
 from bdaudit.errors import TriggerError
 from bdaudit.file_digests import digest_file
 from bdaudit.triggers.transforms import Setting, Transform
@@ -83,15 +83,4 @@ def load_function(path: Path, name: str) -> Function:
     Raises:
         TriggerError: The file cannot be run or has no such function.
     """
-    spec = importlib.util.spec_from_file_location(f"bdaudit_trigger_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise TriggerError(f"{path}: expected a Python file with the trigger function {name!r}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise TriggerError(f"{path}: cannot be run: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise TriggerError(f"{path}: has no function called {name!r}")
-    return Function(function=function, path=path)
+    return Function(function=usercode.load_function(path, name, error=TriggerError), path=path)

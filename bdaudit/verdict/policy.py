@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bdaudit.errors import PolicyError, unknown_key
+from bdaudit.texts import read_toml
 
 __all__ = ["Policy", "parse_policy", "read_policy"]
 
@@ -108,14 +108,12 @@ def read_policy(path: Path) -> Policy:
         PolicyError: The file is missing, not TOML, has an unknown key (the nearest known one is
             named), a value out of range, or contradicts itself.
     """
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PolicyError(f"{path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{path}: expected a TOML file, got {error}") from error
+    settings: Any = read_toml(path, what="a policy", error=PolicyError)
     if path.name == "pyproject.toml":
-        settings = settings.get("tool", {}).get("bdaudit", {})
+        for name in ("tool", "bdaudit"):
+            settings = settings.get(name, {})
+            if not isinstance(settings, Mapping):
+                raise PolicyError(f"{path}: {name}: expected a table, got {settings!r}")
     if path.name in _PROJECT_NAMES or isinstance(settings.get("policy"), Mapping):
         return _policy_of_project(settings, path)
     return parse_policy(settings, str(path))
@@ -126,7 +124,9 @@ def _policy_of_project(project: Mapping[str, Any], path: Path) -> Policy:
     if policy is None:
         raise PolicyError(f"{path}: has no policy in it")
     if isinstance(policy, str):
-        return read_policy(path.parent / policy)
+        named = path.parent / policy
+        # A project file that names a project file could name itself.
+        return parse_policy(read_toml(named, what="a policy", error=PolicyError), str(named))
     return parse_policy(policy, str(path))
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from bdaudit.atomic import write_atomically
-from bdaudit.errors import ConfigError, TriggerError
+from bdaudit.errors import ConfigError, InputError, TriggerError
 from bdaudit.file_digests import digest_file
+from bdaudit.opening import RECORD_BYTES, is_file, read_bytes
 from bdaudit.results import Rate, Record
 from bdaudit.triggers import read_trigger
 from bdaudit.zoo.planning import Recipe
@@ -95,8 +96,10 @@ class FamilyFolder:
     def note(self, recipe: Recipe) -> Made | None:
         """Read the note beside what a recipe made; `None` where there is none that can be read."""
         try:
-            return Made.model_validate_json(self._note_file(recipe).read_bytes())
-        except (OSError, ValidationError):
+            return Made.model_validate_json(
+                read_bytes(self._note_file(recipe), limit=RECORD_BYTES, what="a note")
+            )
+        except (InputError, ValidationError):
             return None
 
     def write_note(self, recipe: Recipe, made: Made) -> None:
@@ -115,7 +118,7 @@ class FamilyFolder:
                 return read_trigger(path).sha256 == made.sha256
             except TriggerError:
                 return False
-        return path.is_file() and digest_file(path) == made.sha256
+        return is_file(path) and digest_file(path) == made.sha256
 
     def strangers(self, recipes: Iterator[Recipe]) -> list[str]:
         """Name models in the folder that no recipe makes."""

@@ -6,7 +6,6 @@ that say which models something is done to. docs/zoo.md describes every key.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +18,7 @@ from bdaudit.errors import ConfigError, ManifestError, unknown_key
 from bdaudit.plain_settings import config_from
 from bdaudit.relearning import RelearnConfig
 from bdaudit.standins import StandInConfig
+from bdaudit.texts import read_toml
 from bdaudit.triggers import AllToAll, AllToOne, TargetRule
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from bdaudit.zoo.cleanends import HardeningConfig, UnlearningConfig
@@ -359,12 +359,7 @@ def read_manifest(path: Path | str) -> Manifest:
             one is named), a value that cannot be, or a pattern that matches nothing.
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ManifestError(f"{path}: expected a TOML file: {error}") from error
+    document = read_toml(path, what="a family file", error=ManifestError)
     _refuse_unknown_keys(document, Manifest, str(path))
     try:
         manifest = Manifest.model_validate(document)

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from bdaudit.atomic import write_atomically
 from bdaudit.data import Sample
+from bdaudit.errors import InputError
 from bdaudit.families import RelearningEvidence, Truth, TruthSource
 from bdaudit.models import load_model
+from bdaudit.opening import MODEL_BYTES, check_file
 from bdaudit.progress import Steps
 from bdaudit.relearning import (
     RelearnConfig,
@@ -33,6 +35,7 @@ from bdaudit.relearning import (
     relearn_at_chosen_rate,
 )
 from bdaudit.results import Rate
+from bdaudit.texts import read_json
 from bdaudit.triggers import Poisoned, Trigger, poison, read_trigger
 from bdaudit.version import __version__
 from bdaudit.zoo.making import Workshop
@@ -218,10 +221,10 @@ def kept_evidence(shop: Workshop, recipe: Recipe) -> RelearningEvidence | None:
     assert recipe.attack is not None
     path = relearning_file(shop, recipe.name, recipe.attack)
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, what="evidence of relearning")
         key = content.pop("key")
         evidence = RelearningEvidence.model_validate_json(json.dumps(content))
-    except (OSError, ValueError, KeyError, AttributeError, ValidationError):
+    except (InputError, KeyError, AttributeError, ValidationError):
         return None
     return evidence if key == _Lesson(shop, recipe.attack).key(recipe) else None
 
@@ -304,13 +307,14 @@ class _Lesson:
         """Read it again; `None` where there is none that still holds."""
         path = relearning_file(self.shop, recipe.name, self.attack)
         try:
+            check_file(path, limit=MODEL_BYTES, what="what a model relearned")
             with safe_open(path, framework="pt") as stored:
                 metadata = stored.metadata() or {}
                 if metadata.get("key") != self.key(recipe):
                     return None
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             diverged = tuple(json.loads(metadata["diverged"]))
-        except (OSError, SafetensorError, KeyError, ValueError):
+        except (InputError, OSError, SafetensorError, KeyError, ValueError):
             return None
         by_rate: dict[str, dict[float, Tensor]] = {"triggered": {}, "clean": {}}
         before = tensors.pop("before")
