@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bdaudit import usercode
 from bdaudit.errors import TriggerError
 from bdaudit.file_digests import digest_file
 from bdaudit.triggers.transforms import Setting, Transform
+from bdaudit.usercode import load_function as load_user_function
 
 __all__ = ["Function", "load_function"]
 
@@ -83,4 +83,4 @@ def load_function(path: Path, name: str) -> Function:
     Raises:
         TriggerError: The file cannot be run or has no such function.
     """
-    return Function(function=usercode.load_function(path, name, error=TriggerError), path=path)
+    return Function(function=load_user_function(path, name, error=TriggerError), path=path)

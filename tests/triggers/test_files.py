@@ -130,8 +130,8 @@ def test_code_runs_only_when_allowed(tmp_path: Path) -> None:
     ("code", "reference", "message"),
     [
         ("def f(x): return x", "code.py", "file.py:function"),
-        ("def f(x): return x", "code.py:g", "no function called 'g'"),
-        ("f = 3", "code.py:f", "no function called 'f'"),
+        ("def f(x): return x", "code.py:g", "no function 'g'"),
+        ("f = 3", "code.py:f", "no function 'f'"),
         ("raise ValueError('no')", "code.py:f", "ValueError: no"),
         ("def f(x) return x", "code.py:f", "SyntaxError"),
     ],
