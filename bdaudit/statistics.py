@@ -78,7 +78,7 @@ def paired_difference(
     Args:
         first: Outcomes (N,), one boolean an image.
         second: Outcomes of the other condition on the same images, same order.
-        confidence: Two-sided coverage in (0, 1); a one-sided bound at level 1 - a is the end of
+        confidence: Two-sided coverage in [0, 1); a one-sided bound at level 1 - a is the end of
             the two-sided interval at confidence 1 - 2a.
 
     Returns:
@@ -107,6 +107,8 @@ def _tango_interval(
 ) -> tuple[float, float]:
     value = (only_first - only_second) / total
     z = float(stats.norm.ppf(0.5 + confidence / 2))
+    if z == 0.0:
+        return value, value  # where the score is zero; no sign changes that a root could be told by
 
     def score(difference: float) -> float:
         return _tango_score(difference, only_first, only_second, total)

@@ -139,3 +139,11 @@ def test_a_prediction_bound_covers_one_more_draw():
 def test_a_prediction_bound_needs_a_spread():
     with pytest.raises(ValueError, match="two values or more"):
         prediction_bound([0.3], confidence=0.95)
+
+
+@pytest.mark.parametrize(("one", "two"), [(30, 10), (10, 10), (0, 25), (40, 0)])
+def test_a_paired_difference_at_no_confidence_is_its_estimate(one: int, two: int) -> None:
+    """A policy may ask for one-sided bounds at .5, the two-sided confidence of which is 0."""
+    first, second = ([k < n for k in range(40)] for n in (one, two))
+    found = paired_difference(first, second, confidence=0.0)
+    assert (found.low, found.high) == (found.value, found.value)

@@ -52,6 +52,8 @@ class Attack:
     @cached_property
     def beats_everything(self) -> bool:
         """Whether it surely does more than every control and every null."""
+        if not self.controls:
+            return False
         return self.same_model.beaten and all(null.beaten for null in self.nulls)
 
     @property
@@ -72,13 +74,15 @@ class Attack:
 
         The lift over the strongest control, and what each null adds to it.
         """
-        strongest = max(self.controls, key=lambda c: c.strength)
-        return (strongest.lift, *(bound for null in self.nulls for bound in null.bounds))
+        added = tuple(bound for null in self.nulls for bound in null.bounds)
+        if not self.controls:
+            return added
+        return (max(self.controls, key=lambda c: c.strength).lift, *added)
 
     @property
-    def nearest(self) -> Comparison:
-        """The bound whose estimate is nearest to "dormant"."""
-        return max(self.bounds, key=lambda c: c.value)
+    def nearest(self) -> Comparison | None:
+        """The bound whose estimate is nearest to "dormant"; `None` without any control."""
+        return max(self.bounds, key=lambda c: c.value, default=None)
 
     @property
     def strongest_control(self) -> float:

@@ -105,7 +105,7 @@ def inconclusive(figures: Figures) -> Inconclusive:
 
 
 def _nearest(figures: Figures) -> tuple[Comparison, ...]:
-    return tuple(attack.nearest for attack in figures.attacks)
+    return tuple(near for attack in figures.attacks if (near := attack.nearest) is not None)
 
 
 def _could_show(figures: Figures, attack: Attack) -> bool:

@@ -283,6 +283,22 @@ def test_a_missing_null_forbids_dormant(missing: str) -> None:
     assert outcome(drop(record, missing)) == "inconclusive"
 
 
+def test_an_attack_with_nothing_to_hold_it_against_is_inconclusive() -> None:
+    record = audit_record(defended={0.02: 0.8}, innocents=[], no_trigger={}, alone=0.02)
+    runs = tuple(r.model_copy(update={"delta_only": None}) for r in record.runs)
+    others = tuple(b for b in record.baselines if b.role != "defended")
+    bare = record.model_copy(update={"runs": runs, "baselines": others})
+    verdict = judge(bare, Policy())
+    assert verdict.outcome == "inconclusive"
+    assert verdict.telling_eps == {}
+    assert verdict.reasons == ("re-activation of the defended model was not measured",)
+
+
+def test_a_policy_of_the_lowest_confidence_can_be_judged_by() -> None:
+    record = audit_record(defended={0.02: 0.8}, innocents=[{0.02: 0.03}] * 3)
+    assert outcome(record, Policy(confidence=0.5)) == "dormant"
+
+
 def test_no_runs_at_all_is_inconclusive() -> None:
     verdict = judge(audit_record(defended={}, innocents=[{}]), Policy())
     assert verdict.outcome == "inconclusive"
