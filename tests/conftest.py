@@ -11,8 +11,11 @@ import torch
 from bdaudit.auditing.demo import export_demo
 from bdaudit.cache import CACHE_VARIABLE
 
-# Tiny tensors gain nothing from threads, and tests then run alike beside other work.
-torch.set_num_threads(1)
+# Tiny tensors gain nothing from threads, and tests then run alike beside other work; so do the
+# commands that tests start. A number set from outside holds.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+_MOST_WORKERS = 8  # each holds half a gigabyte, and the longest files end no sooner with more
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,8 +24,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("cache"))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Take one worker a processor for whole folders, and none where only files are named."""
+    if all(Path(argument.split("::")[0]).suffix == ".py" for argument in config.args):
+        return 0
+    usable = getattr(os, "sched_getaffinity", None)
+    processors = len(usable(0)) if usable is not None else os.cpu_count() or 1
+    return min(processors, _MOST_WORKERS)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out tests marked `cuda` where there is no CUDA device."""
+    """Put files with slow tests first, and leave out `cuda` tests where there is no such device.
+
+    Files are dealt out to workers whole; one that takes long should not be the last to begin.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     for item in items:
