@@ -336,6 +336,7 @@ class _Audit:
             self.baselines,
             self.inputs.num_classes,
             max_clean_acc_loss=self.policy.max_clean_acc_loss,
+            class_names=self.inputs.held_out.class_names,
         )
         if not self.attack:
             # There is no trigger worth the name, so models are not to be doubted for it.

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from bdaudit.auditing.inputs import Inputs, Subject
 from bdaudit.auditing.runs import Compute, ask
 from bdaudit.blackbox import check_repeatability, describe_scale
+from bdaudit.data import Sample
+from bdaudit.errors import DataError
+from bdaudit.label_checks import answers_by_class, doubt_labels
 from bdaudit.progress import Progress, Steps
 from bdaudit.results import AttackRun, Baseline, Diagnostic
 from bdaudit.scoring import rate
@@ -17,6 +20,7 @@ __all__ = [
     "check_baselines",
     "check_inputs",
     "check_runs",
+    "demand_matching_labels",
     "measure_baselines",
 ]
 
@@ -26,6 +30,8 @@ ABOUT_THE_TRIGGER = ("reference_looks_backdoored", "trigger_does_nothing_to_orig
 _REFERENCE_LOOKS_BACKDOORED = 0.5
 _REFERENCE_ACC_GAP = 0.15
 _CONFIDENCE = 0.95
+_NEAR_CHANCE = 1.5  # times chance
+_N_LOOKED_AT = 2000  # images, about
 _N_ASKED_TWICE = 8
 _MAY_BEAT_WHITE = 0.05
 _WITHOUT_GRADIENTS = {"query": "queries alone", "transfer": "a perturbation made elsewhere"}
@@ -55,6 +61,7 @@ def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
         clean_target_rate=rate(clean[poisoned.indices] == poisoned.targets),
         true_label_acc=rate(triggered == poisoned.labels),
         stand_in=subject.stand_in,
+        by_class=answers_by_class(clean, inputs.held_out.labels, inputs.num_classes),
     )
 
 
@@ -80,20 +87,57 @@ def check_inputs(inputs: Inputs) -> Iterator[Diagnostic]:
             )
 
 
+def demand_matching_labels(subject: Subject, sample: Sample, compute: Compute) -> None:
+    """Refuse images whose labels are not the model's classes, before anything learns from them.
+
+    Args:
+        subject: A model that can be looked into; asking it costs nothing.
+        sample: Labelled images.
+        compute: Where, and how many at a time.
+
+    Raises:
+        DataError: Its answers are as good as chance, or some classes are never right, or exchanged.
+    """
+    # Every so many images: of samples that come class by class that keeps every class's share.
+    some = slice(None, None, max(len(sample) // _N_LOOKED_AT, 1))
+    labels = sample.labels[some]
+    answers = ask(subject, sample.images[some], compute)
+    num_classes = subject.black_box.num_classes
+    by_class = answers_by_class(answers, labels, num_classes)
+    doubt = doubt_labels(by_class)
+    if doubt is not None:
+        raise DataError(
+            f"{sample.source}: by the answers of {subject.name}, "
+            f"{doubt.explain(by_class, sample.class_names)}"
+        )
+    right = rate(answers == labels)
+    if num_classes > 2 and right.value <= _NEAR_CHANCE / num_classes:
+        raise DataError(
+            f"{sample.source}: {subject.name} classifies {right.value:.1%} as labelled, chance is "
+            f"{1 / num_classes:.1%}: labels or normalisation probably do not match; check "
+            "--classes, --mean and --std"
+        )
+
+
 def check_baselines(
-    baselines: Sequence[Baseline], num_classes: int, *, max_clean_acc_loss: float
+    baselines: Sequence[Baseline],
+    num_classes: int,
+    *,
+    max_clean_acc_loss: float,
+    class_names: Sequence[str] | None = None,
 ) -> Iterator[Diagnostic]:
     """Say what the plain figures give reason to doubt.
 
     Args:
         baselines: One a model.
         num_classes: K, from which chance follows.
+        class_names: In order of index, where they are known.
         max_clean_acc_loss: Loss of clean accuracy against the original that is worth a warning.
     """
     by_role: dict[str, Baseline] = {}
     for baseline in baselines:
         by_role.setdefault(baseline.role, baseline)
-        if baseline.clean_acc.low <= 1.5 / num_classes and not baseline.stand_in:
+        if baseline.clean_acc.low <= _NEAR_CHANCE / num_classes and not baseline.stand_in:
             yield Diagnostic(
                 code="clean_accuracy_near_chance",
                 severity="error",
@@ -102,6 +146,7 @@ def check_baselines(
                 f"{1 / num_classes:.1%}: labels or normalisation probably do not match; check "
                 "--classes, --mean and --std",
             )
+    yield from _check_labels(baselines, class_names)
     defended, original = by_role.get("defended"), by_role.get("original")
     if defended is not None and original is not None:
         yield from _check_defended(defended, original, max_clean_acc_loss)
@@ -110,6 +155,43 @@ def check_baselines(
     for baseline in baselines:
         if baseline.role == "reference" and not baseline.stand_in:
             yield from _check_reference(baseline, defended)
+
+
+def _check_labels(
+    baselines: Sequence[Baseline], class_names: Sequence[str] | None
+) -> Iterator[Diagnostic]:
+    """Doubt the labels where classes are never right; not where another model finds them."""
+    given = [baseline for baseline in baselines if not baseline.stand_in]
+    doubts = [(baseline, doubt_labels(baseline.by_class)) for baseline in given]
+    found_by = [
+        (
+            baseline.model,
+            {k for k, row in enumerate(baseline.by_class) if 2 * row.right > row.total},
+        )
+        for baseline, doubt in doubts
+        if doubt is None
+    ]
+    for baseline, doubt in doubts:
+        if doubt is None:
+            continue
+        lost = set(doubt.never_right)
+        finder = next((model for model, found in found_by if lost <= found), None)
+        if doubt.exchanged or finder is None:
+            yield Diagnostic(
+                code="labels_do_not_match",
+                severity="error",
+                subject=baseline.model,
+                message=doubt.explain(baseline.by_class, class_names),
+            )
+            continue
+        named = ", ".join(str(index) for index in doubt.never_right)
+        yield Diagnostic(
+            code="class_lost",
+            severity="warning",
+            subject=baseline.model,
+            message=f"never answers right for class {named}, whose images {finder} does classify "
+            "as labelled: the class is lost to this model",
+        )
 
 
 def _check_defended(

@@ -17,6 +17,7 @@ from torch import nn
 
 from bdaudit.atomic import write_atomically
 from bdaudit.auditing.audit import audit_steps, read_limits
+from bdaudit.auditing.baselines import demand_matching_labels
 from bdaudit.auditing.environment import describe_environment, resolve_device
 from bdaudit.auditing.inputs import (
     DataSource,
@@ -28,7 +29,7 @@ from bdaudit.auditing.inputs import (
 from bdaudit.auditing.invert import RecoveredTriggers
 from bdaudit.auditing.recovered import search_steps
 from bdaudit.auditing.remote import fetch_sources
-from bdaudit.auditing.runs import derive_generator
+from bdaudit.auditing.runs import Compute, derive_generator
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.auditing.store import MemoryStore
 from bdaudit.data import Sample, split_sample
@@ -247,7 +248,11 @@ def defend_steps(
     sources = yield from fetch_sources(sources)
     yield Progress("opening models and data", 0, 1)
     subjects, sample = open_models(sources, device=resolve_device("cpu"))
-    original = next(subject.white for subject in subjects if subject.role == "original")
+    suspect = next(subject for subject in subjects if subject.role == "original")
+    original = suspect.white
+    demand_matching_labels(
+        suspect, sample, Compute(resolve_device("cpu"), compute.seed, compute.batch_size)
+    )
     saved_arch = _saved_arch(original, sources)
     parts = split_sample(
         sample,

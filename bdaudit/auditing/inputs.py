@@ -22,7 +22,9 @@ from bdaudit.blackbox import (
     TorchBlackBox,
     open_black_box,
 )
-from bdaudit.data import Sample, from_arrays, load_sample, split_sample
+from bdaudit.data import Sample, from_arrays, load_sample, split_sample, with_classes
+from bdaudit.data.classes import absent_classes, agree_on_classes, shown
+from bdaudit.data.loading import name_classes
 from bdaudit.errors import ConfigError, DataError, InputError, ModelError, TriggerError
 from bdaudit.fetching import public_url
 from bdaudit.models import (
@@ -305,6 +307,7 @@ class Inputs:
             n_held_out=len(self.held_out),
             n_craft_poisonable=len(self.craft_poisoned),
             n_held_out_poisonable=len(self.held_out_poisoned),
+            notes=self.held_out.notes,
         )
 
     def trigger_info(self) -> TriggerInfo:
@@ -422,10 +425,21 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
     first = subjects[0].black_box
     for subject in subjects[1:]:
         _check_same_task(first, subject.black_box)
+    _demand_one_order(sources)
     sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.class_names)
-    _check_labels(sample, first)
+    sample = _check_labels(sample, first)
     checked = (_with_checked_outputs(subject, sample, sources, device) for subject in subjects)
     return tuple(checked), sample
+
+
+def _demand_one_order(sources: Sources) -> None:
+    """Hold the data's class names against those that a CLIP is asked with, which also count."""
+    clip = sources.model_options.clip
+    if sources.classes is None or clip is None:
+        return
+    given, given_by = name_classes(sources.classes)
+    assert given is not None
+    agree_on_classes(given, given_by, clip.class_names, "the class names of the CLIP")
 
 
 def open_sample(
@@ -441,7 +455,7 @@ def open_sample(
     """
     if isinstance(data, str | Path):
         return load_sample(Path(data), image_shape=image_shape, classes=classes)
-    sample = data if isinstance(data, Sample) else from_arrays(*data)
+    sample = with_classes(data if isinstance(data, Sample) else from_arrays(*data), classes)
     if image_shape is not None and tuple(sample.images.shape[1:]) != image_shape:
         raise DataError(
             f"{sample.source}: expected images of shape {image_shape}, which the model takes, got "
@@ -593,7 +607,19 @@ def _check_same_task(first: BlackBox, other: BlackBox) -> None:
         )
 
 
-def _check_labels(sample: Sample, model: BlackBox) -> None:
+def _check_labels(sample: Sample, model: BlackBox) -> Sample:
+    """Hold the sample's classes against the model's, and note those it has no images of."""
+    names = sample.class_names
+    if names is not None and len(names) != model.num_classes:
+        empty = absent_classes(sample.labels, len(names), names)
+        raise DataError(
+            f"{sample.source}: expected {model.num_classes} classes like {model.name}, got "
+            f"{len(names)} by {sample.classes_from}: {shown(names)}"
+            + (f"; of these without images: {shown(empty)}" if empty else "")
+            + ". With a class too few or too many, later ones get the label of another: add or "
+            f"remove it (a folder may be empty), or name all {model.num_classes} classes in order "
+            "with --classes"
+        )
     highest = int(sample.labels.max())
     if highest >= model.num_classes:
         raise DataError(
@@ -601,6 +627,11 @@ def _check_labels(sample: Sample, model: BlackBox) -> None:
             f"of {model.name}, got {highest}; is this the data of that model, or is --classes "
             "needed?"
         )
+    absent = absent_classes(sample.labels, model.num_classes, names)
+    if not absent:
+        return sample
+    note = f"no images of {len(absent)} of {model.num_classes} classes: {shown(absent)}"
+    return replace(sample, notes=(*sample.notes, note))
 
 
 def _with_target(trigger: Trigger, target_label: int) -> Trigger:

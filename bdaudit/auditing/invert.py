@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from bdaudit.atomic import write_atomically
+from bdaudit.auditing.baselines import demand_matching_labels
 from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.evidence import describe_sources, digest_inputs
@@ -199,6 +200,9 @@ def invert_steps(
         seed=compute.seed,
     )
     run = Compute(device, compute.seed, compute.batch_size)
+    demand_matching_labels(
+        next(subject for subject in subjects if subject.role == "original"), halves.craft, run
+    )
     target_label = (
         None
         if sources.target_label is None

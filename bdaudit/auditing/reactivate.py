@@ -169,7 +169,10 @@ def reactivate_steps(
         inputs = _with_surrogates(inputs, attacker)
     baselines = yield from measure_baselines(inputs, run)
     diagnostics += check_baselines(
-        baselines, inputs.num_classes, max_clean_acc_loss=Policy().max_clean_acc_loss
+        baselines,
+        inputs.num_classes,
+        max_clean_acc_loss=Policy().max_clean_acc_loss,
+        class_names=inputs.held_out.class_names,
     )
     arranged = {
         condition: attack_images(

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
+from bdaudit.auditing.baselines import (
+    check_baselines,
+    check_inputs,
+    demand_matching_labels,
+    measure_baselines,
+)
 from bdaudit.auditing.inputs import Inputs, Subject
 from bdaudit.auditing.runs import Compute, derive_generator
 from bdaudit.data import Sample
@@ -136,9 +141,14 @@ def prepare_models(
     """Make `count` stand-ins, score every model, and leave out the stand-ins that are unfit.
 
     For verbs that judge nothing; the limits are the default policy's.
+
+    Raises:
+        DataError: The labels are not the classes of the model that teaches the stand-ins.
     """
     policy = Policy()
     failure: Diagnostic | None = None
+    if _teacher_subject(inputs).model is not None:
+        demand_matching_labels(_teacher_subject(inputs), inputs.craft, compute)
     if count:
         inputs, failure = yield from stand_in_steps(
             inputs, compute, count=count, config=config, cache_dir=cache_dir
@@ -147,7 +157,10 @@ def prepare_models(
     baselines, unfit = assess_stand_ins(measured, policy)
     inputs = replace(inputs, left_out=frozenset(b.model for b in baselines if b.left_out))
     lost = check_baselines(
-        baselines, inputs.num_classes, max_clean_acc_loss=policy.max_clean_acc_loss
+        baselines,
+        inputs.num_classes,
+        max_clean_acc_loss=policy.max_clean_acc_loss,
+        class_names=inputs.held_out.class_names,
     )
     made = [failure] if failure else []
     diagnostics = (*check_inputs(inputs), *made, *unfit, *lost)
@@ -160,11 +173,14 @@ def stand_in_cost(count: int, config: StandInConfig) -> float:
 
 
 def _teacher(inputs: Inputs) -> LoadedModel:
+    return _teacher_subject(inputs).white
+
+
+def _teacher_subject(inputs: Inputs) -> Subject:
     (defended,) = inputs.with_role("defended")
     if defended.model is not None:
-        return defended.model
-    (original,) = inputs.with_role("original")
-    return original.white
+        return defended
+    return next(iter(inputs.with_role("original")), defended)
 
 
 def assess_stand_ins(

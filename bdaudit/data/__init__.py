@@ -2,7 +2,7 @@
 
 from bdaudit.data.arrays import from_arrays
 from bdaudit.data.images import ImageShape, fit_images, read_image
-from bdaudit.data.loading import load_poisoned_tree, load_sample
+from bdaudit.data.loading import load_poisoned_tree, load_sample, with_classes
 from bdaudit.data.sample import Sample
 from bdaudit.data.split import Split, split_sample, stratified_indices
 
@@ -17,4 +17,5 @@ __all__ = [
     "read_image",
     "split_sample",
     "stratified_indices",
+    "with_classes",
 ]

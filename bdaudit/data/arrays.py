@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from bdaudit.data.catalogue import Catalogue, read_catalogue
-from bdaudit.data.images import ImageShape, fit_images
+from bdaudit.data.classes import shown
+from bdaudit.data.images import ImageShape, fit_images, fitting_notes
 from bdaudit.data.sample import Sample
 from bdaudit.errors import DataError
+from bdaudit.opening import SAMPLE_BYTES, check_file, in_bytes, open_file
 
 __all__ = [
     "array_file_catalogue",
     "arrays_catalogue",
     "from_arrays",
+    "read_npy",
     "unit_range",
 ]
 
@@ -30,7 +36,16 @@ LABEL_KEYS = ("labels", "y", "targets")
 _CHANNELS = (1, 3)
 # Rounding in a float pipeline may leave [0, 1] by this much; it is clamped away.
 _RANGE_SLACK = 1e-3
-_MAX_UNPACKED_BYTES = 16 << 30
+# Images of [0, 1] divided by 255 once more.
+_TWICE_DIVIDED = 1.001 / 255
+_MOST_HEADER_BYTES = 10_000
+_IMAGE_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_LABEL_TYPES = frozenset(
+    {
+        torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+        torch.int8, torch.int16, torch.int32, torch.int64,
+    }
+)  # fmt: skip
 
 
 def from_arrays(
@@ -80,10 +95,15 @@ def array_file_catalogue(path: Path, *, split: str) -> Catalogue:
     Raises:
         DataError: The file cannot be read without running code, or a key is missing.
     """
-    arrays = _read_npz(path) if path.suffix.lower() == ".npz" else _read_safetensors(path)
-    images = _named(arrays, IMAGE_KEYS, split, path)
-    labels = _named(arrays, LABEL_KEYS, split, path)
-    return arrays_catalogue(images, labels, source=str(path))
+    check_file(path, limit=SAMPLE_BYTES, what="arrays of images and labels", error=DataError)
+    with _open_npz(path) if path.suffix.lower() == ".npz" else _open_safetensors(path) as arrays:
+        images_key = _choose(arrays.names, IMAGE_KEYS, split, path)
+        labels_key = _choose(arrays.names, LABEL_KEYS, split, path)
+        images, labels = arrays.read(images_key), arrays.read(labels_key)
+    parts = {f"{key}_{part}" for key in (*IMAGE_KEYS, *LABEL_KEYS) for part in ("train", "test")}
+    others = sorted(set(arrays.names) - {images_key, labels_key} - parts)
+    notes = (f"passed over arrays that are neither images nor labels: {shown(others)}",)
+    return arrays_catalogue(images, labels, source=str(path), notes=notes if others else ())
 
 
 def arrays_catalogue(
@@ -93,6 +113,8 @@ def arrays_catalogue(
     source: str,
     class_names: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+    classes_from: str = "the class names given",
 ) -> Catalogue:
     """Describe `images` (N, ...) and `labels` (N,) as a catalogue; nothing is copied yet."""
     labels = _integer_labels(labels, source)
@@ -101,13 +123,26 @@ def arrays_catalogue(
             f"{source}: expected images (N, C, H, W), (N, H, W, C) or (N, H, W) and labels (N,), "
             f"got {tuple(images.shape)} and {tuple(labels.shape)}"
         )
+    if images.dtype not in _IMAGE_TYPES:
+        raise DataError(f"{source}: expected uint8 or float images, got {images.dtype}")
+    if 0 in images.shape[1:]:
+        raise DataError(f"{source}: images of shape {tuple(images.shape)} have no pixels")
     if names is not None and len(names) != labels.shape[0]:
         raise DataError(f"{source}: {len(names)} names for {labels.shape[0]} images")
 
-    def read(indices: Tensor, image_shape: ImageShape | None) -> Tensor:
-        chosen = _channels_first(images[indices], image_shape, source)
+    def read(indices: Tensor, image_shape: ImageShape | None) -> tuple[Tensor, tuple[str, ...]]:
+        chosen, read_as = _channels_first(images[indices], image_shape, source)
         scaled = unit_range(chosen, source)
-        return scaled if image_shape is None else fit_images(scaled, image_shape)
+        if 0 < (highest := float(scaled.max())) <= _TWICE_DIVIDED:
+            raise DataError(
+                f"{source}: images whose largest value is {highest:.4g}; expected [0, 1]: were "
+                "they divided by 255 twice?"
+            )
+        if image_shape is None:
+            return scaled, read_as
+        shape = tuple(scaled.shape[1:])
+        fitted = fitting_notes({shape: len(scaled)}, image_shape)
+        return fit_images(scaled, image_shape), (*read_as, *fitted)
 
     return Catalogue(
         labels=labels,
@@ -115,6 +150,8 @@ def arrays_catalogue(
         class_names=None if class_names is None else tuple(class_names),
         source=source,
         read=read,
+        notes=tuple(notes),
+        classes_from=classes_from,
     )
 
 
@@ -132,21 +169,38 @@ def _as_tensor(values: Tensor | NDArray[np.generic] | Sequence[int], source: str
         raise DataError(f"{source}: expected numbers, got an array of {array.dtype}") from error
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """The arrays of an open file: their names, and a way to read one."""
+
+    names: tuple[str, ...]
+    read: Callable[[str], Tensor]
+
+
+@contextmanager
+def _open_npz(path: Path) -> Iterator[_Arrays]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > _MAX_UNPACKED_BYTES:
-            raise DataError(
-                f"{path}: unpacks to {unpacked:,} bytes, more than the {_MAX_UNPACKED_BYTES:,} "
-                "that are read; store fewer images"
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            return {
-                key: _as_tensor(archive[key], str(path))
-                for key in archive.files
-                if archive[key].dtype.kind in "biuf"
+        with (
+            open_file(path, limit=SAMPLE_BYTES, what="arrays", error=DataError) as stream,
+            zipfile.ZipFile(stream) as archive,
+        ):
+            entries = {
+                name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()
             }
+            if len(entries) != len(archive.infolist()):
+                raise DataError(f"{path}: two arrays in it have the same name")
+
+            def read(name: str) -> Tensor:
+                entry = entries[name]
+                if entry.file_size > SAMPLE_BYTES:
+                    raise DataError(
+                        f"{path}: {name} unpacks to {in_bytes(entry.file_size)}, more than the "
+                        f"{in_bytes(SAMPLE_BYTES)} that are read; store fewer images"
+                    )
+                with archive.open(entry) as member:
+                    return _as_tensor(read_npy(member, entry.file_size), str(path))
+
+            yield _Arrays(tuple(entries), read)
     except DataError:
         raise
     # zipfile, zlib and numpy raise half a dozen types on damaged archives.
@@ -157,28 +211,73 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[_Arrays]:
     try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(f"{path}: expected a safetensors file, got: {error}") from error
+        with safe_open(path, framework="pt") as archive:
+            yield _Arrays(tuple(archive.keys()), archive.get_tensor)
+    except DataError:
+        raise
+    # Types that torch does not know come as KeyError, AttributeError and others.
+    except Exception as error:
+        raise DataError(
+            f"{path}: expected a safetensors file of images and labels, got "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
-def _named(arrays: Mapping[str, Tensor], keys: Sequence[str], split: str, path: Path) -> Tensor:
-    wanted = [name for key in keys for name in (f"{key}_{split}", key)]
-    for name in wanted:
-        if name in arrays:
-            return arrays[name]
-    raise DataError(
-        f"{path}: expected an array called {' or '.join(keys)}, found "
-        f"{', '.join(sorted(arrays)) or 'none'}"
-    )
+def read_npy(stream: IO[bytes], size: int) -> NDArray[np.generic]:
+    """Read one `.npy` array from a stream of `size` bytes, without pickled objects.
+
+    What its header promises is held against the bytes that are there before any are set aside.
+
+    Raises:
+        ValueError: It is no such array, or is not as large as its header says.
+        Exception: Whatever else numpy raises on a damaged header.
+    """
+    version = np.lib.format.read_magic(stream)
+    header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if header is None:
+        raise ValueError(f"expected format version 1 or 2, got {version}")
+    shape, fortran, kind = header(stream, _MOST_HEADER_BYTES)
+    if kind.hasobject or kind.kind not in "biuf":
+        raise ValueError(f"expected numbers, got an array of {str(kind)[:80]}")
+    values = math.prod(shape)
+    if min(shape, default=1) < 0 or values * kind.itemsize > size:
+        raise ValueError(f"its header promises {shape} of {kind}, more than the file holds")
+    content = stream.read(values * kind.itemsize)
+    if len(content) != values * kind.itemsize or stream.read(1):
+        raise ValueError(f"its header promises {shape} of {kind}, not what the file holds")
+    array = np.frombuffer(content, dtype=kind)
+    return array.reshape(shape[::-1]).transpose() if fortran else array.reshape(shape)
+
+
+def _choose(names: Collection[str], keys: Sequence[str], split: str, path: Path) -> str:
+    """Choose the one array that is called like one of `keys`.
+
+    Raises:
+        DataError: There is none, or there are several that could be meant.
+    """
+    wanted = [name for key in keys for name in (f"{key}_{split}", key) if name in names]
+    if not wanted:
+        raise DataError(
+            f"{path}: expected an array called {' or '.join(keys)}, found "
+            f"{shown(sorted(names)) or 'none'}"
+        )
+    if len(wanted) > 1:
+        raise DataError(
+            f"{path}: {' and '.join(wanted)} could each be meant; keep one of them in the file"
+        )
+    return wanted[0]
 
 
 def _integer_labels(labels: Tensor, source: str) -> Tensor:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES:
         raise DataError(
             f"{source}: expected integer labels (N,), got {labels.dtype} {tuple(labels.shape)}; "
             "of one-hot labels take the argmax"
@@ -186,25 +285,28 @@ def _integer_labels(labels: Tensor, source: str) -> Tensor:
     return labels.long()
 
 
-def _channels_first(images: Tensor, image_shape: ImageShape | None, source: str) -> Tensor:
-    """Bring (N, C, H, W), (N, H, W, C) or (N, H, W) to (N, C, H, W)."""
+def _channels_first(
+    images: Tensor, image_shape: ImageShape | None, source: str
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Bring (N, C, H, W), (N, H, W, C) or (N, H, W) to (N, C, H, W), and note what was done."""
     if images.ndim == 3:
-        return images[:, None]
+        return images[:, None], ()
     first, last = images.shape[1] in _CHANNELS, images.shape[3] in _CHANNELS
+    turned = images.permute(0, 3, 1, 2), ("images were read as (N, H, W, C)",)
     if first and last:
         if image_shape is not None and tuple(images.shape[1:]) == tuple(image_shape):
-            return images
+            return images, ()
         channels_moved = (images.shape[3], images.shape[1], images.shape[2])
         if image_shape is not None and channels_moved == tuple(image_shape):
-            return images.permute(0, 3, 1, 2)
+            return turned
         raise DataError(
             f"{source}: images of shape {tuple(images.shape)} may be (N, C, H, W) or (N, H, W, C); "
             "store them channels first and give the image shape"
         )
     if first:
-        return images
+        return images, ()
     if last:
-        return images.permute(0, 3, 1, 2)
+        return turned
     raise DataError(
         f"{source}: images of shape {tuple(images.shape)} have neither 1 nor 3 channels in second "
         "or last place; expected (N, C, H, W) or (N, H, W, C)"
@@ -220,7 +322,7 @@ def unit_range(images: Tensor, source: str) -> Tensor:
                 "[0, 1]"
             )
         return images.float().contiguous() / 255
-    if not images.is_floating_point():
+    if images.dtype not in _IMAGE_TYPES:
         raise DataError(f"{source}: expected uint8 or float images, got {images.dtype}")
     images = images.float().contiguous()
     if not torch.isfinite(images).all():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bdaudit.data.catalogue import Catalogue
+from bdaudit.data.classes import folder_number
 from bdaudit.data.files import list_images
 from bdaudit.data.folder import files_catalogue
 from bdaudit.errors import DataError
@@ -33,14 +34,25 @@ def backdoorbench_catalogue(tree: Path) -> Catalogue:
     Raises:
         DataError: The tree is empty, or a path in it is not `<true label>/<index>.<extension>`.
     """
-    paths = list_images(tree)
-    if not paths:
+    found = list_images(tree)
+    if not found.images:
         raise DataError(f"{tree}: expected images under <true label>/<index>.png, found none")
     labels, names = [], []
-    for path in paths:
+    for path in found.images:
         parts = path.relative_to(tree).with_suffix("").parts
-        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        if len(parts) != 2:
             raise DataError(f"{path}: expected <true label>/<index in the clean test set>.png")
-        labels.append(int(parts[0]))
-        names.append(str(int(parts[1])))
-    return files_catalogue(paths, labels, names=names, class_names=None, source=str(tree))
+        label, index = (folder_number(part, str(path)) for part in parts)
+        if label is None or index is None:
+            raise DataError(f"{path}: expected <true label>/<index in the clean test set>.png")
+        labels.append(label)
+        names.append(str(index))
+    return files_catalogue(
+        found.images,
+        labels,
+        names=names,
+        class_names=None,
+        source=str(tree),
+        root=tree,
+        notes=found.notes,
+    )

@@ -27,14 +27,18 @@ class Catalogue:
         class_names: In order of index, `None` when unknown.
         source: Where it is, for the record.
         read: From indices (M,) and an image shape (or `None`: all must agree) to images
-            (M, C, H, W), float32 in [0, 1].
+            (M, C, H, W), float32 in [0, 1], and notes on what became of them.
+        notes: What of the source was dropped, ignored or guessed.
+        classes_from: Who gave the class names.
     """
 
     labels: Tensor
     names: tuple[str, ...]
     class_names: tuple[str, ...] | None
     source: str
-    read: Callable[[Tensor, ImageShape | None], Tensor]
+    read: Callable[[Tensor, ImageShape | None], tuple[Tensor, tuple[str, ...]]]
+    notes: tuple[str, ...] = ()
+    classes_from: str = "the class names"
 
 
 def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShape | None) -> Sample:
@@ -46,7 +50,7 @@ def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShap
     """
     labels = catalogue.labels[indices]
     _check_labels(labels, catalogue)
-    images = catalogue.read(indices, image_shape)
+    images, notes = catalogue.read(indices, image_shape)
     return Sample(
         images=images,
         labels=labels,
@@ -54,6 +58,8 @@ def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShap
         class_names=catalogue.class_names,
         source=catalogue.source,
         sha256=digest_tensors({"images": images, "labels": labels}),
+        notes=(*catalogue.notes, *notes),
+        classes_from=catalogue.classes_from,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from bdaudit.data.arrays import arrays_catalogue
 from bdaudit.data.catalogue import Catalogue
 from bdaudit.errors import DataError
+from bdaudit.opening import read_bytes
 
 __all__ = ["cifar_catalogue", "find_cifar_folder"]
 
@@ -49,7 +51,19 @@ _LAYOUTS = {
     ),
 }
 _SIDE = 32
-_MAX_FILE_BYTES = 1 << 30
+_MAX_FILE_BYTES = 512 << 20
+_MOST_MEMOS = 1 << 20
+_SHOWN = 120  # characters of what a pickle says that are repeated
+_OPERATIONS = frozenset({
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE",
+    "INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS",
+    "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+})  # fmt: skip
 
 
 def find_cifar_folder(folder: Path) -> Path | None:
@@ -80,7 +94,10 @@ def cifar_catalogue(folder: Path, *, split: str) -> Catalogue:
     for name in layout.files[split]:
         batch = _read_batch(folder / name)
         images.append(_image_block(batch.get("data"), folder / name))
-        labels.extend(_label_list(batch.get(layout.label_key), folder / name))
+        of_batch = _label_list(batch.get(layout.label_key), folder / name)
+        if len(of_batch) != len(images[-1]):
+            raise DataError(f"{folder / name}: {len(of_batch)} labels for {len(images[-1])} images")
+        labels += of_batch
     meta = folder / layout.names_file
     class_names = _read_batch(meta).get(layout.names_key) if meta.is_file() else None
     if class_names is not None and not _all_are(class_names, str):
@@ -90,22 +107,23 @@ def cifar_catalogue(folder: Path, *, split: str) -> Catalogue:
         torch.tensor(labels),
         source=f"{folder} ({split})",
         class_names=class_names,
+        classes_from=layout.names_file,
     )
 
 
 def _read_batch(path: Path) -> dict[str, Any]:
+    raw = read_bytes(
+        path, limit=_MAX_FILE_BYTES, what="a CIFAR batch", error=DataError, within=path.parent
+    )
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise DataError("larger than any CIFAR batch")
-        content = load_plain_pickle(path.read_bytes())
+        content = load_plain_pickle(raw)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-    # A hostile or damaged pickle can make the unpickler raise nearly anything.
+    # A hostile or damaged pickle can make the unpickler raise nearly anything, and what it says
+    # may repeat the file.
     except Exception as error:
         raise DataError(
-            f"{path}: expected a CIFAR batch, got {type(error).__name__}: {error}"
+            f"{path}: expected a CIFAR batch, got {type(error).__name__}: {str(error)[:_SHOWN]}"
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a CIFAR batch (a dict), got {type(content).__name__}")
@@ -129,12 +147,26 @@ def _all_are(values: object, kind: type) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
+def _demand_plain_operations(content: bytes) -> None:
+    """Refuse a pickle that a CIFAR batch is not made of, before it is run.
+
+    Some operations set aside as much memory as they say, whatever the file holds.
+    """
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name not in _OPERATIONS:
+            raise DataError(f"the pickle holds {operation.name}, which no CIFAR batch does")
+        memo = int(argument or 0) if operation.name in {"PUT", "LONG_BINPUT"} else 0
+        if not 0 <= memo < _MOST_MEMOS:
+            raise DataError(f"the pickle remembers more than {_MOST_MEMOS:,} things")
+
+
 def load_plain_pickle(content: bytes) -> Any:
     """Unpickle containers, numbers, text and uint8 arrays; anything else is refused.
 
     Raises:
         DataError: The pickle asks for a name outside the five that arrays need.
     """
+    _demand_plain_operations(content)
     # The classes are made anew for every file: a pickle may set attributes on what it was given,
     # and must not be able to leave any behind for the next one.
 
@@ -162,7 +194,10 @@ def load_plain_pickle(content: bytes) -> Any:
             _, shape, kind, fortran, values = value.state
             if not isinstance(kind, TypeParts) or kind.name not in {"u1", "uint8"}:
                 raise DataError("expected arrays of uint8 in it")
-            raw = values.encode("latin1") if isinstance(values, str) else bytes(values)
+            # bytes() of a number would set aside as many.
+            if not isinstance(values, bytes | str):
+                raise DataError("expected an array's values as bytes")
+            raw = values.encode("latin1") if isinstance(values, str) else values
             array = np.frombuffer(raw, dtype=np.uint8)
             return array.reshape(shape, order="F" if fortran else "C").copy()
         return value
@@ -179,8 +214,8 @@ def load_plain_pickle(content: bytes) -> Any:
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in known:
                 raise DataError(
-                    f"the pickle asks for {module}.{name}, which no CIFAR batch does; "
-                    "it may be hostile and was not loaded"
+                    f"the pickle asks for {f'{module}.{name}'[:_SHOWN]}, which no "
+                    "CIFAR batch does; it may be hostile and was not loaded"
                 )
             return known[module, name]
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bdaudit.data.catalogue import Catalogue
+from bdaudit.data.classes import (
+    agree_on_classes,
+    folder_number,
+    look_up_folders,
+    number_folders,
+    read_class_names,
+)
 from bdaudit.data.files import list_images, stem_name
 from bdaudit.data.images import ImageShape, read_images
 from bdaudit.errors import DataError
 
-__all__ = ["CLASSES_FILE", "class_folder_catalogue", "files_catalogue", "read_class_names"]
+__all__ = ["CLASSES_FILE", "GIVEN_CLASSES", "class_folder_catalogue", "files_catalogue"]
 
 CLASSES_FILE = "classes.txt"
+GIVEN_CLASSES = "the class names given"
 _SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
-def class_folder_catalogue(folder: Path, *, class_names: Sequence[str] | None = None) -> Catalogue:
+def class_folder_catalogue(
+    folder: Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    classes_from: str = GIVEN_CLASSES,
+    root: Path | None = None,
+) -> Catalogue:
     """Describe a folder that holds one folder of images a class.
 
     Args:
@@ -28,18 +41,27 @@ def class_folder_catalogue(folder: Path, *, class_names: Sequence[str] | None = 
         class_names: Names in order of index; without them the lines of `classes.txt` in the folder
             are taken. A class folder is looked up among them by name. Without either, class folders
             that are all integers are their own index ("7" and "007" are class 7), and others are
-            numbered in sorted order of their names.
+            numbered in sorted order of their names, those without images too.
+        classes_from: Who gave `class_names`.
+        root: The data set's folder, where that is a larger one than `folder`; no link may leave it.
 
     Raises:
         DataError: There are no class folders or no images, a class folder is not among the names,
-            or a link leads out of the folder.
+            the names and `classes.txt` contradict each other, or a link leads out of the folder.
     """
-    if class_names is None and (folder / CLASSES_FILE).is_file():
-        class_names = read_class_names(folder / CLASSES_FILE)
-    paths = list_images(folder)
-    loose = [path for path in paths if path.parent == folder]
-    folders = sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
-    if not folders:
+    notes: list[str] = []
+    listed = None
+    if (folder / CLASSES_FILE).is_file():
+        listed = read_class_names(folder / CLASSES_FILE, within=root or folder)
+    if class_names is None:
+        class_names, classes_from = listed, CLASSES_FILE
+    elif listed is not None:
+        note = agree_on_classes(class_names, classes_from, listed, str(folder / CLASSES_FILE))
+        notes += [note] if note else []
+    found = list_images(folder, root=root)
+    notes += found.notes
+    loose = [path for path in found.images if path.parent == folder]
+    if len(loose) == len(found.images):
         raise DataError(
             f"{folder}: expected one folder of images a class, found "
             f"{len(loose)} images and no class folders with images in them"
@@ -49,20 +71,35 @@ def class_folder_catalogue(folder: Path, *, class_names: Sequence[str] | None = 
             f"{folder}: {len(loose)} images lie beside the class folders ({loose[0].name}); "
             "move each into the folder of its class"
         )
-    if _SPLIT_NAMES.issuperset(name.lower() for name in folders):
+    if _SPLIT_NAMES.issuperset(name.lower() for name in found.folders):
         raise DataError(
-            f"{folder}: its folders are splits ({', '.join(folders)}), not classes; "
-            f"give one of them, for instance {folder / folders[0]}"
+            f"{folder}: its folders are splits ({', '.join(found.folders)}), not classes; "
+            f"give one of them, for instance {folder / found.folders[0]}"
         )
-    indices, class_names = _class_indices(folders, class_names, folder)
-    labels = [indices[path.relative_to(folder).parts[0]] for path in paths]
+    where = str(folder)
+    if class_names is not None and not _are_numbers_of(found.folders, class_names, where):
+        indices = look_up_folders(found.folders, class_names, where)
+    else:
+        indices, own_names, more = number_folders(found.folders, where)
+        notes += more
+        if class_names is None:
+            class_names, classes_from = own_names, "its class folders"
     return files_catalogue(
-        paths,
-        labels,
-        names=[stem_name(path, folder) for path in paths],
+        found.images,
+        [indices[path.relative_to(folder).parts[0]] for path in found.images],
+        names=[stem_name(path, folder) for path in found.images],
         class_names=class_names,
         source=str(folder),
+        notes=notes,
+        classes_from=classes_from,
+        root=root or folder,
     )
+
+
+def _are_numbers_of(folders: Sequence[str], class_names: Sequence[str], where: str) -> bool:
+    """Say whether folders are indices into the names rather than names themselves."""
+    all_numbers = all(folder_number(name, where) is not None for name in folders)
+    return all_numbers and set(folders).isdisjoint(class_names)
 
 
 def files_catalogue(
@@ -72,11 +109,17 @@ def files_catalogue(
     names: Sequence[str],
     class_names: Sequence[str] | None,
     source: str,
+    root: Path,
+    notes: Sequence[str] = (),
+    classes_from: str = GIVEN_CLASSES,
 ) -> Catalogue:
-    """Describe image files with known labels; they are decoded when read."""
+    """Describe image files with known labels; they are decoded when read.
 
-    def read(indices: Tensor, image_shape: ImageShape | None) -> Tensor:
-        return read_images([paths[int(index)] for index in indices], image_shape)
+    None may be a link out of `root`.
+    """
+
+    def read(indices: Tensor, image_shape: ImageShape | None) -> tuple[Tensor, tuple[str, ...]]:
+        return read_images([paths[int(index)] for index in indices], image_shape, within=root)
 
     return Catalogue(
         labels=torch.tensor(labels, dtype=torch.int64),
@@ -84,42 +127,6 @@ def files_catalogue(
         class_names=None if class_names is None else tuple(class_names),
         source=source,
         read=read,
+        notes=tuple(notes),
+        classes_from=classes_from,
     )
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read class names, one a line in order of index; blank lines at the end are dropped.
-
-    Raises:
-        DataError: The file cannot be read, is empty, or names a class twice or not at all.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected class names, one a line: {error}") from error
-    names = tuple(line.strip() for line in lines)
-    if not names or "" in names or len(set(names)) != len(names):
-        raise DataError(f"{path}: expected one different class name a line, in order of index")
-    return names
-
-
-def _class_indices(
-    folders: Sequence[str], class_names: Sequence[str] | None, where: Path
-) -> tuple[Mapping[str, int], Sequence[str] | None]:
-    """Map class folders to indices; give back the class names as far as they are known."""
-    numbers = [int(name) for name in folders if name.isascii() and name.isdecimal()]
-    all_numbers = len(numbers) == len(folders)
-    if class_names is not None and not (all_numbers and set(folders).isdisjoint(class_names)):
-        unknown = [name for name in folders if name not in class_names]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], class_names, n=1)
-            raise DataError(
-                f"{where}: class folder {unknown[0]!r} is not among the {len(class_names)} class "
-                f"names" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-        return {name: class_names.index(name) for name in folders}, class_names
-    if all_numbers:
-        if len(set(numbers)) != len(numbers):
-            raise DataError(f"{where}: two class folders are the same number: {sorted(folders)}")
-        return dict(zip(folders, numbers, strict=True)), class_names
-    return {name: index for index, name in enumerate(folders)}, folders

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from bdaudit.data.catalogue import Catalogue
-from bdaudit.data.files import is_inside
+from bdaudit.data.classes import folder_number
+from bdaudit.data.files import unlisted
 from bdaudit.data.folder import class_folder_catalogue, files_catalogue
 from bdaudit.errors import DataError
+from bdaudit.opening import path_inside
+from bdaudit.texts import read_text
 
 __all__ = ["find_gtsrb_folder", "gtsrb_catalogue"]
 
@@ -32,30 +36,45 @@ def gtsrb_catalogue(folder: Path, *, split: str) -> Catalogue:
         DataError: The list or an image of it is missing, or the list is damaged.
     """
     if split == "train":
-        return class_folder_catalogue(folder / "GTSRB" / "Training")
+        return class_folder_catalogue(folder / "GTSRB" / "Training", root=folder)
     images = folder / "GTSRB" / "Final_Test" / "Images"
-    rows = _read_rows(folder / _TEST_LIST)
-    paths = [images / name for name, _ in rows]
-    for path in paths:
-        if not is_inside(path, images):
-            raise DataError(f"{folder / _TEST_LIST}: names {path}, which is outside {images}")
+    rows = _read_rows(folder)
+    paths = [
+        path_inside(images, name, what=f"row {row}'s image", error=DataError)
+        for row, (name, _) in enumerate(rows, start=1)
+    ]
+    moved = next((k for k, p in enumerate(paths) if folder_number(p.stem, str(p)) != k), None)
+    renumbered = (
+        ()
+        if moved is None
+        else (f"images are named by their row in {_TEST_LIST}: row {moved} is {paths[moved].name}",)
+    )
     return files_catalogue(
         paths,
         [label for _, label in rows],
         names=[str(index) for index in range(len(rows))],
         class_names=None,
         source=f"{folder} ({split})",
+        root=folder,
+        notes=(*renumbered, *unlisted(images, paths, _TEST_LIST)),
     )
 
 
-def _read_rows(path: Path) -> list[tuple[str, int]]:
+def _read_rows(folder: Path) -> list[tuple[str, int]]:
+    path = folder / _TEST_LIST
+    text = read_text(path, what="the test images' labels", error=DataError, within=folder)
+    rows = csv.DictReader(io.StringIO(text), delimiter=";", skipinitialspace=True)
+    found: list[tuple[str, int]] = []
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = csv.DictReader(stream, delimiter=";", skipinitialspace=True)
-            return [(row["Filename"], int(row["ClassId"])) for row in rows]
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; it lists the test labels") from error
+        for row in rows:
+            label = folder_number((row["ClassId"] or "").strip(), str(path))
+            if label is None or not row["Filename"]:
+                raise ValueError
+            found.append((row["Filename"], label))
+    # What stands in the rows is not repeated: it may be anything.
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(
-            f"{path}: expected rows with Filename and ClassId, separated by ';': {error}"
+            f"{path}: expected rows with Filename and ClassId (a number), separated by ';'; "
+            f"row {len(found) + 1} is none"
         ) from error
+    return found

@@ -18,6 +18,7 @@ from torch import Tensor
 from bdaudit.data.arrays import arrays_catalogue
 from bdaudit.data.catalogue import Catalogue
 from bdaudit.errors import DataError
+from bdaudit.opening import SAMPLE_BYTES, open_file
 
 __all__ = ["find_idx_folder", "idx_catalogue", "read_idx"]
 
@@ -48,8 +49,8 @@ def idx_catalogue(folder: Path, *, split: str) -> Catalogue:
     Raises:
         DataError: A file is missing, truncated or not idx.
     """
-    images = read_idx(_find(folder, f"{_PREFIX[split]}-images-idx3-ubyte"))
-    labels = read_idx(_find(folder, f"{_PREFIX[split]}-labels-idx1-ubyte"))
+    images = _read(folder, f"{_PREFIX[split]}-images-idx3-ubyte")
+    labels = _read(folder, f"{_PREFIX[split]}-labels-idx1-ubyte")
     # The files do not say which of the data sets they are; only the folder's name does.
     is_fashion = "fashion" in str(folder).lower()
     return arrays_catalogue(
@@ -57,34 +58,46 @@ def idx_catalogue(folder: Path, *, split: str) -> Catalogue:
         labels.long(),
         source=f"{folder} ({split})",
         class_names=FASHION_CLASSES if is_fashion else None,
+        classes_from="Fashion-MNIST's names, for 'fashion' in the folder's name",
     )
 
 
-def read_idx(path: Path) -> Tensor:
+def read_idx(path: Path, *, within: Path | None = None) -> Tensor:
     """Read one idx file of unsigned bytes, gzipped when its name ends in `.gz`.
+
+    Args:
+        path: The file.
+        within: The folder that it must lie in.
 
     Raises:
         DataError: The file is missing, truncated, or not an idx file of unsigned bytes.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+    with open_file(
+        path, limit=SAMPLE_BYTES, what="an idx file", error=DataError, within=within
+    ) as file:
+        try:
+            stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             magic = stream.read(4)
             if len(magic) < 4 or magic[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
-                raise DataError(f"{path}: expected an idx file of unsigned bytes, got {magic!r}")
+                raise DataError(f"{path}: expected an idx file of unsigned bytes, got another file")
             shape = tuple(np.frombuffer(stream.read(4 * magic[3]), dtype=">u4").tolist())
             size = math.prod(shape)
             if len(shape) != magic[3] or size > _MAX_VALUES:
                 raise DataError(f"{path}: damaged idx header, shape {shape}")
             values = stream.read(size + 1)  # one more, to see that there is no more
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}") from error
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise DataError(f"{path}: {error}") from error
     if len(values) != size:
         raise DataError(f"{path}: expected {size} values for shape {shape}, got {len(values)}")
     return torch.from_numpy(np.frombuffer(values, dtype=np.uint8).reshape(shape).copy())
 
 
-def _find(folder: Path, name: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"{folder}: expected {name} or {name}.gz there")
+def _read(folder: Path, name: str) -> Tensor:
+    """Read a file that may be plain or gzipped; where it is both they must say the same."""
+    found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+    if not found:
+        raise DataError(f"{folder}: expected {name} or {name}.gz there")
+    first, *others = (read_idx(path, within=folder) for path in found)
+    if any(not torch.equal(first, other) for other in others):
+        raise DataError(f"{folder}: {name} and {name}.gz hold different values; remove one of them")
+    return first

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -13,7 +13,9 @@ from bdaudit.data.arrays import array_file_catalogue
 from bdaudit.data.backdoorbench import backdoorbench_catalogue, find_poisoned_tree
 from bdaudit.data.catalogue import Catalogue, read_catalogue
 from bdaudit.data.cifar import cifar_catalogue, find_cifar_folder
-from bdaudit.data.folder import class_folder_catalogue, read_class_names
+from bdaudit.data.classes import agree_on_classes, check_class_names, read_class_names
+from bdaudit.data.files import is_inside
+from bdaudit.data.folder import GIVEN_CLASSES, class_folder_catalogue
 from bdaudit.data.gtsrb import find_gtsrb_folder, gtsrb_catalogue
 from bdaudit.data.idx import find_idx_folder, idx_catalogue
 from bdaudit.data.images import ImageShape
@@ -21,8 +23,9 @@ from bdaudit.data.sample import Sample
 from bdaudit.data.split import stratified_indices
 from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_catalogue
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.opening import SAMPLE_BYTES, check_file, is_folder
 
-__all__ = ["load_poisoned_tree", "load_sample"]
+__all__ = ["load_poisoned_tree", "load_sample", "name_classes", "with_classes"]
 
 
 def load_sample(
@@ -60,11 +63,56 @@ def load_sample(
     path = Path(path)
     if limit is not None and limit < 2:
         raise ConfigError(f"limit: expected at least 2 images (two classes), got {limit}")
-    class_names = read_class_names(Path(classes)) if isinstance(classes, str | Path) else classes
-    catalogue = _open(path, class_names, split)
-    if class_names is not None:
-        catalogue = replace(catalogue, class_names=tuple(class_names))
+    class_names, given_by = name_classes(classes)
+    catalogue = _open(path, class_names, given_by, split)
+    catalogue = _named(catalogue, class_names, given_by)
     return _read(catalogue, image_shape, limit, seed)
+
+
+def with_classes(sample: Sample, classes: str | Path | Sequence[str] | None) -> Sample:
+    """Return a sample whose classes are named as given.
+
+    Raises:
+        DataError: The names cannot be read, or contradict those that the sample has.
+    """
+    class_names, given_by = name_classes(classes)
+    if class_names is not None and int(sample.labels.max()) >= len(class_names):
+        raise DataError(
+            f"{sample.source}: label {int(sample.labels.max())} is out of range for the "
+            f"{len(class_names)} class names given"
+        )
+    return _named(sample, class_names, given_by)
+
+
+_Named = TypeVar("_Named", Catalogue, Sample)
+
+
+def _named(source: _Named, class_names: tuple[str, ...] | None, given_by: str) -> _Named:
+    if class_names is None:
+        return source
+    own = source.class_names
+    notes: tuple[str, ...] = source.notes
+    if own is not None and own != class_names:
+        own_by = f"{source.source} ({source.classes_from})"
+        note = agree_on_classes(class_names, given_by, own, own_by)
+        notes += (note,) if note else ()
+    return replace(source, class_names=class_names, classes_from=given_by, notes=notes)
+
+
+def name_classes(
+    classes: str | Path | Sequence[str] | None,
+) -> tuple[tuple[str, ...] | None, str]:
+    """Return class names that were given as a list or a file, and who gave them.
+
+    Raises:
+        DataError: The file cannot be read, or names repeat, look the same or hold what is not seen.
+    """
+    if classes is None:
+        return None, GIVEN_CLASSES
+    if isinstance(classes, str | Path):
+        return read_class_names(Path(classes)), str(classes)
+    check_class_names(classes, GIVEN_CLASSES)
+    return tuple(classes), GIVEN_CLASSES
 
 
 def load_poisoned_tree(
@@ -106,11 +154,10 @@ def _read(
     return read_catalogue(catalogue, indices, image_shape)
 
 
-def _open(path: Path, class_names: Sequence[str] | None, split: str) -> Catalogue:
-    if path.is_dir():
-        return _open_folder(path, class_names, split)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+def _open(path: Path, class_names: tuple[str, ...] | None, given_by: str, split: str) -> Catalogue:
+    if is_folder(path):
+        return _open_folder(path, class_names, given_by, split)
+    check_file(path, limit=SAMPLE_BYTES, what="a folder or a file of images", error=DataError)
     if path.suffix.lower() in {".npz", ".safetensors"}:
         return array_file_catalogue(path, split=split)
     raise DataError(
@@ -120,20 +167,31 @@ def _open(path: Path, class_names: Sequence[str] | None, split: str) -> Catalogu
     )
 
 
-def _open_folder(folder: Path, class_names: Sequence[str] | None, split: str) -> Catalogue:
+def _open_folder(
+    folder: Path, class_names: tuple[str, ...] | None, given_by: str, split: str
+) -> Catalogue:
     if folder.name in {"", ".."}:
         folder = folder.resolve()  # layouts are told by the folder's own name
     if (cifar := find_cifar_folder(folder)) is not None:
-        return cifar_catalogue(cifar, split=split)
+        return cifar_catalogue(_in(folder, cifar), split=split)
     if (idx := find_idx_folder(folder)) is not None:
-        return idx_catalogue(idx, split=split)
+        return idx_catalogue(_in(folder, idx), split=split)
     if (gtsrb := find_gtsrb_folder(folder)) is not None:
-        return gtsrb_catalogue(gtsrb, split=split)
+        return gtsrb_catalogue(_in(folder, gtsrb), split=split)
     if (tiny := find_tiny_imagenet_folder(folder)) is not None:
-        return tiny_imagenet_catalogue(tiny, split=split, class_names=class_names)
+        return tiny_imagenet_catalogue(
+            _in(folder, tiny), split=split, class_names=class_names, classes_from=given_by
+        )
     if find_poisoned_tree(folder) is not None:
         raise DataError(
             f"{folder}: holds BackdoorBench's poisoned images, not clean ones; give the clean test "
             "set as the data, and this folder as a trigger of kind 'paired'"
         )
-    return class_folder_catalogue(folder, class_names=class_names)
+    return class_folder_catalogue(folder, class_names=class_names, classes_from=given_by)
+
+
+def _in(folder: Path, place: Path) -> Path:
+    """Return a folder that was found in another, which may not be a link out of it."""
+    if not is_inside(place, folder):
+        raise DataError(f"{place}: a link that leads out of {folder}; copy the folder in")
+    return place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class Sample:
         class_names: Names in order of index, `None` when unknown.
         source: Where it came from, for the record.
         sha256: Digest over images and labels as loaded.
+        notes: What of the source was dropped, ignored, converted or guessed, for a person.
+        classes_from: Who gave the class names: "--classes", "its class folders".
     """
 
     images: Tensor
@@ -29,17 +31,17 @@ class Sample:
     class_names: tuple[str, ...] | None
     source: str
     sha256: str
+    notes: tuple[str, ...] = ()
+    classes_from: str = "the class names"
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
     def take(self, indices: Tensor) -> Sample:
         """Return the sub-sample at `indices`; the digest stays the whole sample's."""
-        return Sample(
+        return replace(
+            self,
             images=self.images[indices],
             labels=self.labels[indices],
             names=tuple(self.names[int(index)] for index in indices),
-            class_names=self.class_names,
-            source=self.source,
-            sha256=self.sha256,
         )

@@ -8,6 +8,7 @@ redrawn, and a verdict judged again, from the JSON alone. A quantity that was no
 from bdaudit.records.attacks import (
     AttackRun,
     Baseline,
+    ClassAnswers,
     CurvePoint,
 )
 from bdaudit.records.base import (
@@ -88,6 +89,7 @@ __all__ = [
     "Baseline",
     "BaselineFindings",
     "BecRecord",
+    "ClassAnswers",
     "Comparison",
     "Condition",
     "CurvePoint",

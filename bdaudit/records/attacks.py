@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bdaudit.records.base import Condition, Diagnostic, Fraction, Mode, Rate, Record, Role
 
-__all__ = ["AttackRun", "Baseline", "CurvePoint"]
+__all__ = ["AttackRun", "Baseline", "ClassAnswers", "CurvePoint"]
+
+
+class ClassAnswers(Record):
+    """How the clean images of one class are classified.
+
+    Attributes:
+        right: As labelled.
+        total: Images of the class.
+        mistaken_for: The other class they are most often taken for, `None` where they never are.
+        n_mistaken: How many are taken for that one.
+    """
+
+    right: int = Field(ge=0)
+    total: int = Field(ge=0)
+    mistaken_for: int | None = Field(default=None, ge=0)
+    n_mistaken: int = Field(default=0, ge=0)
 
 
 class Baseline(Record):
@@ -22,6 +38,8 @@ class Baseline(Record):
         true_label_acc: Share of the triggered images classified as their true label.
         stand_in: Whether the model was made here, as an innocent one.
         left_out: Why nothing is held against a stand-in; `None` where it serves.
+        by_class: How the clean images of each class are classified, in order of index; empty in
+            records written before this was measured.
     """
 
     model: str
@@ -32,6 +50,18 @@ class Baseline(Record):
     true_label_acc: Rate
     stand_in: bool = False
     left_out: str | None = None
+    by_class: tuple[ClassAnswers, ...] = ()
+
+    @model_validator(mode="after")
+    def _classes_add_up(self) -> Baseline:
+        if any(row.right + row.n_mistaken > row.total for row in self.by_class):
+            raise ValueError("by_class holds more answers than images")
+        if self.by_class and (
+            sum(row.right for row in self.by_class) != self.clean_acc.successes
+            or sum(row.total for row in self.by_class) != self.clean_acc.total
+        ):
+            raise ValueError("by_class does not add up to clean_acc")
+        return self
 
 
 class CurvePoint(Record):

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from bdaudit.atomic import write_atomically
-from bdaudit.data.arrays import unit_range
+from bdaudit.data.arrays import read_npy, unit_range
 from bdaudit.data.backdoorbench import POISONED_TREE
-from bdaudit.data.images import EXTENSIONS, read_image
+from bdaudit.data.images import EXTENSIONS, decode_image
 from bdaudit.errors import ConfigError, InputError, TriggerError
 from bdaudit.opening import (
     SOURCE_BYTES,
@@ -259,7 +259,13 @@ def _read_picture(path: Path, key: str) -> Tensor:
     Tensors are channels first; one that can only be channels last is turned round.
     """
     if path.suffix.lower() in EXTENSIONS:
-        return read_image(path)
+        picture, oddities = decode_image(path, within=path.parent)
+        if oddities:
+            raise TriggerError(
+                f"{path}: it is one of those that {oddities[0]}; of a trigger nothing may be "
+                "left out: save it as a plain picture (and where it is stamped as the mask)"
+            )
+        return picture
     values = _read_tensor(path, key)
     if values.ndim == 2:
         values = values[None]
@@ -281,7 +287,8 @@ def _read_tensor(path: Path, key: str) -> Tensor:
             with open_file(
                 path, limit=TENSOR_BYTES, what="a tensor", error=TriggerError, within=path.parent
             ) as stream:
-                return torch.from_numpy(np.load(stream, allow_pickle=False))
+                array = read_npy(stream, os.fstat(stream.fileno()).st_size)
+                return torch.from_numpy(array.copy())
         if path.suffix.lower() == ".safetensors":
             check_file(
                 path, limit=TENSOR_BYTES, what="tensors", error=TriggerError, within=path.parent

@@ -52,7 +52,7 @@ class Paired(Transform):
             )
         if not self.folder.is_dir():
             raise TriggerError(f"{self.folder}: expected a folder of triggered images")
-        paths = list_images(self.folder)
+        paths = list_images(self.folder).images
         if not paths:
             raise TriggerError(f"{self.folder}: no images in this folder of triggered images")
         true_labels: dict[Path, int] = {}
@@ -81,7 +81,8 @@ class Paired(Transform):
             )
         _, channels, height, width = images.shape
         paths = [path for path in found if path is not None]
-        return read_images(paths, (channels, height, width)).to(images)
+        triggered, _ = read_images(paths, (channels, height, width), within=self.folder)
+        return triggered.to(images)
 
     def covers(self, names: Sequence[str], labels: Tensor) -> Tensor:
         """Say for which images there is a triggered version.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.data import Sample, load_sample, stratified_indices
+from bdaudit.data.classes import agree_on_classes
 from bdaudit.digests import digest_tensors
 from bdaudit.errors import DataError
 from bdaudit.zoo.manifest import DataTable
@@ -105,6 +106,13 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
     pool, defense = _deal(train, (n_pool, data.defense), ("pool", "defense"), seen, seed)
     sample, measure = _deal(test, (data.sample, data.measure), ("sample", "measure"), seen, seed)
     names = train.class_names
+    if names is not None and test.class_names is not None:
+        agree_on_classes(
+            names,
+            f"{train.source} ({train.classes_from})",
+            test.class_names,
+            f"{test.source} ({test.classes_from})",
+        )
     highest = int(max(train.labels.max(), test.labels.max()))
     return Parts(
         pool=pool,

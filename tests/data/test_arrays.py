@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +158,94 @@ def test_missing_key_lists_what_is_there(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", pictures=colour(), labels=LABELS)
     with pytest.raises(DataError, match=r"images or x or data, found labels, pictures"):
         load_sample(tmp_path / "a.npz")
+
+
+def test_arrays_that_are_neither_are_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=colour(), labels=LABELS, weights=LABELS, who=np.array("me"))
+    (note,) = [n for n in load_sample(tmp_path / "a.npz").notes if "passed over" in n]
+    assert note.endswith("weights, who")
+    np.savez(tmp_path / "b.npz", x_train=colour(), y_train=LABELS, x_test=colour(), y_test=LABELS)
+    assert not any("passed over" in n for n in load_sample(tmp_path / "b.npz").notes)
+
+
+@pytest.mark.parametrize("second", ["x", "images_test", "data"])
+def test_two_arrays_that_could_be_the_images(tmp_path: Path, second: str) -> None:
+    np.savez(tmp_path / "a.npz", images=colour(), labels=LABELS, **{second: colour()})
+    with pytest.raises(DataError, match="could each be meant"):
+        load_sample(tmp_path / "a.npz")
+
+
+def test_what_was_done_to_arrays_is_said() -> None:
+    notes = from_arrays(colour(), LABELS, image_shape=(1, 8, 8)).notes
+    assert notes == (
+        "images were read as (N, H, W, C)",
+        "4 of 4 images: colour weighed to grey, as the model takes 1",
+        "4 of 4 images resized from 5x6 to 8x8",
+    )
+    first = colour().transpose(0, 3, 1, 2)
+    assert from_arrays(first, LABELS, image_shape=(3, 5, 6)).notes == ()
+
+
+def test_images_divided_by_255_twice() -> None:
+    with pytest.raises(DataError, match="twice"):
+        from_arrays(torch.rand(4, 1, 5, 5) / 255, LABELS)
+
+
+def npy(header: str, content: bytes = b"") -> bytes:
+    text = (header + "\n").encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + content
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3, 1000000, 1000), }"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (4, -1), }"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (4,), }"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (2,), }", b"123"),
+        npy("(" * 5000),
+        npy("{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1,), }", b"1"),
+        b"\x93NUMPY\x09\x00",
+        b"",
+    ],
+    ids=["huge", "negative", "objects", "longer", "deep", "fields", "version", "empty"],
+)
+def test_array_headers_that_promise_other_things(tmp_path: Path, array: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", array)
+        archive.writestr("labels.npy", array)
+    with pytest.raises(DataError, match=r"a\.npz"):
+        load_sample(tmp_path / "a.npz")
+
+
+def test_arrays_in_column_order(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.asfortranarray(colour()), labels=LABELS)
+    assert load_sample(tmp_path / "a.npz").sha256 == from_arrays(colour(), LABELS).sha256
+
+
+@pytest.mark.parametrize("kind", ["F4", "F8_E8M0", "X9", "I64"])
+def test_safetensors_of_types_that_are_no_images(tmp_path: Path, kind: str) -> None:
+    content = b"\0" * 32
+    size = {"F4": 16, "I64": 256}.get(kind, 32)
+    header = json.dumps(
+        {
+            "images": {"dtype": kind, "shape": [2, 1, 4, 4], "data_offsets": [0, size]},
+            "labels": {"dtype": "I64", "shape": [2], "data_offsets": [size, size + 16]},
+        }
+    ).encode()
+    raw = len(header).to_bytes(8, "little") + header + content[:16].ljust(size + 16, b"\0")
+    (tmp_path / "a.safetensors").write_bytes(raw)
+    with pytest.raises(DataError, match=r"images|safetensors"):
+        load_sample(tmp_path / "a.safetensors")
+
+
+def test_images_without_pixels() -> None:
+    with pytest.raises(DataError, match="no pixels"):
+        from_arrays(np.zeros((4, 3, 0, 0), dtype=np.uint8), LABELS)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors"])
+def test_a_pipe_is_no_file_of_arrays(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="a pipe"):
+        load_sample(tmp_path / name)

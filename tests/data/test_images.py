@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bdaudit.data.images import fit_images, read_image, read_images
+from bdaudit.data import load_sample
+from bdaudit.data.images import decode_image, fit_images, read_image, read_images
 from bdaudit.errors import DataError
 
 
@@ -95,7 +96,7 @@ def test_mixed_sizes_need_a_shape(tmp_path: Path) -> None:
     paths = [save(tmp_path / "a.png", [[0, 1]]), save(tmp_path / "b.png", [[0, 1], [2, 3]])]
     with pytest.raises(DataError, match=r"b\.png.*image shape"):
         read_images(paths, None)
-    assert read_images(paths, (3, 4, 4)).shape == (2, 3, 4, 4)
+    assert read_images(paths, (3, 4, 4))[0].shape == (2, 3, 4, 4)
 
 
 def test_channels_convert_both_ways_as_pillow_does() -> None:
@@ -121,3 +122,83 @@ def test_resizing_keeps_a_constant_image_and_the_range(
     fitted = fit_images(torch.full((2, 1, 4, 6), value), (3, height, width))
     assert fitted.shape == (2, 3, height, width)
     assert torch.allclose(fitted, torch.full_like(fitted, value), atol=1e-6)
+
+
+def said(path: Path) -> str:
+    return "; ".join(decode_image(path)[1])
+
+
+def test_what_is_left_out_of_a_picture_is_said(tmp_path: Path) -> None:
+    red = Image.new("RGB", (4, 4), (255, 0, 0))
+    red.save(tmp_path / "plain.png")
+    assert said(tmp_path / "plain.png") == ""
+    opaque, clear = red.convert("RGBA"), red.convert("RGBA")
+    clear.putpixel((0, 0), (255, 0, 0, 10))
+    opaque.save(tmp_path / "opaque.png")
+    clear.save(tmp_path / "clear.png")
+    assert said(tmp_path / "opaque.png") == ""
+    assert "alpha" in said(tmp_path / "clear.png")
+    red.save(tmp_path / "two.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
+    assert "several frames" in said(tmp_path / "two.gif")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    red.save(tmp_path / "turned.jpg", exif=turned)
+    assert "orientation" in said(tmp_path / "turned.jpg")
+    red.convert("CMYK").save(tmp_path / "print.jpg")
+    assert "colour space" in said(tmp_path / "print.jpg")
+    red.save(tmp_path / "profile.png", icc_profile=b"\0" * 40 + b"Adobe RGB")
+    assert "profile" in said(tmp_path / "profile.png")
+
+
+def test_notes_count_the_images(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        image = Image.new("RGBA", (6, 4), (1, 2, 3, 4 if name == "cat" else 255))
+        image.save(tmp_path / name / "a.png")
+    notes = load_sample(tmp_path, image_shape=(1, 8, 8)).notes
+    assert any(note.startswith("1 of 2 images are transparent") for note in notes)
+    assert "2 of 2 images: colour weighed to grey, as the model takes 1" in notes
+    assert "2 of 2 images resized from 4x6 to 8x8" in notes
+
+
+def png(width: int, height: int, depth: int, colour: int) -> bytes:
+    """Write the header of a PNG and no pixels worth the name."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * min(1000, height * (1 + width * depth // 8 * 3)))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (png(2, 2, 16, 2), "8 bits"),
+        (png(2, 2, 16, 6), "8 bits"),
+        (png(2, 2, 16, 4), "8 bits"),
+        (b"P6 1 1 65535\n" + b"\0\1" * 3, "8 bits"),
+        (png(1, 80_000_000, 8, 2), "pixels a side"),
+        (png(30_000, 30_000, 8, 2), "image"),
+        (png(8_000, 8_000, 8, 2), "pixels a side"),
+    ],
+)
+def test_pictures_of_too_many_bits_or_pixels(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        read_image(tmp_path / "a.png")
+
+
+def test_what_pillow_reads_whole_is_not_refused(tmp_path: Path) -> None:
+    red = Image.new("RGB", (4, 4), (255, 0, 0))
+    for name in ("a.bmp", "a.ppm", "a.tif", "a.webp", "a.gif", "a.jpg"):
+        red.save(tmp_path / name)
+        assert said(tmp_path / name) == ""
+    (tmp_path / "b.ppm").write_bytes(b"P6 1 1 255\n\xff\0\0")
+    assert read_image(tmp_path / "b.ppm").flatten().tolist() == [1.0, 0.0, 0.0]

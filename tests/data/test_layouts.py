@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import resource
 import struct
 from pathlib import Path
 
@@ -348,3 +349,169 @@ def test_tiny_imagenet_that_is_damaged(tmp_path: Path, demo_files: Path) -> None
         annotations.write_text(text)
         with pytest.raises(DataError, match=complaint):
             load_sample(base)
+
+
+# --- what is passed over, and what may not be followed -------------------------------------------
+
+
+def notes_of(path: Path, **options: object) -> str:
+    return "\n".join(load_sample(path, **options).notes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt", "val/images/val_0.JPEG"])
+def test_tiny_imagenet_follows_no_link_out_of_its_folder(
+    tmp_path: Path, demo_files: Path, name: str
+) -> None:
+    base = write_tiny_imagenet(tmp_path / "data", demo_files)
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the first secret\nthe second secret\n")
+    (base / name).unlink()
+    (base / name).symlink_to(secret)
+    with pytest.raises(DataError, match="leads out of") as caught:
+        load_sample(base)
+    assert "the first secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["val_0\0.JPEG\tn01443537", "val_0.JPEG\tn0144\u00003537", f"{'a' * 5000}.JPEG\tn01443537"],
+)
+def test_tiny_imagenet_with_names_that_are_none(tmp_path: Path, demo_files: Path, row: str) -> None:
+    base = write_tiny_imagenet(tmp_path, demo_files)
+    (base / "val" / "val_annotations.txt").write_text(f"{row}\nval_1.JPEG\tn02769748\n")
+    with pytest.raises(DataError) as caught:
+        load_sample(base)
+    assert len(str(caught.value)) < 1500
+
+
+def test_tiny_imagenet_says_how_its_classes_are_numbered(tmp_path: Path, demo_files: Path) -> None:
+    base = write_tiny_imagenet(tmp_path, demo_files)
+    said = notes_of(base)
+    assert "sorted WordNet id" in said
+    assert "class 0 would be n02769748" in said
+    stray = base / "val" / "images" / "val_7.JPEG"
+    stray.write_bytes((base / "val" / "images" / "val_0.JPEG").read_bytes())
+    assert "passed over 1 images that val_annotations.txt does not list" in notes_of(base)
+    with pytest.raises(DataError, match="one order"):
+        load_sample(base, classes=["n02769748", "n01443537", "n09999999"])
+
+
+def test_gtsrb_follows_no_link_and_repeats_nothing(tmp_path: Path) -> None:
+    base = write_gtsrb(tmp_path / "data")
+    secret = tmp_path / "secret.csv"
+    secret.write_text("Filename;ClassId\nthe secret;the other secret\n")
+    (base / "GT-final_test.csv").unlink()
+    (base / "GT-final_test.csv").symlink_to(secret)
+    with pytest.raises(DataError, match="leads out of"):
+        load_sample(base)
+    (base / "GT-final_test.csv").unlink()
+    (base / "GT-final_test.csv").write_text(secret.read_text())
+    with pytest.raises(DataError, match="row 1 is none") as caught:
+        load_sample(base)
+    assert "other secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["9" * 30, "9" * 5000, "-1", "1.5", ""])
+def test_gtsrb_classes_that_are_no_index(tmp_path: Path, label: str) -> None:
+    base = write_gtsrb(tmp_path)
+    (base / "GT-final_test.csv").write_text(f"Filename;ClassId\n00000.ppm;{label}\n")
+    with pytest.raises(DataError, match=r"GT-final_test\.csv"):
+        load_sample(base)
+
+
+def test_gtsrb_says_what_its_list_leaves_out(tmp_path: Path) -> None:
+    base = write_gtsrb(tmp_path)
+    (base / "GT-final_test.csv").write_text("Filename;ClassId\n00002.ppm;38\n00001.ppm;1\n")
+    said = notes_of(base, image_shape=(3, 8, 8))
+    assert "row 0 is 00002.ppm" in said
+    assert "passed over 1 images that GT-final_test.csv does not list" in said
+
+
+@pytest.mark.parametrize("part", ["images-idx3", "labels-idx1"])
+def test_idx_follows_no_link_out_of_its_folder(tmp_path: Path, part: str) -> None:
+    write_idx(tmp_path / "data", "t10k", zipped=False)
+    path = tmp_path / "data" / f"t10k-{part}-ubyte"
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="leads out of"):
+        load_sample(tmp_path / "data")
+
+
+def test_a_folder_inside_that_is_a_link_out(tmp_path: Path) -> None:
+    write_idx(tmp_path / "elsewhere", "t10k", zipped=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "raw").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="leads out of"):
+        load_sample(tmp_path / "data")
+
+
+def test_idx_plain_and_gzipped_must_say_the_same(tmp_path: Path) -> None:
+    """torchvision leaves the archive beside what it unpacked."""
+    images, _ = write_idx(tmp_path, "t10k", zipped=False)
+    plain = tmp_path / "t10k-images-idx3-ubyte"
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert len(load_sample(tmp_path)) == 6
+    plain.write_bytes(idx_bytes(255 - images))
+    with pytest.raises(DataError, match="different values"):
+        load_sample(tmp_path)
+
+
+def test_cifar_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, protocol=2)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="leads out of"):
+        load_sample(tmp_path)
+
+
+def test_class_names_given_for_cifar_must_have_its_order(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, protocol=2)
+    own = load_sample(tmp_path).class_names
+    assert own is not None
+    assert load_sample(tmp_path, classes=own).notes == ()
+    other = load_sample(tmp_path, classes=[f"class {k}" for k in range(10)])
+    assert any("10 of 10 classes have other names" in note for note in other.notes)
+    with pytest.raises(DataError, match="one order"):
+        load_sample(tmp_path, classes=[own[1], own[0], *own[2:]])
+    with pytest.raises(DataError, match=r"9 classes .* 10"):
+        load_sample(tmp_path, classes=own[:9])
+
+
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+STATE = b"(I1\n(I3072\ntcnumpy\ndtype\n(S'u1'\nI0\nI1\ntRI00\n%stb"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "complaint"),
+    [
+        (b"\x80\x05\x96" + struct.pack("<Q", 3_000_000_000) + b".", "CIFAR batch"),
+        (b"\x80\x02\x8b" + struct.pack("<i", 4) + b"\0\0\0\1.", "LONG4"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "remembers more"),
+        (b"}p999999999\n.", "remembers more"),
+        (b"}S'data'\n" + ARRAY + STATE % b"I900000000\n" + b"s.", "values as bytes"),
+        (b"}" + b"(" * 100_000 + b".", "CIFAR batch"),
+        (b"I" + b"9" * 10_000 + b"\n.", "CIFAR batch"),
+    ],
+    ids=["bytearray", "long4", "memo", "text-memo", "number-for-bytes", "marks", "digits"],
+)
+def test_a_cifar_pickle_sets_no_memory_aside(
+    tmp_path: Path, pickled: bytes, complaint: str
+) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(pickled)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=complaint):
+        load_sample(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_cifar_batch_with_labels_for_other_images(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, protocol=2)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    batch = pickle.loads(path.read_bytes())
+    batch["labels"] = batch["labels"][:-1]
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(DataError, match="labels for"):
+        load_sample(tmp_path)

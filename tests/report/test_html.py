@@ -105,7 +105,7 @@ def test_it_prints(page: Path, look: OpenPage, screenshots: Path) -> None:
         "rgb(255, 255, 255)",
     )
     # What is folded away on the screen is on paper.
-    assert seen.page.locator("details table").is_visible()
+    assert seen.page.locator("details table").last.is_visible()
     assert not seen.page.locator("nav").is_visible()
 
 
