@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
@@ -15,6 +16,7 @@ from bdaudit.errors import ConfigError, ModelError
 from bdaudit.models import ModelSettings
 
 __all__ = [
+    "MOST_INPUT_VALUES",
     "DataType",
     "ImageLayout",
     "Order",
@@ -27,6 +29,9 @@ __all__ = [
 Order: TypeAlias = Literal["NCHW", "NHWC"]
 DataType: TypeAlias = Literal["uint8", "float16", "float32", "float64"]
 Shape: TypeAlias = tuple[int | None, ...]
+
+MOST_INPUT_VALUES = 1 << 28
+"""The most values that one call's images may have: 1 GiB of float32."""
 
 _CHANNEL_COUNTS = (1, 3, 4)
 _UINT8_MAX = 255
@@ -163,6 +168,12 @@ def place_images(
             "of the dimensions, NCHW or NHWC"
         )
     chosen, image_shape = placed
+    n_values = math.prod(image_shape) * (batch or 1)
+    if n_values > MOST_INPUT_VALUES:
+        raise ModelError(
+            f"{subject}: expected an input of at most {MOST_INPUT_VALUES:,} values a call, got "
+            f"{spec}, {n_values:,}"
+        )
     if settings.input_size not in (None, image_shape[1:]):
         raise ConfigError(
             f"input_size: {subject} takes images of {image_shape[1:]} and resizes none, got "

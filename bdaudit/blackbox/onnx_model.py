@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +20,18 @@ from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.errors import ModelError
 from bdaudit.file_digests import digest_file
 from bdaudit.models import ModelSettings
+from bdaudit.opening import MODEL_BYTES, check_file, is_file, path_inside, read_bytes
 
 __all__ = ["OnnxBlackBox"]
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _BATCH_SIZE = 256
+_MOST_BYTES = 2 << 30  # of a protobuf message; larger weights lie beside it
+
+TIME_LIMIT_S = 60.0
+"""How long a call may take, in seconds, beside `TIME_LIMIT_EACH_S` for each of its images."""
+TIME_LIMIT_EACH_S = 10.0
+
 _FATAL_ONLY = 4  # onnxruntime's log level: what is wrong comes as an exception anyway
 
 
@@ -154,13 +162,28 @@ class OnnxBlackBox(BlackBox):
             ModelError: The network fails on them.
         """
         tensor = self.layout.encode(images)
+        runtime, _ = _import_onnx(self.path.name)
+        options = runtime.RunOptions()
+        seconds = TIME_LIMIT_S + TIME_LIMIT_EACH_S * len(tensor)
+        # A loop in the file may go round for ever; this is looked at between its steps.
+        watch = threading.Timer(seconds, setattr, (options, "terminate", True))
+        watch.daemon = True
+        watch.start()
         try:
-            return cast(list[NDArray[Any]], session.run(list(names), {self._input_name: tensor}))
+            return cast(
+                list[NDArray[Any]], session.run(list(names), {self._input_name: tensor}, options)
+            )
         except Exception as error:
+            if options.terminate:
+                raise ModelError(
+                    f"{self.path}: took longer than {seconds:g} s for {len(tensor)} images"
+                ) from error
             raise ModelError(
                 f"{self.path}: cannot take {tensor.dtype} images of shape {tensor.shape}: "
                 f"{_first_line(error)}"
             ) from error
+        finally:
+            watch.cancel()
 
     def _answer(self, images: Tensor) -> Tensor:
         answers = []
@@ -235,25 +258,26 @@ def _side_files(path: Path, onnx: ModuleType, subject: str) -> list[Path]:
     Raises:
         ModelError: The file is no ONNX model, or one of its entries leaves its folder.
     """
-    if not path.is_file():
-        raise ModelError(f"{subject}: no such file")
+    content = read_bytes(path, limit=_MOST_BYTES, what="an ONNX model", error=ModelError)
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load_model_from_string(content)
     except Exception as error:
         raise ModelError(f"{subject}: expected an ONNX model: {_first_line(error)}") from error
     folder = path.parent.resolve()
     found = set()
     for location in _external_locations(model):
-        side = (folder / location).resolve()
         # An absolute or climbing path could make a digest, and a crash report, of any file.
-        if not location or Path(location).is_absolute() or not side.is_relative_to(folder):
+        try:
+            named = path_inside(path.parent, location, what="its weights", error=ModelError)
+        except ModelError as error:
             raise ModelError(
-                f"{subject}: expected its weights in its own folder, got {location!r}; do not "
+                f"{subject}: expected its weights in its own folder: {error}; do not "
                 "trust this file"
-            )
-        if not side.is_file():
+            ) from error
+        if not is_file(named):
             raise ModelError(f"{subject}: lacks {location}, which holds its weights")
-        found.add(side)
+        check_file(named, limit=MODEL_BYTES, what="weights", error=ModelError, within=path.parent)
+        found.add(named.resolve())
     return [path.parent / side.relative_to(folder) for side in sorted(found)]
 
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from bdaudit.blackbox.layout import TensorSpec
 from bdaudit.errors import ConfigError, ModelError
+from bdaudit.fetching.urls import check_http
+from bdaudit.opening import shown as shortened
 
 __all__ = [
     "BINARY_EXTENSION",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 BINARY_EXTENSION = "binary_tensor_data"
+_LONGEST = 8192
+_MOST_DIMENSIONS = 16
 _HEAD_LENGTH = "Inference-Header-Content-Length"
 
 _NUMPY_OF = {
@@ -101,8 +105,15 @@ def parse_endpoint(url: str) -> Endpoint:
         shown = re.sub(r"//[^/]*@", "//...@", url.split("?")[0])
         raise ConfigError(
             "endpoint: expected http(s)://host:port/v2/models/NAME or .../NAME/versions/V without "
-            f"user, password or query, got {shown!r}; give a token by --token-env"
+            f"user, password or query, got {shortened(shown)!r}; give a token by --token-env"
         )
+    if len(url) > _LONGEST:
+        raise ConfigError(f"endpoint: expected at most {_LONGEST} characters, got {len(url)}")
+    try:
+        url.encode("utf-8")
+        check_http(url)
+    except ValueError as error:
+        raise ConfigError(f"endpoint: {shortened(url)!a} is no address: {error}") from error
     return Endpoint(server=match["server"], model=match["model"], version=match["version"])
 
 
@@ -145,7 +156,7 @@ def parse_metadata(payload: Any) -> ModelMetadata:
             inputs=_specs(payload.get("inputs")),
             outputs=_specs(payload.get("outputs")),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise MalformedAnswerError(f"inputs or outputs cannot be read: {error!r}") from error
 
 
@@ -229,8 +240,10 @@ def decode_answer(
     head_length = headers.get(_HEAD_LENGTH)
     head, tail = body, b""
     if head_length is not None:
-        if not head_length.isdecimal() or int(head_length) > len(body):
-            raise MalformedAnswerError(f"{_HEAD_LENGTH} {head_length!r} of {len(body)} bytes")
+        if not re.fullmatch("[0-9]{1,15}", head_length) or int(head_length) > len(body):
+            raise MalformedAnswerError(
+                f"{_HEAD_LENGTH} {shortened(head_length)!r} of {len(body)} bytes"
+            )
         head, tail = body[: int(head_length)], body[int(head_length) :]
     answer = parse_json(head)
     if not isinstance(answer, dict) or not isinstance(answer.get("outputs"), list):
@@ -259,6 +272,8 @@ def decode_answer(
 def _read_output(output: Any, tail: bytes) -> tuple[str, NDArray[Any], bytes]:
     """Return name and values of one output, and what is left of the binary tail."""
     name, shape = str(output["name"]), tuple(int(side) for side in output["shape"])
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{name} has {len(shape)} dimensions")
     dtype = _NUMPY_OF.get(output["datatype"])
     if dtype is None:
         raise ValueError(f"{name} has the type {output['datatype']!r}, which holds no numbers")

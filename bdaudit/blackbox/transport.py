@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,12 +18,14 @@ import httpx
 import numpy as np
 
 from bdaudit.errors import ConfigError, ModelError, RemoteError
+from bdaudit.time_limits import call_within
 
 __all__ = ["Answer", "LostAnswerError", "RateLimit", "Transport", "TransportSettings"]
 
 Read = TypeVar("Read")
 
 _TOO_MANY_REQUESTS = 429
+_LONGEST_HEADER = 100
 _SHOWN = 300  # characters of a server's own words in a message
 
 
@@ -203,8 +206,17 @@ class Transport:
     def _try(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         give_up_at = time.monotonic() + self.settings.deadline_s
         try:
-            with self._client.stream(method, url, content=body, headers=dict(headers)) as response:
+            request = self._client.build_request(method, url, content=body, headers=dict(headers))
+            # The client's own timeout is for the next byte of the head, not for the whole of it.
+            response = call_within(
+                self.settings.deadline_s, lambda: self._client.send(request, stream=True)
+            )
+            with closing(response):
                 content = self._receive(response, url, give_up_at)
+        except TimeoutError as error:
+            raise LostAnswerError(
+                f"no answer began within {self.settings.deadline_s:g} s"
+            ) from error
         except httpx.TransportError as error:
             reason = self._clean(f"{type(error).__name__}: {error}")
             if "CERTIFICATE_VERIFY_FAILED" in reason:
@@ -213,7 +225,7 @@ class Transport:
                     "certificate of its authority"
                 ) from error
             raise LostAnswerError(reason) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise RemoteError(f"{url}: {self._clean(str(error))}") from error
         if response.status_code == httpx.codes.OK:
             return Answer(body=content, headers=response.headers)
@@ -324,10 +336,10 @@ def _retry_after(header: str | None) -> float | None:
     if header is None:
         return None
     if header.strip().isdecimal():
-        return float(header)
+        return float(header[:_LONGEST_HEADER])
     try:
-        date = email.utils.parsedate_to_datetime(header)
-    except ValueError:
+        date = email.utils.parsedate_to_datetime(header[:_LONGEST_HEADER])
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=datetime.UTC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from bdaudit.atomic import write_atomically
 from bdaudit.cache import cache_folder
-from bdaudit.errors import FetchError
+from bdaudit.errors import FetchError, InputError
 from bdaudit.fetching.sources import BrokenStreamError, Source, Stream, open_source
 from bdaudit.fetching.urls import Address, parse_url
 from bdaudit.file_digests import digest_file
+from bdaudit.opening import MODEL_BYTES, is_file, read_bytes
 from bdaudit.progress import Listener, Progress, Steps, finish
+from bdaudit.texts import read_json, read_text
 
 try:
     import fcntl
@@ -34,6 +37,12 @@ _MAX_BYTES = 16 << 30
 _TRIES = 5
 _FIRST_WAIT_S = 0.5
 _PROGRESS_EVERY = 8 << 20
+
+SLOWEST_BYTES_PER_S = 1024
+"""A transfer slower than this over all of its `PATIENCE_S` seconds is given up."""
+PATIENCE_S = 60.0
+TIME_LIMIT_S = 24 * 3600.0
+"""How long fetching one file may take, all tries together, in seconds."""
 
 
 def fetch(url: str, listener: Listener | None = None) -> Path:
@@ -94,7 +103,7 @@ def fetch_beside(url: str, name: str) -> Steps[Path]:
     if not target.resolve().is_relative_to(_Slot.of(address).folder.resolve()):
         raise FetchError(f"{address.public}: names {name!r}, which is not in its own folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, copy.read_bytes())
+    write_atomically(target, read_bytes(copy, limit=MODEL_BYTES, what="a copy"))
     return target
 
 
@@ -152,12 +161,12 @@ class _Slot:
 
     def copy(self) -> _Copy | None:
         """Return what is known of the copy; one without its own digest is thrown away."""
-        if not (self.path.is_file() and self.facts.is_file()):
+        if not (is_file(self.path) and is_file(self.facts)):
             return None
         try:
-            facts = json.loads(self.facts.read_text(encoding="utf-8"))
+            facts = read_json(self.facts, what="what is known of a copy")
             copy = _Copy(sha256=str(facts["sha256"]), tag=facts["tag"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (InputError, KeyError, TypeError):
             return None
         if digest_file(self.path) != copy.sha256:
             self.path.unlink()
@@ -178,10 +187,10 @@ class _Slot:
 
     def part_state(self) -> tuple[int, str | None]:
         """Return how much of the file is there, and the tag of what it is a part of."""
-        if not (self.part.is_file() and self.part_tag.is_file()):
+        if not (is_file(self.part) and is_file(self.part_tag)):
             self.drop_part()
             return 0, None
-        return self.part.stat().st_size, self.part_tag.read_text(encoding="utf-8")
+        return self.part.stat().st_size, read_text(self.part_tag, what="a tag")
 
 
 def _is_offline(address: Address) -> bool:
@@ -204,11 +213,12 @@ def _transfer(address: Address, slot: _Slot, source: Source) -> Steps[None]:
     """Bring the file into its place, over as many breaks as it takes."""
     trouble = ""
     fruitless = 0
-    while fruitless < _TRIES:
+    give_up_at = time.monotonic() + TIME_LIMIT_S
+    while fruitless < _TRIES and time.monotonic() < give_up_at:
         start, tag = slot.part_state()
         try:
             with source.read(start, tag) as stream:
-                yield from _store(address, slot, stream)
+                yield from _store(address, slot, stream, give_up_at)
                 _check(address, slot)
                 slot.keep(address, digest_file(slot.part), stream.tag)
                 return
@@ -226,7 +236,7 @@ def _transfer(address: Address, slot: _Slot, source: Source) -> Steps[None]:
     )
 
 
-def _store(address: Address, slot: _Slot, stream: Stream) -> Steps[None]:
+def _store(address: Address, slot: _Slot, stream: Stream, give_up_at: float) -> Steps[None]:
     """Write the bytes of one answer after what is there already."""
     limit = _max_bytes()
     done = stream.start
@@ -234,15 +244,29 @@ def _store(address: Address, slot: _Slot, stream: Stream) -> Steps[None]:
     if stream.tag is None:
         slot.drop_part()
     else:
-        write_atomically(slot.part_tag, stream.tag.encode())
+        write_atomically(slot.part_tag, stream.tag.encode(errors="replace"))
     title = f"fetching {address.public}"
     shown = done
     with slot.part.open("r+b" if done and slot.part.is_file() else "wb") as file:
         file.truncate(done)
         file.seek(done)
         yield Progress(title, done, stream.size or max(done, 1))
+        looked_at, then = time.monotonic(), done
         for chunk in stream.chunks:
             done += len(chunk)
+            if time.monotonic() > give_up_at:
+                raise FetchError(
+                    f"{address.public}: took longer than {TIME_LIMIT_S / 3600:g} hours"
+                )
+            waited = time.monotonic() - looked_at
+            if waited > PATIENCE_S:
+                # The file may come in a drop at a time, which no timeout of a single read ends.
+                if done - then < SLOWEST_BYTES_PER_S * waited:
+                    raise FetchError(
+                        f"{address.public}: {done - then} bytes came in {waited:.0f} s, which is "
+                        "too slow; what has arrived is kept, and the next run goes on from there"
+                    )
+                looked_at, then = time.monotonic(), done
             if done > limit:
                 file.close()
                 slot.drop_part()
@@ -286,7 +310,7 @@ def _max_bytes() -> int:
     text = os.environ.get(MAX_BYTES_VARIABLE, "")
     if not text:
         return _MAX_BYTES
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise FetchError(f"${MAX_BYTES_VARIABLE}: expected a number of bytes, got {text!r}")
     return int(text)
 

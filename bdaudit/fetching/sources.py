@@ -9,19 +9,26 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import httpx
 
 from bdaudit.errors import FetchError
-from bdaudit.fetching.urls import BUCKETS, HUB, Address
+from bdaudit.fetching.urls import BUCKETS, HUB, Address, check_http
+from bdaudit.time_limits import call_within
 
 __all__ = ["BrokenStreamError", "Source", "Stream", "open_source"]
 
 _TIMEOUT = httpx.Timeout(60.0, connect=30.0)
 _CHUNK_BYTES = 1 << 20
 _MAX_REDIRECTS = 10
+_NUMBER = re.compile(r"[0-9]{1,15}")  # no file is larger, and int() takes no endless one
+_PART = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
+
+HEADERS_TIME_LIMIT_S = 120.0
+"""How long a server may take until it begins to send the file, in seconds."""
 
 
 class BrokenStreamError(Exception):
@@ -122,6 +129,10 @@ class _HttpSource:
             try:
                 self._check(response)
                 begin, size = _extent(response)
+                if begin not in (0, start):
+                    raise FetchError(
+                        f"{self._public}: answers with another part than was asked for"
+                    )
                 yield Stream(begin, size, _tag_of(response), self._chunks(response))
             finally:
                 response.close()
@@ -133,25 +144,33 @@ class _HttpSource:
 
     def _send(self, client: httpx.Client, method: str, headers: dict[str, str]) -> httpx.Response:
         """Follow redirects ourselves: none may lead from https to http."""
-        url = httpx.URL(self._url)
+        url = first = httpx.URL(self._url)
         auth = self._auth or _netrc()
         for _ in range(_MAX_REDIRECTS + 1):
             request = client.build_request(method, url, headers=headers)
-            first = httpx.URL(self._url)
             at_home = (url.scheme, url.host, url.port) == (first.scheme, first.host, first.port)
             if not at_home:
                 request.headers.pop("Authorization", None)
             try:
                 with _unlogged():
-                    response = client.send(request, stream=True, auth=auth if at_home else None)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
+                    response = call_within(
+                        HEADERS_TIME_LIMIT_S,
+                        partial(client.send, request, stream=True, auth=auth if at_home else None),
+                    )
+            except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError, ValueError) as error:
                 raise BrokenStreamError(type(error).__name__) from error
             if not response.has_redirect_location:
                 return response
             response.close()
-            following = url.join(response.headers["Location"])
-            if following.scheme not in ("http", "https"):
-                raise FetchError(f"{self._public}: leads to something that is not HTTP")
+            try:
+                following = url.join(response.headers["Location"])
+                if following.scheme not in ("http", "https"):
+                    raise FetchError(f"{self._public}: leads to something that is not HTTP")
+                check_http(following)
+            except (httpx.InvalidURL, ValueError) as error:
+                raise FetchError(
+                    f"{self._public}: leads to something that is no address"
+                ) from error
             if url.scheme == "https" and following.scheme == "http":
                 raise FetchError(f"{self._public}: leads from https to http; nothing was fetched")
             url = following
@@ -183,12 +202,12 @@ class _HttpSource:
 def _extent(response: httpx.Response) -> tuple[int, int | None]:
     """Return the first byte's offset and the size of the whole file."""
     if response.status_code == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        match = _PART.fullmatch(response.headers.get("Content-Range", ""))
         if match is None:
             raise BrokenStreamError("a part without saying which")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+    return 0, int(length) if _NUMBER.fullmatch(length) else None
 
 
 def _tag_of(response: httpx.Response) -> str | None:

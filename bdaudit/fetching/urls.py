@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
+import httpx
+
 from bdaudit.errors import FetchError
 from bdaudit.foundation.sources import is_url
+from bdaudit.opening import shown as shortened
 
-__all__ = ["Address", "parse_url", "public_url"]
+__all__ = ["Address", "check_http", "parse_url", "public_url"]
 
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_LONGEST = 8192
+_LONGEST_HOST = 253
+_LONGEST_NAME = 50  # characters, of at most four bytes, beside what is added to them
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 HTTP = frozenset({"http", "https"})
@@ -71,6 +77,25 @@ def public_url(text: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", fragment))
 
 
+def check_http(url: str | httpx.URL) -> httpx.URL:
+    """Return an HTTP address that can be asked, its host's name and port included.
+
+    Raises:
+        ValueError: It is none: a port that no host has, a name that no domain can have.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ValueError(f"not an address: {error}") from error
+    # A host's name is written anew by IDNA, which knows more of what cannot be.
+    host = parsed.raw_host.decode("ascii")
+    if not host or len(host) > _LONGEST_HOST or any(len(part) > 63 for part in host.split(".")):
+        raise ValueError("not the name of a host")
+    if parsed.port is not None and not 0 < parsed.port < 1 << 16:
+        raise ValueError(f"no port: {parsed.port}")
+    return parsed
+
+
 def parse_url(text: str) -> Address:
     """Take a URL of a file apart.
 
@@ -78,10 +103,15 @@ def parse_url(text: str) -> Address:
         FetchError: It cannot be fetched by bdaudit: an unknown protocol, no file, a fragment that
             is no sha256, or `http://` to another machine without a digest.
     """
-    shown = public_url(text)
+    shown = shortened(public_url(text))
+    if len(text) > _LONGEST:
+        raise FetchError(f"{shown}: expected an address of at most {_LONGEST} characters")
     try:
+        text.encode("utf-8")  # a lone surrogate cannot be sent, nor be part of a file's name
         parts = urlsplit(text)
         host = parts.hostname or ""
+        if parts.scheme.lower() in HTTP:
+            check_http(text)
     except ValueError as error:
         raise FetchError(f"{shown}: not a URL") from error
     scheme = parts.scheme.lower()
@@ -125,5 +155,5 @@ def _file_name(path: str, scheme: str) -> str:
         before, _, after = path.partition("@")
         path = before if before.count("/") > 1 else after
     name = PurePosixPath(unquote(path)).name
-    # It becomes a file's name here.
-    return re.sub(r"[^\w.+ -]", "_", name).lstrip(".")
+    # It becomes a file's name here, and so do names made of it; its end tells the kind.
+    return re.sub(r"[^\w.+ -]", "_", name).lstrip(".")[-_LONGEST_NAME:].lstrip(".")

@@ -15,6 +15,7 @@ from torch import Tensor
 from bdaudit.errors import TriggerError
 from bdaudit.file_digests import digest_file
 from bdaudit.triggers.transforms import Setting, Transform
+from bdaudit.usercode import failing_as
 from bdaudit.usercode import load_function as load_user_function
 
 __all__ = ["Function", "load_function"]
@@ -38,12 +39,8 @@ class Function(Transform):
 
     def apply(self, images: Tensor, names: Sequence[str] | None) -> Tensor:
         """Call the function on a copy of `images`."""
-        try:
+        with failing_as(TriggerError, f"{self._name()}: the trigger function raised"):
             stamped = self.function(images.clone())
-        except Exception as error:
-            raise TriggerError(
-                f"{self._name()}: the trigger function raised {type(error).__name__}: {error}"
-            ) from error
         if not isinstance(stamped, Tensor) or stamped.shape != images.shape:
             got = tuple(stamped.shape) if isinstance(stamped, Tensor) else type(stamped).__name__
             raise TriggerError(

@@ -183,7 +183,7 @@ def test_files_that_are_no_models(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "junk.onnx").write_bytes(content)
     with pytest.raises(ModelError, match=r"junk\.onnx"):
         open_black_box(tmp_path / "junk.onnx", name="defended")
-    with pytest.raises(ModelError, match="no such file"):
+    with pytest.raises(ModelError, match="No such file"):
         open_black_box(tmp_path / "missing.onnx", name="defended")
 
 
