@@ -56,12 +56,12 @@ class BenchPoint(Record):
             a universal perturbation reaches with no backdoor to help it.
         noise: Of the trigger and a random perturbation of the same norm.
         lift: What the verdict rests on: the least that `asr` is above any control, where of an
-            innocent model the trigger's part counts if it exceeds that model's by more.
+            innocent model the trigger's contribution counts if it exceeds that model's by more.
         lift_over_innocents: Minus the strongest innocent model.
         lift_over_own: Minus the strongest control on the same model.
         part: What trigger and delta reach beyond the same delta alone, less the most of that on an
             innocent model, in [-2, 2].
-        beyond: By how much the attack, or the trigger's part in it, lies beyond what one more
+        beyond: By how much the attack, or the trigger's contribution, lies beyond what one more
             innocent model may reach; `None` for fewer than three innocent models.
         image_queries: Images the model was asked about.
         gradient_passes: Images differentiated / craft images.

@@ -41,7 +41,7 @@ class Verdict(Record):
         reasons: For `inconclusive`, everything that stood in the way.
         deciding: The comparisons that decided.
         lifts: Every lift over every null, by eps, deciding or not: of the re-activated ASR (kind
-            `lift (MODE)`) and, over innocent models, of the trigger's part (`trigger's part
+            `lift (MODE)`) and, over innocent models, of the trigger's contribution (`trigger's part
             (MODE)`); and both beyond the bound of what one more innocent model may reach
             (`one more innocent (MODE)`).
         telling_eps: Where, by mode, the attack rises above every null.
@@ -69,8 +69,8 @@ class Verdict(Record):
     def over_controls(self, mode: Mode | str) -> tuple[Comparison, ...]:
         """Return one comparison for each eps and control of the attacks of one mode.
 
-        Innocent models are beaten by the re-activated ASR or by the trigger's part; at each eps
-        the way is taken that leaves the nearest of them further behind.
+        Innocent models are beaten by the re-activated ASR or by the trigger's
+        contribution; at each eps the way is taken that leaves the nearest of them further behind.
         """
         chosen: list[Comparison] = []
         for eps in dict.fromkeys(c.eps for c in self.lifts):

@@ -60,7 +60,7 @@ SCORES = {
     "lift": "lift over all controls",
     "lift_over_innocents": "lift over innocent models",
     "lift_over_own": "lift over the model's own controls",
-    "part": "trigger's part over innocent models",
+    "part": "trigger's contribution over innocent models",
     "beyond": "beyond one more innocent model",
     "asr": "re-activated ASR",
     "bec": "BEC",

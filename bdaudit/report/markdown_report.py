@@ -92,7 +92,7 @@ def _head(record: AnyRecord) -> Iterator[str]:
     yield "|---|---|---|---|"
     strongest = f"{100 * (run.asr.value - lift.value):.1f}% ({markdown(lift.against or '')})"
     if not lift.kind.startswith("lift"):
-        strongest = f"{markdown(lift.against or '')}, the trigger's part"
+        strongest = f"{markdown(lift.against or '')}, the trigger's contribution"
     bounds = f"{points(lift.value)} points ({points(lift.low)} to {points(lift.high)})"
     yield f"| {share(defended.asr)} | {share(run.asr)} | {strongest} | {bounds} |"
 

@@ -150,8 +150,8 @@ def one_line(record: AnyDocument) -> str:
 def weakest_lifts(record: AuditRecord, mode: str) -> dict[float, Comparison]:
     """Return, for each eps of the attacks of one mode, the lift over the strongest control.
 
-    Of an innocent model that is the larger of the lift and of what the trigger's part is beyond
-    that model's, since one of them is enough.
+    Of an innocent model that is the larger of the lift and of what the trigger's contribution is
+    beyond that model's, since one of them is enough.
     """
     found: dict[float, Comparison] = {}
     for lift in () if record.verdict is None else record.verdict.over_controls(mode):

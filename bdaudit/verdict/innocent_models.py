@@ -250,7 +250,7 @@ def _by_contribution(
         reached.append(_deviate(theirs) - probit(theirs.delta_only.value, theirs.delta_only.total))
         over.append(
             Comparison(
-                name=f"trigger's part over that on {theirs.model}",
+                name=f"trigger's contribution over that on {theirs.model}",
                 kind=f"trigger's part ({run.mode})",
                 eps=run.eps,
                 against=theirs.model,
@@ -264,7 +264,7 @@ def _by_contribution(
     alone = Deviate.of(run.delta_only, confidence)
     added = Deviate.of(run.asr, confidence).over(alone)
     beyond = _beyond_one_more(
-        case, run, "trigger's part", added, reached, n_tries, start=alone.value
+        case, run, "trigger's contribution", added, reached, n_tries, start=alone.value
     )
     return Way(tuple(over), beyond)
 

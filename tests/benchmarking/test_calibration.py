@@ -37,7 +37,7 @@ def family(n_attacks: int = 3):
 def test_limits_move_where_the_models_ask_for_it():
     found = finish(calibrate(family()))
 
-    # A lift of .10 is surely below .12, and the trigger's part of as much surely below .15.
+    # A lift of .10 is surely below .12, and the trigger's contribution of as much surely below .15.
     assert found.policy["lift"] == 0.15
     assert found.policy["saturation"] == Policy().saturation
     assert found.n_tried == 40

@@ -105,7 +105,7 @@ def test_an_attack_without_the_trigger_that_reaches_further_stops_dormant_and_re
     record = audit_record(defended={0.05: 0.29}, delta_only=0.10, no_trigger={0.05: 0.44}, **PUSHED)
     verdict = judge(record, Policy())
     assert verdict.outcome == "inconclusive"
-    (reason,) = [r for r in verdict.reasons if "trigger's part over that on reference" in r]
+    (reason,) = [r for r in verdict.reasons if "trigger's contribution over that on reference" in r]
     assert "but the lift over attack without the trigger is only -15.0 points" in reason
     assert "neither" not in reason
 
@@ -129,7 +129,8 @@ def test_innocent_models_that_differ_much_leave_room_for_one_more() -> None:
     verdict = judge(several, Policy())
     assert verdict.outcome == "inconclusive"
     assert any("one more of them may reach as far" in reason for reason in verdict.reasons)
-    assert not any("at eps 0.02" in r and "neither clearly" in r for r in verdict.reasons)
+    at_02 = [reason for reason in verdict.reasons if "at eps 0.02" in reason]
+    assert not any("neither clearly" in r or "rules out" in r for r in at_02)
     assert verdict.telling_eps == {}
 
     alike = audit_record(
