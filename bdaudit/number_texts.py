@@ -15,23 +15,20 @@ _LONGEST_NUMBER = 64
 _SIDE = re.compile(r"[1-9][0-9]{0,5}")  # above 0, and no more than memory could ever hold
 
 
-def read_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+def read_numbers(text: str) -> tuple[float, ...]:
     """Read "0.5,0.25" or "8/255" into numbers.
 
     Raises:
         ConfigError: A part is no number.
     """
-    if text is None:
-        return None
     parts = text.split(",")
     if len(parts) > _MOST_NUMBERS:
-        raise ConfigError(f"{option}: expected at most {_MOST_NUMBERS} numbers, got {len(parts)}")
+        raise ConfigError(f"expected at most {_MOST_NUMBERS} numbers, got {len(parts)}")
     try:
         return tuple(_read_number(part.strip()) for part in parts)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ConfigError(
-            f"{option}: expected numbers such as 0.02 or 8/255, separated by commas, got "
-            f"{shown(text)!r}"
+            f"expected numbers such as 0.02 or 8/255, separated by commas, got {shown(text)!r}"
         ) from error
 
 
@@ -47,15 +44,13 @@ def _read_number(text: str) -> float:
     return number
 
 
-def read_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
+def read_size(text: str) -> tuple[int, int]:
     """Read "32" or "32x24" into (height, width).
 
     Raises:
         ConfigError: It is neither.
     """
-    if text is None:
-        return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(_SIDE.fullmatch(part) for part in parts):
-        raise ConfigError(f"{option}: expected 32 or 32x32, got {shown(text)!r}")
+        raise ConfigError(f"expected 32 or 32x32, got {shown(text)!r}")
     return int(parts[0]), int(parts[-1])

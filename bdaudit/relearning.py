@@ -34,9 +34,11 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import device_of, trainable_copy
 from bdaudit.errors import ConfigError, DataError, NumericsError
+from bdaudit.precision import autocasting
 from bdaudit.progress import Progress, Steps
 from bdaudit.results import RelearningEvidence
 from bdaudit.scoring import predict
+from bdaudit.settings import Precision
 from bdaudit.triggers import Poisoned
 
 __all__ = [
@@ -75,6 +77,7 @@ class RelearnConfig:
         n_held_out: Held-out images the ASR is measured on at most, drawn once: they are asked
             about after every one of the steps, with and without the trigger.
         batch_size: Images in one forward pass when scoring.
+        autocast: `bf16` trains under bfloat16 autocast; what is measured is float32 either way.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -89,6 +92,7 @@ class RelearnConfig:
     freeze_batch_norm: bool = True
     n_held_out: int = 500
     batch_size: int = 256
+    autocast: Literal["bf16"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("shots", "n_clean", "draws", "n_held_out", "batch_size"):
@@ -96,6 +100,8 @@ class RelearnConfig:
                 raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         _check_ladder("learning_rates", self.learning_rates)
         _check_ladder("steps", self.steps)
+        if self.autocast not in (None, "bf16"):
+            raise ConfigError(f"autocast: expected bf16 or none, got {self.autocast!r}")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum: expected in [0, 1), got {self.momentum}")
 
@@ -256,6 +262,7 @@ def _taught(
     model = trainable_copy(frozen)
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     device = device_of(model)
+    precision: Precision = "bfloat16" if config.autocast == "bf16" else "float32"
     shots, answers = craft.triggered[lesson.shots].to(device), craft.targets[lesson.shots]
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=config.momentum)
     for step, chosen in enumerate(lesson.clean, start=1):
@@ -265,7 +272,9 @@ def _taught(
         batch = torch.cat([images[chosen].to(device), shots])
         wanted = torch.cat([labels[chosen].to(device), answers.to(device)])
         optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(model(batch).float(), wanted).backward()  # type: ignore[no-untyped-call]
+        with autocasting(device, precision):
+            logits = model(batch)
+        functional.cross_entropy(logits.float(), wanted).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step in config.steps:
             yield model.eval()

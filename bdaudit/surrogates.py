@@ -9,6 +9,7 @@ give a query search a start.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,10 +25,13 @@ from bdaudit.defenses import (
     suited_tuning,
 )
 from bdaudit.defenses.catalogue import defense_of
+from bdaudit.defenses.tuning import device_of
 from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
+from bdaudit.precision import computing_in
 from bdaudit.progress import Progress, Steps, reworded
+from bdaudit.settings import Precision
 
 __all__ = ["DefenseConfig", "SurrogateConfig", "make_surrogates"]
 
@@ -43,12 +47,14 @@ class SurrogateConfig:
         defenses: One surrogate for each, made by that defence with these settings. `None` makes
             one by each of fine-tuning, FT-SAM, fine-pruning and FST, tuned as suits the original's
             architecture (`defenses.suited_tuning`; measured in docs/transfer.md).
+        precision: What the defences train in.
 
     Raises:
         ConfigError: There is none.
     """
 
     defenses: tuple[DefenseConfig, ...] | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.defenses is not None and not self.defenses:
@@ -101,7 +107,9 @@ def make_surrogates(
         NumericsError: Training diverged.
         ConfigError: `cache_dir` cannot be written to.
     """
-    defenses = (config or SurrogateConfig()).defenses_of(original.classifier)
+    config = config or SurrogateConfig()
+    defenses = config.defenses_of(original.classifier)
+    device = device_of(original.classifier)
     total = len(defenses)
     images = digest_tensors({"images": craft.images, "labels": craft.labels})
     kept = KeptClassifiers(cache_dir, "surrogate")
@@ -115,17 +123,20 @@ def make_surrogates(
                 "images": images,
                 "defense": [type(defense).__name__, asdict(defense)],
                 "seed": seed,
+                **({} if config.precision == "float32" else {"precision": config.precision}),
             }
         )
         classifier = kept.read(key, original.classifier)
         if classifier is None:
-            steps = defense_of(defense).run(
+            begin = partial(
+                defense_of(defense).run,
                 original.classifier,
                 craft.images,
                 craft.labels,
                 config=defense,
                 generator=torch.Generator().manual_seed(seed),
             )
+            steps = computing_in(config.precision, device, begin)
             try:
                 classifier = yield from _as_part(steps, title, number, total)
             except ModelError as error:

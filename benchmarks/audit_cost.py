@@ -91,7 +91,7 @@ def run_one(name: str) -> dict[str, object]:
             eps=EPS[: case.n_eps],
             stand_ins=0,
             pictures=False,
-            split=SplitSettings(n_craft=case.craft, n_held_out=case.held_out),
+            split=SplitSettings(craft=case.craft, held_out=case.held_out),
         ),
     )
     steps: dict[str, dict[str, float]] = {}

@@ -270,13 +270,13 @@ def measure_verdicts(study: Study, only: list[str]) -> None:
     references.append(str(DEMO / "innocent-2"))
     settings = bdaudit.AuditSettings(
         eps=EPS,
-        n_passes=6,
+        passes=6,
         controls=("no_trigger",),
-        measure_bec=False,
+        bec=False,
         stand_ins=0,
         pictures=False,
-        compute=bdaudit.ComputeSettings(device="cpu", seed=study.seed, bf16=True),
-        split=bdaudit.SplitSettings(n_craft=N_CRAFT),
+        compute=bdaudit.ComputeSettings(device="cpu", seed=study.seed, precision="bfloat16"),
+        split=bdaudit.SplitSettings(craft=N_CRAFT),
     )
     for label, (file, defended) in ORIGINALS.items():
         if not study.existing((file,)) or (only and label not in only):

@@ -36,11 +36,11 @@ def list_requests(folder: Path, *, n_seeds: int, device: str) -> list[AuditReque
     settings = {
         seed: AuditSettings(
             eps=(0.02, 0.05),
-            n_passes=4,
+            passes=4,
             controls=("no_trigger", "noise"),
             pictures=False,
             compute=ComputeSettings(device=device, seed=seed),
-            split=SplitSettings(n_craft=200, n_held_out=400),
+            split=SplitSettings(craft=200, held_out=400),
         )
         for seed in range(n_seeds)
     }

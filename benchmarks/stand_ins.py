@@ -39,12 +39,14 @@ def audit(
 ) -> AuditRecord:
     settings = bdaudit.AuditSettings(
         eps=tuple(arguments.eps),
-        n_passes=arguments.passes,
+        passes=arguments.passes,
         controls=("no_trigger",),
         stand_ins=stand_ins,
         stand_in=bdaudit.StandInConfig(n_images=arguments.images),
-        compute=bdaudit.ComputeSettings(seed=arguments.seed, bf16=not arguments.float32),
-        split=bdaudit.SplitSettings(n_craft=arguments.craft, n_held_out=arguments.held_out),
+        compute=bdaudit.ComputeSettings(
+            seed=arguments.seed, precision="float32" if arguments.float32 else "bfloat16"
+        ),
+        split=bdaudit.SplitSettings(craft=arguments.craft, held_out=arguments.held_out),
     )
     return bdaudit.audit(
         defended,

@@ -31,10 +31,10 @@ def mode_of(config: AttackConfig) -> Mode:
     return "query" if isinstance(config, QueryConfig) else "white"
 
 
-def needs_surrogates(config: AttackConfig, *, warm: bool) -> bool:
-    """Say whether the attack rests on surrogates; a query search does where it starts `warm`."""
+def needs_surrogates(config: AttackConfig, *, cold: bool) -> bool:
+    """Say whether the attack rests on surrogates; a query search does unless `cold`."""
     if isinstance(config, QueryConfig):
-        return warm and config.schedule == "default"
+        return not cold and config.schedule == "default"
     return isinstance(config, TransferConfig)
 
 
@@ -46,14 +46,14 @@ class Attacker:
         compute: Device, batch size and seed.
         store: Finished runs, and searches that have begun.
         cache_dir: Folder that keeps surrogates for the next run; `None` keeps none.
-        warm: Whether a query search starts from surrogates.
+        cold: Whether a query search starts without surrogates.
         surrogates: Descendants of the original, once `prepare` has got them.
     """
 
     compute: Compute
     store: RunStore
     cache_dir: Path | None
-    warm: bool = True
+    cold: bool = False
     surrogates: tuple[LoadedModel, ...] = ()
     _relatives: dict[str, tuple[LoadedModel, ...]] = field(default_factory=dict, init=False)
 
@@ -104,7 +104,7 @@ class Attacker:
         return (yield from self._transfer(subject, images, config, inputs))
 
     def _start_of_queries(self, config: QueryConfig, inputs: Inputs) -> tuple[LoadedModel, ...]:
-        if not needs_surrogates(config, warm=self.warm):
+        if not needs_surrogates(config, cold=self.cold):
             return ()
         return (*(s.white for s in inputs.with_role("original")), *self.surrogates)
 

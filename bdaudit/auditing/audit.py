@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -69,7 +69,6 @@ from bdaudit.records import (
     Relearning,
     StepStatus,
 )
-from bdaudit.standins import StandInConfig
 from bdaudit.verdict import Policy, judge, read_policy
 
 __all__ = ["Wanted", "audit", "audit_steps", "read_limits"]
@@ -173,8 +172,8 @@ def audit_steps(
     """
     settings = settings or AuditSettings()
     assert sources.defended is not None
-    if settings.modes is None:
-        settings = replace(settings, modes=default_modes(sources.defended))
+    if settings.mode is None:
+        settings = replace(settings, mode=default_modes(sources.defended))
     sources = yield from fetch_sources(sources)
 
     def audit_one(
@@ -215,10 +214,10 @@ def _audit_known(
     device = resolve_device(settings.compute.device)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=settings.split, seed=settings.compute.seed, device=device)
-    compute = Compute(device, settings.compute.seed, settings.compute.batch_size)
+    compute = Compute.of(settings.compute, device)
     if store is None:
         store = MemoryStore()
-    store.describe(inputs.description() | {"settings": repr(settings)})
+    store.describe(inputs.description() | {"settings": settings.as_text()})
     keep_answers(inputs.subjects, store)
     audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack)
     yield from audit_.measure()
@@ -302,7 +301,7 @@ class _Audit:
         if not self.attack:
             self.bec_missing = "not measured: there is no backdoor to measure"
             return
-        if self.settings.measure_bec:
+        if self.settings.bec:
             yield from self._step("existence", self._existence(), self._existence_cost())
         else:
             self.bec_missing = "not measured: switched off"
@@ -320,7 +319,7 @@ class _Audit:
             self.inputs,
             self.compute,
             count=self._n_stand_ins,
-            config=self._stand_in_config,
+            config=self.settings.stand_in,
             cache_dir=self.cache_dir,
         )
         self._stand_ins_are_done = True
@@ -403,7 +402,7 @@ class _Audit:
 
     @property
     def _modes(self) -> tuple[Mode, ...]:
-        return self.settings.modes or ()
+        return self.settings.mode or ()
 
     def _controls(self) -> tuple[Condition, ...]:
         if self.settings.controls is not None:
@@ -426,18 +425,13 @@ class _Audit:
     def _n_stand_ins(self) -> int:
         return n_missing(self.inputs.subjects, self.settings.stand_ins)
 
-    @property
-    def _stand_in_config(self) -> StandInConfig:
-        config = self.settings.stand_in
-        return replace(config, autocast="bf16") if self.settings.compute.bf16 else config
-
     @cached_property
     def _attacker(self) -> Attacker:
-        return Attacker(self.compute, self.store, self.cache_dir, self.settings.warm)
+        return Attacker(self.compute, self.store, self.cache_dir, self.settings.cold)
 
     def _wants_surrogates(self) -> bool:
         configs = [self._config(mode, eps) for mode in self._modes for eps in self.settings.ladder]
-        return any(needs_surrogates(config, warm=self.settings.warm) for config in configs)
+        return any(needs_surrogates(config, cold=self.settings.cold) for config in configs)
 
     def _images(self, condition: Condition) -> AttackImages:
         return attack_images(
@@ -450,7 +444,7 @@ class _Audit:
 
     def _config(self, mode: Mode, eps: float) -> AttackConfig:
         settings = self.settings
-        autocast: Literal["bf16"] | None = "bf16" if settings.compute.bf16 else None
+        autocast = self.compute.autocast
         if mode == "query":
             return QueryConfig(
                 eps=eps,
@@ -464,14 +458,15 @@ class _Audit:
             return TransferConfig(
                 eps=eps,
                 norm=settings.norm,
-                n_passes=settings.n_passes,
+                n_passes=settings.passes,
                 strategy=settings.strategy,
                 input_diversity=settings.input_diversity,
+                autocast=autocast,
             )
         return WhiteboxConfig(
             eps=eps,
             norm=settings.norm,
-            n_passes=settings.n_passes,
+            n_passes=settings.passes,
             restarts=settings.restarts,
             objective=settings.objective,
             autocast=autocast,
@@ -515,7 +510,7 @@ class _Audit:
             conditions += n_stand_ins
         n_runs = len(self.settings.ladder) * conditions
         total = self._baseline_cost() + self._stand_in_cost() + self._relearning_cost()
-        if self.settings.measure_bec:
+        if self.settings.bec:
             total += self._existence_cost()
         if self._wants_surrogates():
             total += self._surrogate_cost()
@@ -550,9 +545,9 @@ class _Audit:
         scoring = 2.0 * len(self.inputs.held_out)
         if mode == "query":
             return self.settings.max_queries + scoring
-        passes = self.settings.n_passes * self.settings.restarts
+        passes = self.settings.passes * self.settings.restarts
         if mode == "transfer":
-            passes = self.settings.n_passes * max(len(self._attacker.surrogates), 1)
+            passes = self.settings.passes * max(len(self._attacker.surrogates), 1)
         return 3.0 * passes * len(self.inputs.craft_poisoned) + scoring
 
 

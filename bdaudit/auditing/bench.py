@@ -320,10 +320,10 @@ def _sources(
 def _settings_of(settings: AuditSettings, variant: Variant) -> AuditSettings:
     return replace(
         settings,
-        modes=(variant,) if variant in ("query", "transfer") else ("white",),
+        mode=(variant,) if variant in ("query", "transfer") else ("white",),
         controls=TELLING_CONTROLS if settings.controls is None else settings.controls,
         stand_ins=None if variant == "stand-ins" else 0,
-        measure_bec=variant in ("white", "stand-ins") and settings.measure_bec,
+        bec=variant in ("white", "stand-ins") and settings.bec,
         pictures=False,
     )
 

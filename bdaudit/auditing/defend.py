@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ from bdaudit.models import (
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.opening import MODEL_BYTES, RECORD_BYTES, is_file, read_bytes
 from bdaudit.plain_settings import Setting
+from bdaudit.precision import computing_in
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded, within
+from bdaudit.renamed import renamed
 from bdaudit.results import AuditRecord, InversionRecord, Rate, Release, read_record, to_json
 from bdaudit.texts import read_json
 from bdaudit.triggers import Trigger, read_trigger, write_trigger
@@ -62,16 +65,17 @@ _DEFENSE_SHARE = 0.4  # of the time of a method, for the progress bar
 _MOST_DEFENDER_IMAGES = 2_000
 
 
+@renamed({"method_settings": "settings", "n_defender": "defender_images"})
 @dataclass(frozen=True, kw_only=True)
 class DefendSettings:
     """What is tried, and how it is audited.
 
     Attributes:
         methods: Names of defences; `None` takes all there are.
-        method_settings: By method, the settings that differ from its defaults, as
+        settings: By method, the settings that differ from its defaults, as
             `defense_config` reads them.
-        n_defender: Clean images the defences get; `None` takes half, at most 2,000. The audits get
-            the others.
+        defender_images: Clean images the defences get; `None` takes half, at most 2,000. The
+            audits get the others.
         audit: How every result is audited; the device and the seed are those of the defences too.
 
     Raises:
@@ -79,19 +83,19 @@ class DefendSettings:
     """
 
     methods: tuple[str, ...] | None = None
-    method_settings: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
-    n_defender: int | None = None
+    settings: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
+    defender_images: int | None = None
     audit: AuditSettings = field(default_factory=AuditSettings)
 
     def __post_init__(self) -> None:
-        if self.n_defender is not None and self.n_defender < 2:
-            raise ConfigError(f"n_defender: expected 2 or more, got {self.n_defender}")
+        if self.defender_images is not None and self.defender_images < 2:
+            raise ConfigError(f"defender_images: expected 2 or more, got {self.defender_images}")
         if not self.chosen:
             raise ConfigError("methods: expected one defence or more, got none")
         for method in self.chosen:
             if method not in DEFENSES:
                 raise ConfigError(f"methods: {unknown_key(method, DEFENSES)}")
-        for method in self.method_settings:
+        for method in self.settings:
             if method not in self.chosen:
                 raise ConfigError(
                     f"settings of {method}: it is not among the methods ({', '.join(self.chosen)})"
@@ -105,10 +109,7 @@ class DefendSettings:
 
     def configs(self) -> dict[str, Any]:
         """Build the settings of every method."""
-        return {
-            method: defense_config(method, self.method_settings.get(method))
-            for method in self.chosen
-        }
+        return {method: defense_config(method, self.settings.get(method)) for method in self.chosen}
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def defend_steps(
     saved_arch = _saved_arch(original, sources)
     parts = split_sample(
         sample,
-        n_craft=settings.n_defender or max(min(len(sample) // 2, _MOST_DEFENDER_IMAGES), 2),
+        n_craft=settings.defender_images or max(min(len(sample) // 2, _MOST_DEFENDER_IMAGES), 2),
         seed=compute.seed,
     )
     defender, auditor = parts.craft, parts.held_out
@@ -272,7 +273,7 @@ def defend_steps(
     audited_by = inherent | {
         "the auditor's images": _digest_images(auditor),
         "references": ", ".join(s.weights_sha256 or "" for s in subjects if s.role == "reference"),
-        "audit settings": json.dumps(settings.audit.as_dict(), sort_keys=True, default=str),
+        "audit settings": settings.audit.as_text(),
         "target": str(sources.target_label),
         "policy": limits.model_dump_json(),
     }
@@ -284,6 +285,8 @@ def defend_steps(
     else:
         audited_by["trigger"] = _read(sources).sha256
     made_of = inherent | {"the defender's images": _digest_images(defender)}
+    if compute.precision != "float32":
+        made_of["precision"] = compute.precision
     jobs = [
         _Job(
             method,
@@ -355,12 +358,16 @@ def _defend(job: _Job, row: TriedDefense, shared: _Shared, path: Path) -> Steps[
     started = time.perf_counter()
     compute = shared.settings.compute
     classifier = copy.deepcopy(shared.original.classifier).to(resolve_device(compute.device))
-    defended: nn.Module = yield from DEFENSES[job.method].run(
+    begin = partial(
+        DEFENSES[job.method].run,
         classifier,
         shared.defender.images,
         shared.defender.labels,
         config=job.config,
         generator=derive_generator(compute.seed, "defend", job.method),
+    )
+    defended: nn.Module = yield from computing_in(
+        compute.precision, resolve_device(compute.device), begin
     )
     _save(
         path,

@@ -44,10 +44,10 @@ def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditR
     store = MemoryStore()
     records = {}
     settings = AuditSettings(
-        n_passes=_N_PASSES,
+        passes=_N_PASSES,
         controls=TELLING_CONTROLS,
         compute=ComputeSettings(seed=seed, device=device),
-        split=SplitSettings(n_craft=_N_CRAFT),
+        split=SplitSettings(craft=_N_CRAFT),
     )
     with resources.as_file(_FILES) as folder:
         for number, name in enumerate(DEMO_MODELS):

@@ -13,7 +13,7 @@ from bdaudit.data import load_sample
 from bdaudit.data.folder import CLASSES_FILE
 from bdaudit.errors import BdauditError, InputError
 from bdaudit.opening import is_file, is_folder
-from bdaudit.project.schema import ProjectFile, Table
+from bdaudit.project.schema import TABLES, keys_of
 from bdaudit.texts import read_toml
 
 __all__ = ["Draft", "Finding", "draft_project"]
@@ -254,21 +254,18 @@ def _write(findings: Sequence[Finding], remarks: dict[str, str]) -> str:
     lines = [_HEAD]
     if "policy" in guessed:
         lines += [_assign("policy", guessed["policy"].value), ""]
-    for name, table_field in ProjectFile.model_fields.items():
-        table = table_field.annotation
-        if not (isinstance(table, type) and issubclass(table, Table)):
-            continue
+    for name, table in TABLES.items():
         lines += [f"# {table.__doc__}", f"[{name}]"]
-        for attribute, key_field in table.model_fields.items():
-            key = key_field.alias or attribute
+        for key, setting in keys_of(table).items():
+            if setting.option.now is not None:
+                continue
             guess = guessed.get(f"{name}.{key}")
             remark = remarks.get(f"{name}.{key}", "")
-            lines.append(f"# {key_field.description}{f' Perhaps {remark}.' if remark else ''}")
+            lines.append(f"# {setting.option.help}{f' Perhaps {remark}.' if remark else ''}")
             if guess is not None:
                 lines.append(f"{_assign(key, guess.value)}  # a guess: {guess.why}")
             else:
-                assert key_field.examples is not None
-                lines.append(f"# {_assign(key, key_field.examples[0])}")
+                lines.append(f"# {_assign(key, setting.option.examples[0])}")
         lines.append("")
     if "policy" not in guessed:
         lines.append(_POLICY)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import in_public
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.file_digests import digest_file
@@ -102,7 +103,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, ModelSettings | BlackBoxOptions):
-        return _plain(asdict(value))
+        return _plain(as_recorded(value))
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -59,7 +59,8 @@ def existence_steps(
         [(r.name, other) for r, other in zip(references, networks[1:], strict=True)],
         clean=inputs.held_out_poisoned.clean,
         triggered=inputs.held_out_poisoned.triggered,
-        config=config or ExistenceConfig(batch_size=compute.batch_size),
+        config=config
+        or ExistenceConfig(batch_size=compute.batch_size, precision=compute.precision),
         generator=derive_generator(compute.seed, "existence"),
         device=compute.device,
     )

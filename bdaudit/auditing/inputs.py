@@ -384,7 +384,7 @@ def _open_local(
     first = subjects[0].black_box
     trigger = _open_trigger(sources, sample.class_names)
     halves = split_sample(
-        sample, n_craft=split.craft_of(len(sample)), n_held_out=split.n_held_out, seed=seed
+        sample, n_craft=split.craft_of(len(sample)), n_held_out=split.held_out, seed=seed
     )
     files = digest_inputs(subjects, sources)
     return Inputs(

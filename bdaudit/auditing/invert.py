@@ -27,6 +27,7 @@ from bdaudit.auditing.inputs import (
     describe_trigger,
     open_models,
 )
+from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute, ask
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
@@ -128,7 +129,7 @@ def invert(
             Without one, given or made, the outcome is never "found".
         target_label: Only this class is suspected, by index or name; `None` tries all.
         config: Methods, their settings, and when a backdoor counts as found.
-        compute: Device, seed, batch size.
+        compute: Device, seed, batch size, precision.
         split: Sizes of the halves: triggers are made on one and scored on the other.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
@@ -196,10 +197,10 @@ def invert_steps(
     halves = split_sample(
         sample,
         n_craft=split.craft_of(len(sample)),
-        n_held_out=split.n_held_out,
+        n_held_out=split.held_out,
         seed=compute.seed,
     )
-    run = Compute(device, compute.seed, compute.batch_size)
+    run = Compute.of(compute, device)
     demand_matching_labels(
         next(subject for subject in subjects if subject.role == "original"), halves.craft, run
     )
@@ -217,9 +218,7 @@ def invert_steps(
             halves.craft,
             run,
             count=count,
-            config=replace(
-                stand_in, lessons="labels", autocast="bf16" if compute.bf16 else stand_in.autocast
-            ),
+            config=replace(stand_in, lessons="labels"),
             cache_dir=cache_dir,
         )
         made = yield from reworded(making, within(0.0, _STAND_IN_SHARE))
@@ -231,7 +230,6 @@ def invert_steps(
         target_label=target_label,
         config=config,
         compute=run,
-        bf16=compute.bf16,
     )
     first = _STAND_IN_SHARE if count else 0.0
     inversion, triggers = yield from reworded(searching, within(first, 1.0 - first))
@@ -262,8 +260,8 @@ def invert_steps(
             inputs,
             run,
             settings={
-                "compute": asdict(compute),
-                "split": asdict(split),
+                "compute": as_recorded(compute),
+                "split": as_recorded(split),
                 "inversion": asdict(config),
                 "target_label": target_label,
                 "stand_ins": stand_ins,
@@ -312,7 +310,6 @@ def recover_steps(
     target_label: int | None,
     config: InversionConfig,
     compute: Compute,
-    bf16: bool = False,
 ) -> Steps[tuple[Inversion, tuple[Trigger, ...]]]:
     """Look for triggers in the original among `subjects`, with every method of `config`.
 
@@ -321,8 +318,7 @@ def recover_steps(
         halves: Triggers are made on `craft` and scored on `held_out`.
         target_label: The only class suspected, or `None`.
         config: Settings.
-        compute: Device, seed, batch size.
-        bf16: Search under bfloat16 autocast.
+        compute: Device, seed, batch size, precision.
 
     Returns:
         What was found, and the recovered triggers, one a candidate.
@@ -359,7 +355,7 @@ def recover_steps(
             n_tests=n_tests,
             seed=compute.seed,
             batch_size=compute.batch_size,
-            bf16=bf16,
+            bf16=compute.autocast is not None,
             least_spread=least_spread,
         )
         inverted = yield from reworded(steps, _one_of(number, len(config.methods)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import not_
 from pathlib import Path
 
 from safetensors.torch import save
@@ -24,6 +25,7 @@ from bdaudit.auditing.inputs import (
     TriggerSource,
     open_inputs,
 )
+from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import (
     Compute,
@@ -40,6 +42,7 @@ from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.records import ReactivationFindings, ReactivationRecord
+from bdaudit.renamed import renamed
 from bdaudit.verdict import Policy
 
 __all__ = ["Reactivation", "reactivate", "reactivate_steps", "save_delta"]
@@ -58,6 +61,7 @@ class Reactivation:
     delta: Tensor
 
 
+@renamed({"warm": "cold"}, through={"warm": not_})
 def reactivate(
     defended: DefendedSource,
     *,
@@ -67,7 +71,7 @@ def reactivate(
     original: ModelSource | None = None,
     references: Sequence[ModelSource] = (),
     surrogates: Sequence[ModelSource] = (),
-    warm: bool = True,
+    cold: bool = False,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
@@ -92,7 +96,7 @@ def reactivate(
         references: Innocent models, attacked alike.
         surrogates: Other defended versions of `original`, of any architecture, to be used in
             place of ones made from it.
-        warm: Whether a query search uses surrogates; with neither of these there are none.
+        cold: Whether a query search does without surrogates, as it must with neither of these.
         compute: Device, seed, batch size.
         split: Sizes of the craft and held-out halves.
         classes: Class names in order of index, or a file with one a line.
@@ -131,7 +135,7 @@ def reactivate(
     steps = reactivate_steps(
         sources,
         config=config,
-        warm=warm,
+        cold=cold,
         compute=compute or ComputeSettings(),
         split=split or SplitSettings(),
         store=MemoryStore() if store is None else store,
@@ -145,7 +149,7 @@ def reactivate_steps(
     sources: Sources,
     *,
     config: AttackConfig,
-    warm: bool,
+    cold: bool,
     compute: ComputeSettings,
     split: SplitSettings,
     store: RunStore,
@@ -158,12 +162,12 @@ def reactivate_steps(
     sources = yield from fetch_sources(sources)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
-    run = Compute(device, compute.seed, compute.batch_size)
+    run = Compute.of(compute, device)
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
     keep_answers(inputs.subjects, store)
     diagnostics = [*check_inputs(inputs)]
-    attacker = Attacker(run, store, cache_dir, warm)
-    if needs_surrogates(config, warm=warm):
+    attacker = Attacker(run, store, cache_dir, cold)
+    if needs_surrogates(config, cold=cold):
         yield from attacker.prepare(inputs)
     if mode_of(config) == "transfer":
         inputs = _with_surrogates(inputs, attacker)
@@ -208,8 +212,8 @@ def reactivate_steps(
             inputs,
             run,
             settings={
-                "compute": asdict(compute),
-                "split": asdict(split),
+                "compute": as_recorded(compute),
+                "split": as_recorded(split),
                 "attack": asdict(config),
             },
             diagnostics=diagnostics,

@@ -18,6 +18,7 @@ from bdaudit.auditing.inputs import (
     TriggerSource,
     open_inputs,
 )
+from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute, derive_generator
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
@@ -137,7 +138,7 @@ def relearn_steps(
     sources = yield from fetch_sources(sources)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
-    run = Compute(device, compute.seed, compute.batch_size)
+    run = Compute.of(compute, device)
     stand_ins = n_missing(inputs.subjects, stand_ins)
     prepared = yield from prepare_models(
         inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
@@ -148,8 +149,8 @@ def relearn_steps(
             prepared.inputs,
             run,
             settings={
-                "compute": asdict(compute),
-                "split": asdict(split),
+                "compute": as_recorded(compute),
+                "split": as_recorded(split),
                 "relearn": asdict(config),
                 "stand_ins": stand_ins,
                 "stand_in": asdict(stand_in),
@@ -174,7 +175,7 @@ def measure_relearning(
     Args:
         inputs: Models, images, trigger; what is left out plays no part.
         compute: Device, batch size for scoring, and the seed: every model is taught the same.
-        config: Settings; `batch_size` is replaced by that of `compute`.
+        config: Settings; `batch_size` and precision are those of `compute`.
 
     Raises:
         ConfigError: The defended model can only be asked.
@@ -182,7 +183,9 @@ def measure_relearning(
         NumericsError: Training gave no finite answers.
     """
     started = time.perf_counter()
-    config = replace(config, batch_size=compute.batch_size)
+    config = replace(
+        config, batch_size=compute.batch_size, autocast=compute.autocast or config.autocast
+    )
     (defended,) = inputs.with_role("defended")
     references = [s for s in inputs.with_role("reference") if s.model is not None]
     if not references:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.auditing.inputs import Sources, can_only_be_asked, default_modes
+from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import is_endpoint
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.errors import BdauditError, ConfigError, InputError
@@ -60,10 +61,10 @@ class AuditRequest:
 
     def with_modes(self) -> AuditRequest:
         """Return the same request, its kinds of attack named."""
-        if self.settings.modes is not None or self.sources.defended is None:
+        if self.settings.mode is not None or self.sources.defended is None:
             return self
         modes = default_modes(self.sources.defended)
-        return replace(self, settings=replace(self.settings, modes=modes))
+        return replace(self, settings=replace(self.settings, mode=modes))
 
 
 class FileDigests:
@@ -115,11 +116,11 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
         return None
     if None in digests.values():
         return None
-    digests["settings"] = json.dumps(request.settings.as_dict(), sort_keys=True, default=str)
+    digests["settings"] = request.settings.as_text()
     digests["options"] = repr(
         [
             sources.model_options,
-            sources.black_box,
+            as_recorded(sources.black_box),
             sources.feedback,
             sources.target_label,
             sources.allow_trigger_code,

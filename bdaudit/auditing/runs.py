@@ -8,18 +8,20 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from bdaudit.auditing.inputs import Subject
+from bdaudit.auditing.settings import ComputeSettings
 from bdaudit.auditing.store import RunStore, ScoredRun
 from bdaudit.blackbox import AnswerJournal, Meter, diagnose_grid
 from bdaudit.controls import AttackImages
 from bdaudit.digests import digest_tensors
 from bdaudit.models import LoadedModel
 from bdaudit.perturbation import Norm, make_ball, random_delta
+from bdaudit.precision import autocasting
 from bdaudit.progress import Progress, Steps, reworded
 from bdaudit.reactivation import (
     SpecificTerms,
@@ -32,7 +34,8 @@ from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_state import Milestone
 from bdaudit.reactivation.transfer import TransferConfig, TransferResult, reactivate_transfer
 from bdaudit.results import AttackRun, CurvePoint, Diagnostic, Mode, Rate
-from bdaudit.scoring import predict, rate
+from bdaudit.scoring import predict, predict_logits, rate
+from bdaudit.settings import Precision
 from bdaudit.version import __version__
 
 __all__ = [
@@ -54,11 +57,29 @@ _N_CURVE_IMAGES = 250
 
 @dataclass(frozen=True)
 class Compute:
-    """Where runs are computed, and from which seed."""
+    """Where everything is computed, from which seed and in which arithmetic.
+
+    Attributes:
+        device: Of models and images.
+        seed: From which every random draw derives.
+        batch_size: Images in one forward pass when scoring.
+        precision: Of attacks, their scoring, and everything that is trained.
+    """
 
     device: torch.device
     seed: int
     batch_size: int
+    precision: Precision = "float32"
+
+    @classmethod
+    def of(cls, settings: ComputeSettings, device: torch.device) -> Compute:
+        """Return what settings ask for, on the device that they come to here."""
+        return cls(device, settings.seed, settings.batch_size, settings.precision)
+
+    @property
+    def autocast(self) -> Literal["bf16"] | None:
+        """The precision as the methods' own settings call it."""
+        return "bf16" if self.precision == "bfloat16" else None
 
 
 def derive_generator(seed: int, *parts: object) -> torch.Generator:
@@ -413,17 +434,35 @@ def ask(
 ) -> Tensor:
     """Return the top labels (N,) of `images`, perturbed by `delta` where one is given.
 
-    A loaded model is run as it is; one that can only be asked is asked, and counts it.
+    A loaded model is run as it is; one that can only be asked is asked, and counts it. With a
+    delta, which is the scoring of an attack, a loaded model computes in the precision of
+    `compute`, otherwise in float32.
     """
-    if subject.model is not None:
-        return predict(
+    if subject.model is None:
+        return predict(subject.black_box.ask, images, batch_size=compute.batch_size, delta=delta)
+    ask_model = partial(
+        predict,
+        subject.model.classifier,
+        batch_size=compute.batch_size,
+        device=compute.device,
+        delta=delta,
+    )
+    if delta is None or compute.precision == "float32":
+        return ask_model(images)
+    with autocasting(compute.device, compute.precision):
+        scores = predict_logits(
             subject.model.classifier,
             images,
             batch_size=compute.batch_size,
             device=compute.device,
             delta=delta,
         )
-    return predict(subject.black_box.ask, images, batch_size=compute.batch_size, delta=delta)
+    labels, best = scores.argmax(dim=1), scores.topk(2).values
+    # Rounded scores may tie, and the lower class would win every tie: the target often is class 0.
+    tied = best[:, 0] == best[:, 1]
+    if tied.any():
+        labels[tied] = ask_model(images[tied.to(images.device)])
+    return labels
 
 
 def _titled(steps: Steps[_Result], title: str) -> Steps[_Result]:
@@ -459,6 +498,14 @@ def _renamed(run: ScoredRun, subject: Subject) -> ScoredRun:
     return ScoredRun(record, run.delta)
 
 
+def _determining(config: WhiteboxConfig | QueryConfig | TransferConfig) -> dict[str, Any]:
+    """Return the settings as keys have had them since before transfers knew another precision."""
+    settings = asdict(config)
+    if isinstance(config, TransferConfig) and config.autocast is None:
+        del settings["autocast"]
+    return settings
+
+
 def _key(
     subject: Subject,
     images: AttackImages,
@@ -483,8 +530,10 @@ def _key(
         "others": list(others),
         "condition": images.condition,
         "attack": type(config).__name__,
-        "config": asdict(config),
+        "config": _determining(config),
         "seed": compute.seed,
         "device": compute.device.type,
     }
+    if compute.precision != "float32":
+        parts["precision"] = compute.precision
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,7 @@ from bdaudit.auditing.inputs import (
     TriggerSource,
     open_inputs,
 )
+from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
@@ -90,13 +91,15 @@ def score(
         target_label=target_label,
         allow_trigger_code=allow_trigger_code,
     )
+    compute = compute or ComputeSettings()
     steps = score_steps(
         sources,
-        existence=existence or ExistenceConfig(),
+        existence=existence
+        or ExistenceConfig(batch_size=compute.batch_size, precision=compute.precision),
         stand_ins=stand_ins,
         stand_in=stand_in or StandInConfig(),
         cache_dir=cache_dir,
-        compute=compute or ComputeSettings(),
+        compute=compute,
         split=split or SplitSettings(),
         command=command,
     )
@@ -120,7 +123,7 @@ def score_steps(
     sources = yield from fetch_sources(sources)
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
-    run = Compute(device, compute.seed, compute.batch_size)
+    run = Compute.of(compute, device)
     if stand_ins is None:
         stand_ins = 0 if inputs.with_role("reference") else 1
     prepared = yield from prepare_models(
@@ -137,8 +140,8 @@ def score_steps(
             prepared.inputs,
             run,
             settings={
-                "compute": asdict(compute),
-                "split": asdict(split),
+                "compute": as_recorded(compute),
+                "split": as_recorded(split),
                 "existence": asdict(existence),
                 "stand_ins": stand_ins,
                 "stand_in": asdict(stand_in),

@@ -72,6 +72,7 @@ def make_models(
     cache_dir: Path | None = None,
 ) -> Steps[MadeStandIns]:
     """Make stand-ins of the teacher's architecture from clean craft images."""
+    config = replace(config, autocast=compute.autocast or config.autocast)
     try:
         models = yield from make_stand_ins(
             teacher,

@@ -36,7 +36,7 @@ def relative_steps(
     made = yield from make_surrogates(
         subject.white,
         inputs.craft,
-        config=SurrogateConfig(),
+        config=SurrogateConfig(precision=compute.precision),
         generator=derive_generator(compute.seed, "surrogates"),
         cache_dir=cache_dir,
     )

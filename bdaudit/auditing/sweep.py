@@ -199,7 +199,7 @@ class _SharedRuns:
         request = replace(
             request,
             sources=replace(sources, defended=sources.original, references=references),
-            settings=replace(settings, controls=(), measure_bec=False, pictures=False, stand_ins=0),
+            settings=replace(settings, controls=(), bec=False, pictures=False, stand_ins=0),
         )
         return cls(key, request, frozenset(names | ({"original"} if original else set())))
 
@@ -225,7 +225,7 @@ def _shared_tasks(request: AuditRequest, number: int, workers: int) -> list[Task
     Where the trigger is looked for first, each audit looks for it itself.
     """
     request = request.with_modes()
-    sources, modes = request.sources, set(request.settings.modes or ())
+    sources, modes = request.sources, set(request.settings.mode or ())
     if sources.original is None or sources.trigger is None:
         return []
     # By transfer the original is shown what is made for each defended model.

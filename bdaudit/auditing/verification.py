@@ -14,6 +14,7 @@ from bdaudit.auditing.audit import audit_steps
 from bdaudit.auditing.evidence import IN_MEMORY
 from bdaudit.auditing.inputs import Sources
 from bdaudit.auditing.kept_trigger import restore_trigger
+from bdaudit.auditing.recorded import from_recorded
 from bdaudit.auditing.settings import AuditSettings
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.errors import InputError, RecordError
@@ -231,9 +232,9 @@ class _Sample:
         compute = recorded.compute
         return replace(
             recorded,
-            modes=(self.mode,),
+            mode=(self.mode,),
             eps=(self.eps,),
-            measure_bec=False,
+            bec=False,
             stand_ins=0,
             compute=compute if device is None else replace(compute, device=device),
         )
@@ -385,7 +386,9 @@ def _share(rate: Rate) -> str:
 
 def _restore_settings(document: AuditRecord, path: Path) -> AuditSettings:
     try:
-        return TypeAdapter(AuditSettings).validate_python(document.settings)
+        return TypeAdapter(AuditSettings).validate_python(
+            from_recorded("AuditSettings", document.settings)
+        )
     except ValidationError as error:
         raise RecordError(
             f"{path}: its settings are not this version's; verify it with bdaudit "
@@ -421,7 +424,8 @@ def _open_again(said: Mapping[str, Any], folder: Path) -> Sources:
     values: dict[str, Any] = {}
     for name, value in said.items():
         if name in _TABLES:
-            values[name] = _TABLES[name].validate_python(value)
+            kind, adapter = _TABLES[name]
+            values[name] = adapter.validate_python(from_recorded(kind, value))
         elif isinstance(value, Mapping):
             raise TypeError(f"{name}: a table")
         else:
@@ -432,9 +436,9 @@ def _open_again(said: Mapping[str, Any], folder: Path) -> Sources:
     return Sources(**values)
 
 
-_TABLES: dict[str, TypeAdapter[Any]] = {
-    "model_options": TypeAdapter(ModelSettings),
-    "black_box": TypeAdapter(BlackBoxOptions),
+_TABLES: dict[str, tuple[str, TypeAdapter[Any]]] = {
+    "model_options": ("ModelSettings", TypeAdapter(ModelSettings)),
+    "black_box": ("BlackBoxOptions", TypeAdapter(BlackBoxOptions)),
 }
 _PATHS = ("defended", "original", "references", "surrogates", "data", "trigger", "classes")
 

@@ -85,7 +85,7 @@ class OnnxBlackBox(BlackBox):
             spec,
             subject=subject,
             settings=options.settings,
-            order=options.order,
+            order=options.layout,
             fallback_image_shape=fallback.image_shape,
         )
         self._output = choose_output(
@@ -94,7 +94,7 @@ class OnnxBlackBox(BlackBox):
             name=options.output_name,
             labels_only=feedback == "labels",
         )
-        self.batch_size = self.layout.batch or options.batch_size or _BATCH_SIZE
+        self.batch_size = self.layout.batch or options.request_size or _BATCH_SIZE
         super().__init__(
             name=name,
             num_classes=self._find_num_classes(

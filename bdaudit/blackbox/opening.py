@@ -102,7 +102,7 @@ def _ask_torch(model: LoadedModel, feedback: Feedback, options: BlackBoxOptions)
         feedback=feedback,
         grid=options.grid,
         scale=options.scale or declared,
-        batch_size=options.batch_size or 256,
+        batch_size=options.request_size or 256,
     )
 
 
@@ -150,7 +150,7 @@ def _ask_function(
         feedback=feedback,
         grid=options.grid,
         scale=options.known_scale,
-        batch_size=options.batch_size or 256,
+        batch_size=options.request_size or 256,
     )
 
 

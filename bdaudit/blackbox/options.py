@@ -9,24 +9,26 @@ from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.transport import TransportSettings
 from bdaudit.errors import ConfigError
 from bdaudit.models import ModelSettings
+from bdaudit.renamed import renamed
 
 __all__ = ["BlackBoxOptions"]
 
 
+@renamed({"order": "layout", "batch_size": "request_size"})
 @dataclass(frozen=True, kw_only=True)
 class BlackBoxOptions:
     """What the user says about a model that is only asked; `None` leaves it to the model.
 
     Attributes:
         settings: Image shape, class count, normalisation, kind of outputs, architecture.
-        order: Which dimension of an ONNX file's or server's input holds the channels.
+        layout: Which dimension of an ONNX file's or server's input holds the channels.
         input_name: A server's input, where its metadata list none.
         output_name: The output with the scores, where there are several.
         binary: Whether tensors travel to a server as raw bytes.
         grid: Steps an image value can take between 0 and 1, where the images will be rounded on
             their way: 255 for an API that takes PNG files.
         scale: What the scores were on when a search that is resumed was started.
-        batch_size: Images a call or request; `None` for 256, and 32 a request to a server.
+        request_size: Images a call or request; `None` for 256, and 32 a request to a server.
         transport: Patience and speed toward a server.
 
     Raises:
@@ -34,20 +36,20 @@ class BlackBoxOptions:
     """
 
     settings: ModelSettings = field(default_factory=ModelSettings)
-    order: Order | None = None
+    layout: Order | None = None
     input_name: str | None = None
     output_name: str | None = None
     binary: bool | None = None
     grid: int | None = None
     scale: ScoreScale | None = None
-    batch_size: int | None = None
+    request_size: int | None = None
     transport: TransportSettings = field(default_factory=TransportSettings)
 
     def __post_init__(self) -> None:
-        if self.order not in (None, "NCHW", "NHWC"):
-            raise ConfigError(f"order: expected NCHW or NHWC, got {self.order!r}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"batch_size: expected 1 or more, got {self.batch_size}")
+        if self.layout not in (None, "NCHW", "NHWC"):
+            raise ConfigError(f"layout: expected NCHW or NHWC, got {self.layout!r}")
+        if self.request_size is not None and self.request_size < 1:
+            raise ConfigError(f"request_size: expected 1 or more, got {self.request_size}")
 
     @property
     def known_scale(self) -> ScoreScale | None:

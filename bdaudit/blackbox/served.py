@@ -91,11 +91,11 @@ class ServedBlackBox(BlackBox):
                 spec,
                 subject=self.endpoint.model_url,
                 settings=options.settings,
-                order=options.order,
+                order=options.layout,
                 fallback_image_shape=fallback.image_shape,
             )
             self._binary = self._choose_encoding(options.binary)
-            self.batch_size = self.layout.batch or options.batch_size or _BATCH_SIZE
+            self.batch_size = self.layout.batch or options.request_size or _BATCH_SIZE
             super().__init__(
                 name=name,
                 num_classes=self._find_num_classes(

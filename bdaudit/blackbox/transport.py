@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 
 from bdaudit.errors import ConfigError, ModelError, RemoteError
+from bdaudit.renamed import renamed
 from bdaudit.time_limits import call_within
 
 __all__ = ["Answer", "LostAnswerError", "RateLimit", "Transport", "TransportSettings"]
@@ -29,14 +30,15 @@ _LONGEST_HEADER = 100
 _SHOWN = 300  # characters of a server's own words in a message
 
 
+@renamed({"timeout_s": "timeout", "max_retries": "retries"})
 @dataclass(frozen=True, kw_only=True)
 class TransportSettings:
     """How patiently and how fast a server is asked.
 
     Attributes:
-        timeout_s: Seconds to wait for a connection, and for each next part of an answer.
+        timeout: Seconds to wait for a connection, and for each next part of an answer.
         deadline_s: Seconds after which one whole answer, however slowly it drips in, is given up.
-        max_retries: Times a request is sent again after a lost connection, a timeout, 429 or 5xx.
+        retries: Times a request is sent again after a lost connection, a timeout, 429 or 5xx.
         backoff_s: Wait before the first retry; doubled for each next one, and shortened at random
             by up to half so that many clients do not come back together.
         max_wait_s: Longest wait before a retry. A server that asks for more by `Retry-After` is
@@ -53,9 +55,9 @@ class TransportSettings:
         ConfigError: A setting is out of range.
     """
 
-    timeout_s: float = 30.0
+    timeout: float = 30.0
     deadline_s: float = 300.0
-    max_retries: int = 5
+    retries: int = 5
     backoff_s: float = 0.5
     max_wait_s: float = 60.0
     qps: float | None = None
@@ -66,12 +68,12 @@ class TransportSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "deadline_s", "backoff_s", "max_wait_s", "qps"):
+        for name in ("timeout", "deadline_s", "backoff_s", "max_wait_s", "qps"):
             value = getattr(self, name)
             # Written so that NaN fails.
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}: expected a number above 0, got {value}")
-        for name, least in (("max_retries", 0), ("concurrency", 1), ("max_response_bytes", 1)):
+        for name, least in (("retries", 0), ("concurrency", 1), ("max_response_bytes", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected {least} or more, got {getattr(self, name)}")
 
@@ -150,7 +152,7 @@ class Transport:
             # "identity" saves a small answer from unpacking into a giant one.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"}
             | ({} if self._token is None else {"Authorization": f"Bearer {self._token}"}),
-            timeout=settings.timeout_s,
+            timeout=settings.timeout,
             limits=httpx.Limits(max_connections=settings.concurrency),
             verify=_trusted(settings.ca_file),
             follow_redirects=False,
@@ -193,7 +195,7 @@ class Transport:
             ModelError: The server says that the model or the request is wrong (other 4xx).
         """
         cancelled = cancelled or threading.Event()
-        for attempt in range(self.settings.max_retries + 1):
+        for attempt in range(self.settings.retries + 1):
             self._limit.wait(n_images, cancelled)
             if cancelled.is_set():
                 raise RemoteError(f"{url}: not sent, since another request failed")
@@ -282,10 +284,10 @@ class Transport:
         self, lost: LostAnswerError, attempt: int, url: str, cancelled: threading.Event
     ) -> None:
         settings = self.settings
-        if attempt == settings.max_retries:
+        if attempt == settings.retries:
             raise RemoteError(
                 f"{url}: no usable answer, asked {attempt + 1} times; last: {lost}; check that the "
-                "server is up, or allow a longer timeout_s or more max_retries"
+                "server is up, or allow a longer timeout or more retries"
             ) from lost
         if lost.after_s is not None and lost.after_s > settings.max_wait_s:
             raise RemoteError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Default, InPanel, Only, Reworded, taking_tables
 from bdaudit.cli.exits import EXIT_FAILED, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
@@ -18,6 +19,17 @@ from bdaudit.cli.output import (
 )
 from bdaudit.cli.streams import say, stdout_console, tell
 from bdaudit.errors import ConfigError
+from bdaudit.settings import (
+    Attack,
+    Compute,
+    Engine,
+    Inputs,
+    Limits,
+    Models,
+    Output,
+    Query,
+    Surrogates,
+)
 
 if TYPE_CHECKING:
     from bdaudit.benchmark_results import Variant
@@ -33,7 +45,9 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def bench(
+    *,
     family: Annotated[
         Path,
         typer.Argument(
@@ -48,15 +62,16 @@ def bench(
             show_default=False,
         ),
     ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Clean sample \\[default: the family's own].",
-            show_default=False,
-            rich_help_panel=_WHAT,
+    inputs: Annotated[
+        Inputs,
+        Only("data", "reference"),
+        Reworded(
+            data="Clean sample.",
+            reference="An innocent model of the same task, beside the family's own.",
         ),
-    ] = None,
-    reference: options.References = None,
+        Default(data="the family's own"),
+        InPanel(_WHAT),
+    ],
     variants: Annotated[
         str,
         typer.Option(
@@ -80,17 +95,8 @@ def bench(
             rich_help_panel=_WHAT,
         ),
     ] = None,
-    eps: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Radii, 0.01,0.02 or 8/255 \\[default: 0.01, 0.02, 0.03, 0.05].",
-            show_default=False,
-        ),
-    ] = None,
-    passes: Annotated[
-        int, typer.Option(help="Gradient passes over the craft images, each attack.", min=1)
-    ] = 24,
-    max_queries: options.MaxQueries = 20_000,
+    attack: Annotated[Attack, Only("eps", "passes"), InPanel(None)],
+    query: Annotated[Query, Only("max_queries")],
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -99,26 +105,12 @@ def bench(
             "other half, and write policy.toml.",
         ),
     ] = False,
-    policy: Annotated[
-        Path | None,
-        typer.Option(help="Policy file (TOML) with the limits.", show_default=False),
-    ] = None,
-    arch: options.Arch = None,
-    engine: options.EngineName = options.Engine.LOCAL,
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    gpus_per_task: options.GpusPerTask = None,
-    ray_address: options.RayAddress = None,
-    start_limit: options.StartLimit = None,
-    cache: options.Cache = None,
-    no_cache: options.NoCache = False,
-    craft: options.Craft = None,
-    held_out: options.HeldOut = None,
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = 256,
-    bf16: options.Bf16 = False,
-    json: options.Json = None,
+    limits: Annotated[Limits, InPanel(None)],
+    models: Annotated[Models, Only("arch")],
+    engine: Engine,
+    surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
+    compute: Compute,
+    output: Annotated[Output, Only("json")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -128,15 +120,15 @@ def bench(
 
     Exit code 0: no verdict is wrong; 1: some are; 4: an input cannot be used.
     """
-    sink = JsonSink(json)
-    on = options.open_engine(engine, workers, threads, gpus_per_task, ray_address, start_limit)
-    cache_dir = options.model_cache(cache, no_cache)
+    sink = JsonSink(output.json_)
+    on = options.open_engine(engine)
     if out.exists():
         check_writable(out / "benchmark.json")
 
-    from bdaudit.auditing import AuditSettings
+    from bdaudit.auditing import assembly
     from bdaudit.auditing.bench import BenchSettings, bench_steps, open_bench_source
     from bdaudit.progress import finish
+    from bdaudit.project import ProjectFile
     from bdaudit.report.benchmark import gist
     from bdaudit.report.benchmark_html import render
     from bdaudit.report.benchmark_terminal import print_benchmark
@@ -147,18 +139,12 @@ def bench(
         variants=_variants(variants),
         every=every,
         only=tuple(only or ()),
-        audit=AuditSettings(
-            eps=options.read_ladder(eps),
-            n_passes=passes,
-            max_queries=max_queries,
-            compute=options.compute_settings(device, seed, batch_size, bf16),
-            split=options.split_settings(craft, held_out),
-        ),
+        audit=assembly.audit_settings(ProjectFile(attack=attack, query=query, compute=compute)),
         calibrate=calibrate,
     )
-    limits = None if policy is None else read_policy(policy)
+    policy = None if limits.policy is None else read_policy(Path(limits.policy))
     source = open_bench_source(
-        family, data=data, references=[Path(path) for path in reference or ()]
+        family, data=inputs.data, references=[Path(path) for path in inputs.reference]
     )
     with running_many(out, quiet) as listener:
         made = finish(
@@ -167,10 +153,10 @@ def bench(
                 out=out,
                 settings=settings,
                 engine=on,
-                policy=limits,
-                policy_source="defaults" if policy is None else str(policy),
-                model_options=options.model_options(arch, None, None, None, None, None),
-                cache_dir=cache_dir,
+                policy=policy,
+                policy_source=limits.policy or "defaults",
+                model_options=assembly.model_settings(models),
+                cache_dir=assembly.model_cache(surrogates),
                 command=["bdaudit", *sys.argv[1:]],
             ),
             listener,

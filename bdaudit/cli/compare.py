@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Default, InPanel, Only, Reworded, Single, taking_tables
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, check_writable, write_file
 from bdaudit.cli.streams import stdout_console
 from bdaudit.errors import ConfigError, RecordError
-from bdaudit.number_texts import read_numbers
+from bdaudit.settings import Attack, Output
 
 if TYPE_CHECKING:
     from bdaudit.results import AuditRecord
 
 __all__ = ["register"]
-
-
-class Mode(StrEnum):
-    """Kinds of attack."""
-
-    WHITE = "white"
-    QUERY = "query"
-    TRANSFER = "transfer"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,24 +27,21 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def compare(
+    *,
     records: Annotated[
         list[Path],
         typer.Argument(help="Records of audits (--json), two or more.", show_default=False),
     ],
-    eps: Annotated[
-        str | None,
-        typer.Option(
-            help="Radius to compare at \\[default: the common one with the largest lift].",
-            show_default=False,
-        ),
-    ] = None,
-    mode: Annotated[
-        Mode | None,
-        typer.Option(
-            help="Kind of attack \\[default: the first that all records have].", show_default=False
-        ),
-    ] = None,
+    attack: Annotated[
+        Attack,
+        Only("eps", "mode"),
+        Single("eps", "mode"),
+        InPanel(None),
+        Reworded(eps="Radius to compare at.", mode="Kind of attack."),
+        Default(eps="the common one with the largest lift", mode="the first that all records have"),
+    ],
     report: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,14 +51,13 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    json: options.Json = None,
+    output: Annotated[Output, Only("json")],
     debug: options.Debug = False,
 ) -> None:
     """Show which of several defences of one original really worked. Nothing is computed."""
-    radius = read_numbers(eps, "--eps")
-    if radius is not None and len(radius) != 1:
-        raise ConfigError(f"--eps: expected one radius, got {eps!r}")
-    sink = JsonSink(json)
+    if attack.eps is not None and len(attack.eps) != 1:
+        raise ConfigError(f"--eps: expected one radius, got {attack.eps}")
+    sink = JsonSink(output.json_)
     page = _page_of(report)
 
     from bdaudit.report.comparison import compare as put_side_by_side
@@ -78,8 +66,8 @@ def compare(
 
     made = put_side_by_side(
         [(str(path), _read(path)) for path in records],
-        mode=None if mode is None else mode.value,
-        eps=None if radius is None else radius[0],
+        mode=attack.mode[0] if attack.mode else None,
+        eps=attack.eps[0] if attack.eps else None,
     )
     sink.write(to_json(made))
     if page is not None:

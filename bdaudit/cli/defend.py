@@ -10,11 +10,31 @@ from typing import Annotated, Any
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import (
+    Argument,
+    InPanel,
+    Only,
+    Required,
+    Reworded,
+    Without,
+    taking_tables,
+)
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
 from bdaudit.cli.output import JsonSink, running_many
-from bdaudit.cli.project import Config, TrustConfig, demand_trust, project_of
-from bdaudit.cli.streams import say, stdout_console, tell
+from bdaudit.cli.project import Config, TrustConfig, announce_project, demand_trust
+from bdaudit.cli.streams import say, stdout_console
 from bdaudit.errors import ConfigError
+from bdaudit.settings import (
+    Attack,
+    Compute,
+    Defend,
+    Engine,
+    Inputs,
+    Limits,
+    Models,
+    Output,
+    Surrogates,
+)
 
 __all__ = ["register"]
 
@@ -25,12 +45,24 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def defend(
     ctx: typer.Context,
-    original: Annotated[
-        str, typer.Argument(help="The suspected model: a checkpoint.", show_default=False)
+    inputs: Annotated[
+        Inputs,
+        Without("defended", "endpoint"),
+        Argument("original"),
+        Required("original", "data"),
+        Reworded(original="The suspected model: a checkpoint."),
     ],
-    data: options.Data,
+    defences: Defend,
+    models: Models,
+    attack: Annotated[Attack, Only("eps", "passes", "bec", "relearn"), InPanel("Audits")],
+    limits: Annotated[Limits, InPanel("Audits")],
+    surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
+    engine: Engine,
+    compute: Compute,
+    output: Annotated[Output, Only("json")],
     out: Annotated[
         Path,
         typer.Option(
@@ -39,99 +71,6 @@ def defend(
             rich_help_panel="Output",
         ),
     ],
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Defences to try, separated by commas \\[default: all of them].",
-            show_default=False,
-            rich_help_panel="Defences",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="METHOD.SETTING=VALUE",
-            help="A setting of one defence, such as anp.threshold=0.3; may be repeated.",
-            show_default=False,
-            rich_help_panel="Defences",
-        ),
-    ] = None,
-    defender_images: Annotated[
-        int | None,
-        typer.Option(
-            help="Clean images the defences get; the audits get the others "
-            "\\[default: half, at most 2000].",
-            min=2,
-            show_default=False,
-            rich_help_panel="Defences",
-        ),
-    ] = None,
-    trigger: options.TriggerIfKnown = None,
-    reference: options.References = None,
-    stand_ins: options.StandIns = None,
-    stand_in_images: options.StandInImages = 64_000,
-    cache: options.Cache = None,
-    no_cache: options.NoCache = False,
-    target: options.Target = None,
-    classes: options.Classes = None,
-    allow_trigger_code: options.AllowTriggerCode = False,
-    arch: options.Arch = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    outputs: options.OutputsOption = None,
-    eps: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Radii that audits try, in pixel units: 0.01,0.02 or 2/255 "
-            "\\[default: 0.01,0.02,0.03,0.05].",
-            rich_help_panel="Audits",
-            show_default=False,
-        ),
-    ] = None,
-    passes: Annotated[
-        int,
-        typer.Option(
-            help="Gradient passes over the craft images, for each attack.",
-            min=1,
-            rich_help_panel="Audits",
-        ),
-    ] = 24,
-    bec: Annotated[
-        bool,
-        typer.Option(
-            "--bec/--no-bec",
-            help="Measure the backdoor existence coefficient.",
-            rich_help_panel="Audits",
-        ),
-    ] = True,
-    relearn: Annotated[
-        bool,
-        typer.Option(
-            "--relearn/--no-relearn",
-            help="Also measure how fast the trigger is relearned.",
-            rich_help_panel="Audits",
-        ),
-    ] = False,
-    policy: Annotated[
-        Path | None,
-        typer.Option(help="Limits of the verdicts (TOML).", rich_help_panel="Audits"),
-    ] = None,
-    craft: options.Craft = None,
-    held_out: options.HeldOut = None,
-    engine: options.EngineName = options.Engine.LOCAL,
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    gpus_per_task: options.GpusPerTask = None,
-    ray_address: options.RayAddress = None,
-    start_limit: options.StartLimit = None,
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = 256,
-    bf16: options.Bf16 = False,
-    json: options.Json = None,
     quiet: options.Quiet = False,
     config: Config = None,
     trust_config: TrustConfig = False,
@@ -141,60 +80,32 @@ def defend(
 
     Exit code 0: the best is removed; 3: at best inconclusive; 1: none is removed.
     """
-    from bdaudit.auditing import (
-        AuditSettings,
-        DefendSettings,
-        RelearnConfig,
-        Sources,
-        StandInConfig,
-        defend_steps,
-    )
+    from dataclasses import replace
+
+    from bdaudit.auditing import DefendSettings, assembly, defend_steps
     from bdaudit.progress import finish
+    from bdaudit.project import ProjectFile
     from bdaudit.report.defenses import print_defenses
     from bdaudit.results import to_json
 
     demand_trust(ctx, trust_config)
-    project = project_of(ctx)
-    if project is not None and not quiet:
-        tell(f"bdaudit: defaults are those of {project.path}")
-    sink = JsonSink(json)
-    wanted = DefendSettings(
-        methods=None if methods is None else tuple(m.strip() for m in methods.split(",")),
-        method_settings=_read_settings(settings or ()),
-        n_defender=defender_images,
-        audit=AuditSettings(
-            modes=("white",),
-            eps=options.read_ladder(eps),
-            n_passes=passes,
-            measure_bec=bec,
-            relearn=RelearnConfig() if relearn else None,
-            stand_ins=stand_ins,
-            stand_in=StandInConfig(n_images=stand_in_images),
-            compute=options.compute_settings(device, seed, batch_size, bf16),
-            split=options.split_settings(craft, held_out),
-        ),
+    project = announce_project(ctx, quiet)
+    sink = JsonSink(output.json_)
+    said = ProjectFile(
+        inputs=inputs, models=models, attack=attack, compute=compute, policy=limits.policy
     )
-    sources = Sources(
-        defended=None,
-        original=original,
-        references=reference or (),
-        data=data,
-        trigger=trigger,
-        policy=policy,
-        classes=classes,
-        model_options=options.model_options(arch, num_classes, input_size, mean, std, outputs),
-        target_label=target,
-        allow_trigger_code=allow_trigger_code,
-        project=None if project is None else project.path,
+    wanted = DefendSettings(
+        methods=defences.methods,
+        settings=_read_settings(defences.settings),
+        defender_images=defences.defender_images,
+        audit=replace(assembly.audit_settings(said), mode=("white",)),
     )
     steps = defend_steps(
-        sources,
+        assembly.sources(said, defended=None, project=project),
         folder=out,
-        engine=options.open_engine(
-            engine, workers, threads, gpus_per_task, ray_address, start_limit
-        ),
+        engine=options.open_engine(engine),
         settings=wanted,
-        cache_dir=options.model_cache(cache, no_cache),
+        cache_dir=assembly.model_cache(surrogates),
         command=["bdaudit", *sys.argv[1:]],
     )
     with running_many(out, quiet) as listener:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Only, Without, taking_tables
 from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
 from bdaudit.cli.output import JsonSink, ReportSinks, showing_progress
 from bdaudit.cli.streams import say, stdout_console, tell, write_document
+from bdaudit.settings import Compute, Output
 
 if TYPE_CHECKING:
     from bdaudit.results import AuditRecord
@@ -38,15 +40,15 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def demo(
+    *,
     export: Annotated[
         Path | None,
         typer.Option(help="Only write the demonstration's files to this new folder, to try on."),
     ] = None,
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    report: options.Reports = None,
-    json: options.Json = None,
+    compute: Annotated[Compute, Only("device", "seed")],
+    output: Annotated[Output, Without("pictures")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -57,8 +59,8 @@ def demo(
     """
     from bdaudit.auditing.demo import DEMO_MODELS, demo_steps, export_demo
 
-    sink = JsonSink(json)
-    report_sinks = ReportSinks(report, json=sink)
+    sink = JsonSink(output.json_)
+    report_sinks = ReportSinks(output.report, json=sink)
     if export is not None:
         for path in export_demo(export):
             say(path)
@@ -70,7 +72,7 @@ def demo(
     if not (quiet or sink.to_stdout or report_sinks.to_stdout):
         console.print(_INTRO + "\n")
     with showing_progress(quiet) as listener:
-        records = finish(demo_steps(seed=seed, device=device), listener)
+        records = finish(demo_steps(seed=compute.seed, device=compute.device), listener)
     sink.write(_as_json(records))
     if not (sink.to_stdout or report_sinks.to_stdout):
         _show(records, quiet)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Only, taking_tables
 from bdaudit.cli.exits import EXIT_INPUT, reporting_errors
 from bdaudit.cli.output import JsonSink
 from bdaudit.cli.streams import say, stdout_console
+from bdaudit.settings import Output
 
 if TYPE_CHECKING:
     from bdaudit.models import Inspection
@@ -24,14 +26,16 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def inspect(
+    *,
     checkpoint: Annotated[
         str,
         typer.Argument(
             help="A checkpoint, or its URL, or a BackdoorBench folder.", show_default=False
         ),
     ],
-    json: options.Json = None,
+    output: Annotated[Output, Only("json")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -43,7 +47,7 @@ def inspect(
     from bdaudit.foundation.sources import is_url
     from bdaudit.models import inspect_checkpoint
 
-    sink = JsonSink(json)
+    sink = JsonSink(output.json_)
     found = inspect_checkpoint(fetch(checkpoint) if is_url(checkpoint) else checkpoint)
     sink.write(json_module.dumps(found.to_dict(), indent=2) + "\n")
     if not sink.to_stdout:

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bdaudit.cli.bundles import telling_old_names
 from bdaudit.cli.exits import reporting_errors
+from bdaudit.cli.streams import tell
 from bdaudit.errors import ProjectError
 
 if TYPE_CHECKING:
     from bdaudit.project import Project
 
-__all__ = ["Config", "TrustConfig", "comes_from_project", "demand_trust", "project_of"]
+__all__ = [
+    "Config",
+    "TrustConfig",
+    "announce_project",
+    "comes_from_project",
+    "demand_trust",
+    "project_of",
+]
 
 _KEPT = "bdaudit.project"
 
@@ -28,7 +37,8 @@ def _use_as_defaults(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         path = find_project(Path())
     if path is not None:
-        project = read_project(path)
+        with telling_old_names():
+            project = read_project(path)
         ctx.meta[_KEPT] = project
         known = {parameter.name for parameter in ctx.command.params}
         ctx.default_map = {k: v for k, v in project.options().items() if k in known}
@@ -60,6 +70,16 @@ def project_of(ctx: typer.Context) -> Project | None:
     """Return the project file whose values are the defaults of this command."""
     project: Project | None = ctx.meta.get(_KEPT)
     return project
+
+
+def announce_project(ctx: typer.Context, quiet: bool) -> Path | None:
+    """Say on stderr which project file the defaults come from, and return its path."""
+    project = project_of(ctx)
+    if project is None:
+        return None
+    if not quiet:
+        tell(f"bdaudit: defaults are those of {project.path}")
+    return project.path
 
 
 def comes_from_project(ctx: typer.Context, option: str) -> bool:

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Argument, Only, Required, Reworded, Without, taking_tables
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, ReportSinks, show_record, showing_progress
-from bdaudit.number_texts import read_numbers
+from bdaudit.settings import Clip, Compute, Inputs, Models, Output, Relearning, Surrogates
 
 __all__ = ["register"]
 
@@ -21,65 +22,21 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def relearn(
-    defended: options.DefendedFile,
-    data: options.Data,
-    trigger: options.TriggerFile,
-    reference: options.References = None,
-    stand_ins: options.StandIns = None,
-    stand_in_images: options.StandInImages = 64_000,
-    cache: options.Cache = None,
-    no_cache: options.NoCache = False,
-    target: options.Target = None,
-    classes: options.Classes = None,
-    allow_trigger_code: options.AllowTriggerCode = False,
-    arch: options.Arch = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    outputs: options.OutputsOption = None,
-    classnames: options.ClassNames = None,
-    templates: options.Templates = None,
-    pretrained: options.Pretrained = None,
-    clip_config: options.ClipConfig = None,
-    shots: Annotated[
-        int, typer.Option(help="Triggered images taught.", min=1, rich_help_panel="Relearning")
-    ] = 5,
-    steps: Annotated[
-        str,
-        typer.Option(
-            help="Training steps after which the ASR is measured, rising.",
-            rich_help_panel="Relearning",
-        ),
-    ] = "2,5,10,20",
-    learning_rates: Annotated[
-        str,
-        typer.Option(
-            help="Rates tried on the innocent models, rising; the defended model is taught at the "
-            "largest that leaves them innocent.",
-            rich_help_panel="Relearning",
-        ),
-    ] = "0.0001,0.0003,0.001,0.003",
-    draws: Annotated[
-        int,
-        typer.Option(help="Repetitions with other shots.", min=1, rich_help_panel="Relearning"),
-    ] = 5,
-    freeze_batch_norm: Annotated[
-        bool,
-        typer.Option(
-            "--freeze-batch-norm/--train-batch-norm",
-            help="Keep the running statistics of batch norm.",
-            rich_help_panel="Relearning",
-        ),
-    ] = True,
-    craft: options.Craft = None,
-    held_out: options.HeldOut = None,
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = 256,
-    report: options.Reports = None,
-    json: options.Json = None,
+    inputs: Annotated[
+        Inputs,
+        Without("endpoint", "original"),
+        Argument("defended"),
+        Required("defended", "data", "trigger"),
+        Reworded(defended="The release candidate: a checkpoint.", trigger="Trigger file (TOML)."),
+    ],
+    models: Models,
+    clip: Clip,
+    relearning: Relearning,
+    surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
+    compute: Annotated[Compute, Without("bf16")],
+    output: Annotated[Output, Without("pictures")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -88,46 +45,24 @@ def relearn(
     A sleeping backdoor comes back within a few steps. This is evidence beside a verdict, not a
     verdict: the exit code is 0 whatever comes out.
     """
-    from bdaudit.auditing import RelearnConfig, StandInConfig
-    from bdaudit.auditing import relearn as run_relearn
+    sink = JsonSink(output.json_)
+    report_sinks = ReportSinks(output.report, json=sink)
 
-    sink = JsonSink(json)
-    report_sinks = ReportSinks(report, json=sink)
-    config = RelearnConfig(
-        shots=shots,
-        steps=options.read_counts(steps, "--steps"),
-        learning_rates=read_numbers(learning_rates, "--learning-rates") or (),
-        draws=draws,
-        freeze_batch_norm=freeze_batch_norm,
-    )
+    from bdaudit.auditing import assembly, relearn_steps
+    from bdaudit.progress import finish
+    from bdaudit.project import ProjectFile
+
+    said = ProjectFile(inputs=inputs, models=models, clip=clip)
     with showing_progress(quiet) as listener:
-        record = run_relearn(
-            defended,
-            data=data,
-            trigger=trigger,
-            references=reference or (),
-            config=config,
-            stand_ins=stand_ins,
-            stand_in=StandInConfig(n_images=stand_in_images),
-            cache_dir=options.model_cache(cache, no_cache),
-            compute=options.compute_settings(device, seed, batch_size, bf16=False),
-            split=options.split_settings(craft, held_out),
-            classes=classes,
-            model_options=options.model_options(
-                arch,
-                num_classes,
-                input_size,
-                mean,
-                std,
-                outputs,
-                classnames=classnames,
-                templates=templates,
-                pretrained=pretrained,
-                clip_config=clip_config,
-            ),
-            target_label=target,
-            allow_trigger_code=allow_trigger_code,
+        steps = relearn_steps(
+            assembly.sources(said, defended=inputs.defended),
+            config=assembly.relearn_config(relearning),
+            stand_ins=inputs.stand_ins,
+            stand_in=assembly.stand_in_config(inputs),
+            cache_dir=assembly.model_cache(surrogates),
+            compute=assembly.compute_settings(compute),
+            split=assembly.split_settings(compute),
             command=["bdaudit", *sys.argv[1:]],
-            listener=listener,
         )
+        record = finish(steps, listener)
     show_record(record, sink=sink, quiet=quiet, reports=report_sinks)

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Without, taking_tables
 from bdaudit.cli.exits import exit_by, reporting_errors
 from bdaudit.cli.output import JsonSink, ReportSinks, show_record
+from bdaudit.settings import Output
 
 __all__ = ["register"]
 
@@ -20,18 +22,19 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def report(
+    *,
     record: Annotated[Path, typer.Argument(help="A record that --json wrote.", show_default=False)],
-    report: options.Reports = None,
-    json: options.Json = None,
+    output: Annotated[Output, Without("pictures")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Redraw a record; of an audit, with the exit code of its verdict. Nothing is computed."""
     from bdaudit.results import AuditRecord, read_record
 
-    sink = JsonSink(json)
-    report_sinks = ReportSinks(report, json=sink)
+    sink = JsonSink(output.json_)
+    report_sinks = ReportSinks(output.report, json=sink)
     document = read_record(record)
     show_record(document, sink=sink, quiet=quiet, reports=report_sinks)
     if isinstance(document, AuditRecord) and document.verdict is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Only, taking_tables, telling_old_names
 from bdaudit.cli.exits import exit_of_sweep, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
@@ -18,6 +19,7 @@ from bdaudit.cli.output import (
 )
 from bdaudit.cli.streams import say, stderr_is_terminal, stdout_console, tell, tell_traceback
 from bdaudit.errors import ProjectError
+from bdaudit.settings import Engine, Output, Surrogates
 
 if TYPE_CHECKING:
     from bdaudit.auditing import AuditRequest
@@ -32,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def sweep(
+    *,
     manifest: Annotated[
         Path, typer.Argument(help="TOML file that lists the audits.", show_default=False)
     ],
@@ -44,14 +48,8 @@ def sweep(
             show_default=False,
         ),
     ],
-    engine: options.EngineName = options.Engine.LOCAL,
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    gpus_per_task: options.GpusPerTask = None,
-    ray_address: options.RayAddress = None,
-    start_limit: options.StartLimit = None,
-    cache: options.Cache = None,
-    no_cache: options.NoCache = False,
+    engine: Engine,
+    surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
     trust_manifest: Annotated[
         bool,
         typer.Option(
@@ -60,7 +58,7 @@ def sweep(
             "you have read.",
         ),
     ] = False,
-    json: options.Json = None,
+    output: Annotated[Output, Only("json")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -71,16 +69,16 @@ def sweep(
     Exit code of the worst: 1 active or dormant, 70 one failed, 4 one had unusable inputs,
     3 inconclusive, 0 all removed.
     """
-    sink = JsonSink(json)
-    on = options.open_engine(engine, workers, threads, gpus_per_task, ray_address, start_limit)
-    cache_dir = options.model_cache(cache, no_cache)
+    sink = JsonSink(output.json_)
+    on = options.open_engine(engine)
 
-    from bdaudit.auditing import sweep_steps
+    from bdaudit.auditing import assembly, sweep_steps
     from bdaudit.progress import finish
     from bdaudit.report.sweep_terminal import print_sweep
     from bdaudit.results import to_json
 
-    requests = _read(manifest, trusted=trust_manifest)
+    with telling_old_names():
+        requests = _read(manifest, trusted=trust_manifest)
     told = _say if not quiet and not stderr_is_terminal() else None
     with running_many(out, quiet) as listener:
         made = finish(
@@ -88,7 +86,7 @@ def sweep(
                 requests,
                 folder=out,
                 engine=on,
-                cache_dir=cache_dir,
+                cache_dir=assembly.model_cache(surrogates),
                 command=["bdaudit", *sys.argv[1:]],
                 told=told,
             ),
@@ -110,7 +108,7 @@ def sweep(
 
 
 def _read(manifest: Path, *, trusted: bool) -> list[AuditRequest]:
-    from bdaudit.auditing.from_project import request_from_project
+    from bdaudit.auditing.assembly import request_from_project
     from bdaudit.project import read_manifest
 
     requests = []

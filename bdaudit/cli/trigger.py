@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Only, Required, taking_tables
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import check_writable
 from bdaudit.cli.streams import say
+from bdaudit.settings import Inputs
 
 __all__ = ["app"]
 
@@ -24,17 +26,17 @@ def _group() -> None:
 
 @app.command()
 @reporting_errors
+@taking_tables
 def preview(
+    *,
     trigger: Annotated[str, typer.Argument(help="Trigger file (TOML).", show_default=False)],
-    data: options.Data,
+    inputs: Annotated[Inputs, Only("data", "classes", "allow_trigger_code"), Required("data")],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("trigger-preview.png"),
     images: Annotated[int, typer.Option(help="Images to show.", min=1)] = 6,
     image_shape: Annotated[
         str | None,
         typer.Option(help="Bring the images to C,H,W first, where they differ in size."),
     ] = None,
-    classes: options.Classes = None,
-    allow_trigger_code: options.AllowTriggerCode = False,
     debug: options.Debug = False,
 ) -> None:
     """Write a PNG strip of images clean, triggered, and their difference times ten."""
@@ -43,11 +45,11 @@ def preview(
     check_writable(out)
     preview_trigger(
         trigger,
-        data=data,
+        data=str(inputs.data),
         out=out,
         n=images,
         image_shape=options.read_shape(image_shape),
-        classes=classes,
-        allow_trigger_code=allow_trigger_code,
+        classes=None if inputs.classes is None else Path(inputs.classes),
+        allow_trigger_code=inputs.allow_trigger_code,
     )
     say(f"wrote {out}")

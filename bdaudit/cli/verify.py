@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Only, taking_tables
 from bdaudit.cli.exits import EXIT_FAILED, EXIT_PASSED, reporting_errors
 from bdaudit.cli.output import JsonSink, showing_progress
 from bdaudit.cli.sign import Key, Signature
 from bdaudit.cli.streams import say
 from bdaudit.errors import ConfigError
+from bdaudit.settings import Output
 
 if TYPE_CHECKING:
     from bdaudit.auditing.verification import VerificationRecord
@@ -27,7 +29,9 @@ def register(app: typer.Typer) -> None:
 
 
 @reporting_errors
+@taking_tables
 def verify(
+    *,
     record: Annotated[
         Path, typer.Argument(help="Record of an audit (--json).", show_default=False)
     ],
@@ -52,7 +56,7 @@ def verify(
     ] = None,
     key: Key = None,
     signature: Signature = None,
-    json: options.Json = None,
+    output: Annotated[Output, Only("json")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -64,7 +68,7 @@ def verify(
     from bdaudit.results import to_json
     from bdaudit.signing import check_signature
 
-    sink = JsonSink(json)
+    sink = JsonSink(output.json_)
     if key is not None:
         check_signature(record, public_key=key, signature=signature)
     elif signature is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.bundles import Only, taking_tables
 from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
 from bdaudit.cli.output import keeping_parts
 from bdaudit.cli.streams import (
@@ -22,6 +23,7 @@ from bdaudit.cli.streams import (
     write_document,
 )
 from bdaudit.plain_text import on_one_line
+from bdaudit.settings import Compute, Engine
 
 if TYPE_CHECKING:
     from bdaudit.engines import Event
@@ -41,7 +43,9 @@ def _group() -> None:
 
 @app.command()
 @reporting_errors
+@taking_tables
 def build(
+    *,
     manifest: Annotated[
         Path, typer.Argument(help="Family file (TOML).", show_default=False, metavar="FAMILY.toml")
     ],
@@ -61,13 +65,8 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be made, and what it takes.")
     ] = False,
-    engine: options.EngineName = options.Engine.LOCAL,
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    gpus_per_task: options.GpusPerTask = None,
-    ray_address: options.RayAddress = None,
-    start_limit: options.StartLimit = None,
-    device: options.Device = "auto",
+    engine: Engine,
+    compute: Annotated[Compute, Only("device")],
     json: Annotated[
         bool, typer.Option("--json", help="Write family.json to stdout instead of a table.")
     ] = False,
@@ -88,12 +87,12 @@ def build(
     family_file = read_manifest(manifest)
     if data is not None:
         family_file = family_file.with_data(data)
-    chosen = options.open_engine(engine, workers, threads, gpus_per_task, ray_address, start_limit)
-    build = prepare_build(family_file, out, only=only, device=str(resolve_device(device)))
+    chosen = options.open_engine(engine)
+    build = prepare_build(family_file, out, only=only, device=str(resolve_device(compute.device)))
     if not (quiet or json):
         _announce(build)
     if dry_run:
-        _show_costs(build, workers or 1)
+        _show_costs(build, engine.workers or 1)
         return
     with _showing(build, quiet or json) as display, keeping_parts(out):
         steps = build_family(build, chosen)

@@ -13,7 +13,6 @@ from typing import Any
 
 from bdaudit.errors import ProjectError, unknown_key
 from bdaudit.project.reading import Project, check_project, refuse_unknown_keys
-from bdaudit.project.schema import ProjectFile
 from bdaudit.texts import read_toml
 
 __all__ = ["read_manifest"]
@@ -127,7 +126,7 @@ def _refuse_the_sweeps_own(entry: Document, where: str) -> None:
         values = entry.get(table)
         if isinstance(values, Mapping) and key in values:
             raise ProjectError(f"{where}: {table}.{key}: not in a manifest; {instead}")
-    refuse_unknown_keys(entry, ProjectFile, where)
+    refuse_unknown_keys(entry, where)
 
 
 def _files(value: Any, folder: Path, where: str) -> list[Any]:

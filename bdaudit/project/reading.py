@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
-from bdaudit.errors import ProjectError, unknown_key
+from bdaudit.errors import ConfigError, ProjectError, unknown_key
 from bdaudit.opening import is_file
-from bdaudit.project.schema import (
+from bdaudit.project.schema import TABLES, ProjectFile, keys_of, project_model
+from bdaudit.settings import Declared
+from bdaudit.settings.declaring import (
     Code,
-    Joined,
     Location,
-    ProjectFile,
-    Table,
     Trusted,
     Written,
     WrittenAs,
@@ -38,11 +36,13 @@ class Project:
 
     Attributes:
         path: The file.
-        file: What it says, its paths as they are written.
+        file: What it says, its paths as they are written; the rest at its defaults.
+        given: What it says itself, by table and key, as TOML has it.
     """
 
     path: Path
     file: ProjectFile
+    given: Mapping[str, Mapping[str, Any]]
 
     def options(self) -> dict[str, Any]:
         """Return what the file says by name of `bdaudit audit`'s options.
@@ -51,12 +51,31 @@ class Project:
         where the command takes an option several times. A policy that stands in the file itself
         is given by the file's path, which `read_policy` understands.
         """
-        options = {key.option: self._as_option(key) for key in _keys(self.file)}
+        options: dict[str, Any] = {}
+        for key in _keys(self.given):
+            now = key.declared.option.now
+            if now is None:
+                options[key.declared.key] = self._as_option(key)
+            else:
+                # Under its new name, so that the command line wins by that.
+                name, value = now(key.value)
+                options.setdefault(name, value)
         if isinstance(self.file.policy, Policy):
             options["policy"] = str(self.path)
         elif self.file.policy is not None:
             options["policy"] = self._locate(self.file.policy)
         return options
+
+    def located(self) -> ProjectFile:
+        """Return what the file says, its paths as seen from the working folder."""
+        tables = {
+            name: _table(name, {k.declared.key: self._located(k) for k in _keys({name: values})})
+            for name, values in self.given.items()
+        }
+        policy = self.file.policy
+        if isinstance(policy, str):
+            policy = self._locate(policy)
+        return replace(self.file, **tables, policy=policy)
 
     def needs_trust(self) -> dict[str, str]:
         """Name the options that are only followed in a file one trusts, each with the reason.
@@ -65,13 +84,13 @@ class Project:
         run code, send secrets, or write elsewhere, unless the user says so.
         """
         return {
-            key.option: f"{key.name} {why}"
-            for key in _keys(self.file)
+            key.declared.key: f"{key.name} {why}"
+            for key in _keys(self.given)
             if (why := self._harm(key)) is not None
         }
 
     def _harm(self, key: _Key) -> str | None:
-        for mark in key.marks:
+        for mark in key.declared.option.marks:
             if isinstance(mark, Trusted) and key.value is not False:
                 return mark.why
             if isinstance(mark, Code) and (code := split_reference(str(key.value))) is not None:
@@ -90,23 +109,30 @@ class Project:
         return not (folder / path).resolve().is_relative_to(folder.resolve())
 
     def _as_option(self, key: _Key) -> Any:
-        if isinstance(key.value, list):
-            texts = [self._as_text(item, key) for item in key.value]
-            return ",".join(texts) if _has(key, Joined) else texts
-        if isinstance(key.value, bool):
-            return key.value
-        return self._as_text(key.value, key)
+        """Write a value as the command line has it."""
+        value, form = self._located(key), key.declared.option.form
+        if isinstance(value, list):
+            texts = [str(item) for item in value]
+            return texts if form is None or form.repeated else ",".join(texts)
+        return value if isinstance(value, bool) else str(value)
 
-    def _as_text(self, value: Any, key: _Key) -> str:
-        text = str(value)
-        if _has(key, Location) or _has(key, Written):
-            return self._locate(text)
-        if _has(key, Code) and split_reference(text) is not None:
-            return self._locate(text)
-        if _has(key, WrittenAs):
-            name, equals, file = text.partition("=")
+    def _located(self, key: _Key) -> Any:
+        """Return a value with its path, if it is one, as seen from the working folder."""
+        if isinstance(key.value, list):
+            return [self._seen_from_here(item, key.declared) for item in key.value]
+        return self._seen_from_here(key.value, key.declared)
+
+    def _seen_from_here(self, value: Any, declared: Declared) -> Any:
+        if not isinstance(value, str):
+            return value
+        if declared.has(Location) or declared.has(Written):
+            return self._locate(value)
+        if declared.has(Code) and split_reference(value) is not None:
+            return self._locate(value)
+        if declared.has(WrittenAs):
+            name, equals, file = value.partition("=")
             return f"{name}{equals}{file if file in ('', '-') else self._locate(file)}"
-        return text
+        return value
 
     def _locate(self, text: str) -> str:
         return text if "://" in text else str(self.path.parent / text)
@@ -114,39 +140,32 @@ class Project:
 
 @dataclass(frozen=True)
 class _Key:
-    """A key that the file sets: its name in the file, the option it is for, value and marks."""
+    """A key that the file sets: its full name, how it is declared, and its value."""
 
     name: str
-    option: str
+    declared: Declared
     value: Any
-    marks: tuple[Any, ...]
 
 
-def _keys(file: ProjectFile) -> Iterator[_Key]:
-    for table_name in ProjectFile.model_fields:
-        table = getattr(file, table_name)
-        if not isinstance(table, Table):
-            continue
-        for attribute, field in type(table).model_fields.items():
-            value = getattr(table, attribute)
-            if value is not None:
-                option = field.alias or attribute
-                yield _Key(f"{table_name}.{option}", option, value, tuple(_marks(field)))
+def _keys(given: Mapping[str, Mapping[str, Any]]) -> Iterator[_Key]:
+    for name, values in given.items():
+        known = keys_of(TABLES[name])
+        for key, value in values.items():
+            yield _Key(f"{name}.{key}", known[key], value)
 
 
-def _marks(field: FieldInfo) -> Iterator[Any]:
-    """Collect the marks of a field, however deep in unions and lists its annotation has them."""
-    pending: list[Any] = [field.annotation, *field.metadata]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, Code | Joined | Location | Trusted | Written | WrittenAs):
-            yield part
-        pending += getattr(part, "__metadata__", ())
-        pending += getattr(part, "__args__", ())
+def _table(name: str, values: Mapping[str, Any]) -> Any:
+    """Build a table of what a file says in it."""
+    known = keys_of(TABLES[name])
+    read = {known[key].attribute: _read(known[key], value) for key, value in values.items()}
+    return TABLES[name](**read)
 
 
-def _has(key: _Key, kind: type) -> bool:
-    return any(isinstance(mark, kind) for mark in key.marks)
+def _read(declared: Declared, value: Any) -> Any:
+    try:
+        return declared.read(value)
+    except ConfigError as error:
+        raise ConfigError(f"{declared.key}: {error}") from error
 
 
 def find_project(folder: Path) -> Path | None:
@@ -215,42 +234,51 @@ def check_project(document: Mapping[str, Any], path: Path, *, where: str | None 
         PolicyError: Its policy cannot hold.
     """
     where = str(path) if where is None else where
-    refuse_unknown_keys(document, ProjectFile, where)
+    refuse_unknown_keys(document, where)
     if isinstance(document.get("policy"), Mapping):
         parse_policy(document["policy"], where)
     try:
-        return Project(path, ProjectFile.model_validate(document))
+        checked: Any = project_model().model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part not in _UNION_PARTS)
         raise ProjectError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from error
+    given = {name: document[name] for name in TABLES if name in document}
+    tables: dict[str, Any] = {}
+    for name, values in given.items():
+        try:
+            tables[name] = _table(name, values)
+        except ConfigError as error:
+            raise ProjectError(f"{where}: {name}: {error}") from error
+    return Project(path, ProjectFile(**tables, policy=checked.policy), given)
 
 
 _UNION_PARTS = ("str", "float", "int", "list")
 """What pydantic adds to the place of an error inside a union."""
 
 
-def refuse_unknown_keys(values: Mapping[str, Any], table: type[BaseModel], where: str) -> None:
-    """Refuse keys that a table, or one within it, does not have.
+def refuse_unknown_keys(document: Mapping[str, Any], where: str) -> None:
+    """Refuse tables and keys that a project file does not have.
 
     Raises:
         ProjectError: There is one; the nearest known one is named.
     """
-    known = {field.alias or name: field for name, field in table.model_fields.items()}
-    for key, value in values.items():
-        if key not in known:
-            raise ProjectError(f"{where}: {unknown_key(key, known)}{_elsewhere(key)}")
-        inner = known[key].annotation
-        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Table):
-            refuse_unknown_keys(value, inner, f"{where}: {key}")
+    for name, values in document.items():
+        if name not in (*TABLES, "policy"):
+            raise ProjectError(
+                f"{where}: {unknown_key(name, (*TABLES, 'policy'))}{_elsewhere(name)}"
+            )
+        if name not in TABLES or not isinstance(values, Mapping):
+            continue
+        known = keys_of(TABLES[name])
+        for key in values:
+            if key not in known:
+                raise ProjectError(f"{where}: {name}: {unknown_key(key, known)}{_elsewhere(key)}")
 
 
 def _elsewhere(key: str) -> str:
     """Point to the table that does know `key`."""
-    for name, field in ProjectFile.model_fields.items():
-        table = field.annotation
-        if isinstance(table, type) and issubclass(table, Table):
-            names = [inner.alias or own for own, inner in table.model_fields.items()]
-            if key in names:
-                return f" ({key!r} belongs in [{name}])"
+    for name, table in TABLES.items():
+        if key in keys_of(table):
+            return f" ({key!r} belongs in [{name}])"
     return ""

@@ -23,7 +23,7 @@ from bdaudit.progress import Progress, Steps
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent, descend
 from bdaudit.reactivation.doubts import doubts_about_model, doubts_about_search
-from bdaudit.reactivation.objective import CraftSet, Objective
+from bdaudit.reactivation.objective import CraftSet, Objective, ask
 from bdaudit.results import Diagnostic
 from bdaudit.scoring import evaluating, predict
 
@@ -52,6 +52,7 @@ class TransferConfig:
             a surrogate sees it (Xie et al., CVPR 2019).
         patience: Stop when the mean loss has not fallen for this many passes in a row; `None`
             uses all passes.
+        autocast: "bf16" runs the surrogates' passes under bfloat16 autocast.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -64,6 +65,7 @@ class TransferConfig:
     strategy: Strategy = "ensemble"
     input_diversity: float = 0.0
     patience: int | None = 8
+    autocast: Literal["bf16"] | None = None
 
     def __post_init__(self) -> None:
         self.search()
@@ -82,6 +84,7 @@ class TransferConfig:
             n_passes=self.n_passes,
             batch_size=self.batch_size,
             patience=self.patience,
+            autocast=self.autocast,
         )
 
 
@@ -212,7 +215,7 @@ def _objective(
         losses, won = [], []
         for surrogate in asked:
             seen = _diversified(images, config.input_diversity, generator)
-            logits = surrogate(seen).float()
+            logits = ask(surrogate, seen, bf16=config.autocast == "bf16")
             losses.append(transfer_loss(logits, targets).mean())
             won.append((logits.argmax(1) == targets).sum())
         return torch.stack(losses).mean(), torch.stack(won).sum() / len(asked)

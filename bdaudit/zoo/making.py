@@ -19,6 +19,7 @@ from bdaudit.errors import ModelError
 from bdaudit.file_digests import digest_file
 from bdaudit.models import Classifier, LoadedModel, load_model, save_model
 from bdaudit.plain_settings import config_from
+from bdaudit.precision import computing_in
 from bdaudit.progress import Progress, Steps
 from bdaudit.scoring import predict, rate
 from bdaudit.standins import StandInConfig, make_stand_ins
@@ -43,7 +44,7 @@ from bdaudit.zoo.folder import FamilyFolder, Made, Measured
 from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.parts import Part, Parts
 from bdaudit.zoo.planning import HELPER, Recipe
-from bdaudit.zoo.training import TrainingConfig, computing_in, gradients_in, new_classifier, train
+from bdaudit.zoo.training import TrainingConfig, gradients_in, new_classifier, train
 
 __all__ = ["Workshop", "make_task", "measurement_key"]
 

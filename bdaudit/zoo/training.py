@@ -6,10 +6,7 @@ scratch, and the arithmetic it is done in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +15,11 @@ from torch.nn import functional
 from bdaudit.defenses.tuning import Gradients, TuningConfig, tune
 from bdaudit.errors import ConfigError
 from bdaudit.models import Classifier, build_network
+from bdaudit.precision import autocasting
 from bdaudit.progress import Steps
+from bdaudit.settings import Precision
 
-__all__ = ["Precision", "TrainingConfig", "computing_in", "gradients_in", "new_classifier", "train"]
-
-Precision = Literal["float32", "bfloat16"]
-
-Result = TypeVar("Result")
+__all__ = ["TrainingConfig", "gradients_in", "new_classifier", "train"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,44 +157,10 @@ def gradients_in(precision: Precision) -> Gradients:
 
     def backpropagate(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        with _autocast(images.device, precision):
+        with autocasting(images.device, precision):
             logits = classifier(images)
         loss = functional.cross_entropy(logits.float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     return backpropagate
-
-
-def computing_in(
-    precision: Precision, device: torch.device, steps: Callable[[], Steps[Result]]
-) -> Steps[Result]:
-    """Run a step of somebody else's with its networks in `precision`.
-
-    Autocast holds only while the step itself works, so whoever listens computes as before. Its
-    cache of converted weights is off: that is emptied when autocast ends, and a training loop
-    inside would go on with the weights of its first mini-batch.
-
-    Args:
-        precision: "float32" changes nothing.
-        device: Where the step computes.
-        steps: Begins the step.
-    """
-    with _autocast(device, precision):
-        running = steps()
-    try:
-        while True:
-            try:
-                with _autocast(device, precision):
-                    event = next(running)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            yield event
-    finally:
-        running.close()
-
-
-def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
-    )

@@ -25,6 +25,7 @@ from bdaudit.errors import InputError
 from bdaudit.families import RelearningEvidence, Truth, TruthSource
 from bdaudit.models import load_model
 from bdaudit.opening import MODEL_BYTES, check_file
+from bdaudit.precision import computing_in
 from bdaudit.progress import Steps
 from bdaudit.relearning import (
     RelearnConfig,
@@ -41,7 +42,6 @@ from bdaudit.version import __version__
 from bdaudit.zoo.making import Workshop
 from bdaudit.zoo.planning import Recipe
 from bdaudit.zoo.seeds import derive_seed
-from bdaudit.zoo.training import computing_in
 
 __all__ = [
     "ACTIVE_ABOVE",

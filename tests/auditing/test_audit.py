@@ -30,10 +30,10 @@ from tests.twins import (
 TRIGGER = bdaudit.from_callable(twin_trigger, TARGET)
 SETTINGS = bdaudit.AuditSettings(
     eps=(0.02, 0.05),
-    n_passes=8,
+    passes=8,
     stand_ins=0,
     compute=bdaudit.ComputeSettings(device="cpu"),
-    split=bdaudit.SplitSettings(n_craft=100),
+    split=bdaudit.SplitSettings(craft=100),
 )
 
 
@@ -258,7 +258,7 @@ def test_other_references_change_the_runs_of_the_specific_objective_alone(
     objective: str, n_new: int
 ) -> None:
     store = bdaudit.MemoryStore()
-    settings = replace(SETTINGS, eps=(0.02,), measure_bec=False, objective=objective)
+    settings = replace(SETTINGS, eps=(0.02,), bec=False, objective=objective)
     audit(dormant_twin(), store=store, settings=settings)
     size = len(store)
     audit(dormant_twin(), store=store, settings=settings, references=[another_innocent(9)])

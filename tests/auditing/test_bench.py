@@ -26,10 +26,10 @@ FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 SETTINGS = BenchSettings(
     audit=bdaudit.AuditSettings(
         eps=(0.02, 0.05),
-        n_passes=4,
+        passes=4,
         controls=("no_trigger", "noise"),
         compute=bdaudit.ComputeSettings(device="cpu"),
-        split=bdaudit.SplitSettings(n_craft=100),
+        split=bdaudit.SplitSettings(craft=100),
     )
 )
 TRUTHS = {"dormant": "dormant", "removed": "removed", "active": "active"}

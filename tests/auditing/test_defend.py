@@ -28,12 +28,12 @@ from tests.twins import dormant_twin, original_twin, removed_twin
 FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 AUDIT = bdaudit.AuditSettings(
     eps=(0.02, 0.05),
-    n_passes=8,
+    passes=8,
     stand_ins=0,
-    measure_bec=False,
+    bec=False,
     pictures=False,
     compute=bdaudit.ComputeSettings(device="cpu"),
-    split=bdaudit.SplitSettings(n_craft=60),
+    split=bdaudit.SplitSettings(craft=60),
 )
 
 
@@ -114,7 +114,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def defend(files: Path, folder: Path, **changes: object) -> DefenseRecord:
-    settings = DefendSettings(audit=AUDIT, n_defender=60)
+    settings = DefendSettings(audit=AUDIT, defender_images=60)
     sources = Sources(
         defended=None,
         original=files / "original.safetensors",
@@ -286,9 +286,9 @@ def test_unusable_requests_are_refused_before_any_work(files: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="unknown key 'cutt'; did you mean 'cut'"):
         DefendSettings(methods=("cutt",))
     with pytest.raises(ConfigError, match="not among the methods"):
-        DefendSettings(methods=("cut",), method_settings={"lull": {"strength": 1.0}})
+        DefendSettings(methods=("cut",), settings={"lull": {"strength": 1.0}})
     with pytest.raises(ConfigError, match="strength"):
-        DefendSettings(methods=("cut",), method_settings={"cut": {"strengh": 1.0}})
+        DefendSettings(methods=("cut",), settings={"cut": {"strengh": 1.0}})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds something else"):
@@ -312,7 +312,7 @@ def test_the_verb_takes_paths(files: Path, tmp_path: Path) -> None:
         folder=tmp_path / "out",
         trigger=files / "trigger.toml",
         references=[files / "innocent-1.safetensors"],
-        settings=DefendSettings(audit=AUDIT, methods=("nothing",), n_defender=60),
+        settings=DefendSettings(audit=AUDIT, methods=("nothing",), defender_images=60),
         model_options=bdaudit.ModelSettings(arch=FACTORY),
     )
     assert [one.outcome for one in record.tried] == ["active"]

@@ -18,11 +18,11 @@ FACTORY = Path(__file__).parents[1] / "cli" / "twin_factory.py"
 SETTINGS = AuditSettings(
     stand_ins=0,
     eps=(0.05,),
-    n_passes=2,
+    passes=2,
     controls=(),
-    measure_bec=False,
+    bec=False,
     compute=ComputeSettings(device="cpu"),
-    split=SplitSettings(n_craft=100),
+    split=SplitSettings(craft=100),
 )
 
 
@@ -92,14 +92,14 @@ def test_every_file_of_an_onnx_model(files: Path) -> None:
         model_options=ModelSettings(arch=f"{FACTORY}:twin"),
         settings=AuditSettings(
             stand_ins=0,
-            modes=("query",),
+            mode=("query",),
             eps=(0.05,),
             max_queries=200,
-            warm=False,
+            cold=True,
             controls=(),
-            measure_bec=False,
+            bec=False,
             compute=ComputeSettings(device="cpu"),
-            split=SplitSettings(n_craft=100),
+            split=SplitSettings(craft=100),
         ),
     )
     assert {name for role, name in roles(record) if role == "defended"} == {

@@ -34,7 +34,7 @@ def invert(original: nn.Module, **changes: object) -> RecoveredTriggers:
         "references": INNOCENT,
         "config": bdaudit.InversionConfig(methods=("universal", "neural-cleanse")),
         "compute": bdaudit.ComputeSettings(device="cpu"),
-        "split": bdaudit.SplitSettings(n_craft=100),
+        "split": bdaudit.SplitSettings(craft=100),
     }
     return bdaudit.invert(original, **(arguments | changes))  # type: ignore[arg-type]
 
@@ -229,8 +229,8 @@ def test_the_patch_of_the_demonstration_is_found(demo_files: Path) -> None:
         data=demo_files / "clean.npz",
         references=[demo_files / f"innocent-{k}.safetensors" for k in (1, 2, 3)],
         config=bdaudit.InversionConfig(methods=("neural-cleanse",)),
-        compute=bdaudit.ComputeSettings(device="cpu", bf16=True),
-        split=bdaudit.SplitSettings(n_craft=300),
+        compute=bdaudit.ComputeSettings(device="cpu", precision="bfloat16"),
+        split=bdaudit.SplitSettings(craft=300),
     )
     best = found.record.inversion.candidates[0]
     assert found.record.inversion.outcome == "found"

@@ -63,7 +63,7 @@ def inputs() -> Inputs:
         data=from_arrays(images, labels),
         trigger=bdaudit.from_callable(trigger, TARGET),
     )
-    return open_inputs(sources, split=SplitSettings(n_craft=20), seed=7, device=torch.device("cpu"))
+    return open_inputs(sources, split=SplitSettings(craft=20), seed=7, device=torch.device("cpu"))
 
 
 @pytest.fixture
@@ -178,19 +178,19 @@ def test_surrogates(inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     ("settings", "settings_key", "case_key"),
     [
-        (AuditSettings(), "2975c30a0a03e441", "d9aa8f82365711d0"),
+        (AuditSettings(), "f3fd1bc220be7ec1", "8d159c25dbd58bab"),
         (
             AuditSettings(
-                n_passes=5,
+                passes=5,
                 eps=(0.02,),
-                modes=("query",),
-                warm=False,
-                measure_bec=False,
+                mode=("query",),
+                cold=True,
+                bec=False,
                 compute=ComputeSettings(device="cpu", seed=3),
-                split=SplitSettings(n_craft=20),
+                split=SplitSettings(craft=20),
             ),
-            "3732a3d0f951f282",
-            "19df9e483dae12a8",
+            "b3f1f00a65481535",
+            "7ffaefcc138b5e5b",
         ),
     ],
 )

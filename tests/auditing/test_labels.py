@@ -79,7 +79,7 @@ def audited(sample: Sample, **models: object) -> tuple[Diagnostic, ...]:
         references=[innocent_twin()],
         data=sample,
         trigger=bdaudit.from_callable(twin_trigger, TARGET),
-        settings=bdaudit.AuditSettings(eps=(0.1,), measure_bec=False, stand_ins=0),
+        settings=bdaudit.AuditSettings(eps=(0.1,), bec=False, stand_ins=0),
         model_options=OPTIONS,
     )
     assert record.verdict is not None

@@ -37,8 +37,8 @@ def audit(defended: nn.Module, eps: tuple[float, ...], **settings: bool) -> Audi
         trigger=bdaudit.from_callable(twin_trigger, TARGET),
         settings=bdaudit.AuditSettings(
             stand_ins=0,
-            eps=eps, n_passes=6, controls=("no_trigger",), measure_bec=False,
-            split=bdaudit.SplitSettings(n_craft=80), **settings,
+            eps=eps, passes=6, controls=("no_trigger",), bec=False,
+            split=bdaudit.SplitSettings(craft=80), **settings,
         ),
     )  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_large_colour_pictures_are_made_small() -> None:
             lambda x: enlarge(twin_trigger(nn.functional.avg_pool2d(x, 25)[:, :1])), TARGET
         ),
         settings=bdaudit.AuditSettings(
-            stand_ins=0, eps=(0.02,), n_passes=2, controls=("no_trigger",), measure_bec=False
+            stand_ins=0, eps=(0.02,), passes=2, controls=("no_trigger",), bec=False
         ),
     )
     assert record.pictures is not None

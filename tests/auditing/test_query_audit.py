@@ -22,13 +22,13 @@ from tests.twins import dormant_twin, original_twin, removed_twin, twin_sample
 
 SETTINGS = bdaudit.AuditSettings(
     stand_ins=0,
-    modes=("query",),
+    mode=("query",),
     eps=(0.05,),
     max_queries=1500,
-    warm=False,
+    cold=True,
     controls=("no_trigger", "noise"),
     compute=bdaudit.ComputeSettings(device="cpu"),
-    split=bdaudit.SplitSettings(n_craft=100),
+    split=bdaudit.SplitSettings(craft=100),
 )
 
 
@@ -129,14 +129,14 @@ def test_an_onnx_file_of_another_architecture_is_audited_without_bec(tmp_path: P
 
 
 def test_surrogates_made_from_the_original_are_used_when_it_is_at_hand() -> None:
-    record = audit(dormant_twin(), settings=replace(SETTINGS, warm=True, max_queries=600))
+    record = audit(dormant_twin(), settings=replace(SETTINGS, cold=False, max_queries=600))
     assert "surrogates" in {step.name for step in record.steps}
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"
 
 
 def test_both_modes_stand_beside_each_other() -> None:
-    record = audit(dormant_twin(), settings=replace(SETTINGS, modes=("white", "query"), n_passes=8))
+    record = audit(dormant_twin(), settings=replace(SETTINGS, mode=("white", "query"), passes=8))
     assert {run.mode for run in record.runs} == {"white", "query"}
     assert record.verdict is not None
     assert {c.kind for c in record.verdict.lifts} >= {"lift (white)", "lift (query)"}
@@ -144,7 +144,7 @@ def test_both_modes_stand_beside_each_other() -> None:
 
 def test_a_black_box_cannot_be_attacked_white_box() -> None:
     with pytest.raises(ConfigError, match="only be asked"):
-        audit(black_box(Asked(dormant_twin())), settings=replace(SETTINGS, modes=("white",)))
+        audit(black_box(Asked(dormant_twin())), settings=replace(SETTINGS, mode=("white",)))
 
 
 def test_a_model_whose_answers_change_is_never_called_removed() -> None:
@@ -203,7 +203,7 @@ def test_what_was_answered_beside_a_failed_request_is_not_asked_again(tmp_path: 
     server = FaultyServer(dormant_twin())
     settings = replace(SETTINGS, max_queries=600)
     options = BlackBoxOptions(
-        batch_size=20, transport=TransportSettings(concurrency=3, max_retries=0, backoff_s=0.01)
+        request_size=20, transport=TransportSettings(concurrency=3, retries=0, backoff_s=0.01)
     )
 
     def run(folder: Path, *, resume: bool) -> AuditRecord:

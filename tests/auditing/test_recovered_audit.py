@@ -27,11 +27,11 @@ INNOCENT = [another_innocent(k) for k in (1, 2, 3)]
 SETTINGS = AuditSettings(
     stand_ins=0,
     eps=(0.02, 0.05),
-    n_passes=8,
-    measure_bec=False,
+    passes=8,
+    bec=False,
     inversion=InversionConfig(methods=("neural-cleanse",)),
     compute=bdaudit.ComputeSettings(device="cpu"),
-    split=bdaudit.SplitSettings(n_craft=100),
+    split=bdaudit.SplitSettings(craft=100),
 )
 
 
@@ -118,7 +118,7 @@ def test_a_search_asks_nothing_of_what_can_only_be_asked() -> None:
         stand_ins=1,
         stand_in=TRAINED,
         max_queries=100,
-        warm=False,
+        cold=True,
         eps=(0.05,),
         controls=("no_trigger",),
     )
@@ -171,7 +171,7 @@ def test_removed_is_never_said_of_a_trigger_that_does_not_wake_the_original() ->
         references=INNOCENT,
         config=InversionConfig(methods=("universal",)),
         compute=bdaudit.ComputeSettings(device="cpu"),
-        split=bdaudit.SplitSettings(n_craft=100),
+        split=bdaudit.SplitSettings(craft=100),
     )
     record = audit(removed_twin(), original=another_innocent(9), trigger=found.triggers[0])
     assert record.verdict is not None

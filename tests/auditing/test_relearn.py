@@ -118,12 +118,12 @@ def test_without_an_innocent_model_there_is_nothing_to_compare() -> None:
 def audit(defended: nn.Module, **changes: object) -> bdaudit.AuditRecord:
     settings = bdaudit.AuditSettings(
         eps=(0.02, 0.05),
-        n_passes=8,
+        passes=8,
         stand_ins=0,
-        measure_bec=False,
+        bec=False,
         relearn=CONFIG,
         compute=COMPUTE,
-        split=bdaudit.SplitSettings(n_craft=100),
+        split=bdaudit.SplitSettings(craft=100),
     )
     arguments: dict[str, object] = {
         "original": original_twin(),

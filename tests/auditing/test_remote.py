@@ -24,10 +24,10 @@ FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 SETTINGS = AuditSettings(
     stand_ins=0,
     eps=(0.05,),
-    n_passes=4,
-    measure_bec=False,
+    passes=4,
+    bec=False,
     compute=ComputeSettings(device="cpu"),
-    split=SplitSettings(n_craft=100),
+    split=SplitSettings(craft=100),
 )
 SIGNED = "?X-Amz-Signature=SIGNATUREVALUE"
 

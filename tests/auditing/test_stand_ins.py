@@ -159,7 +159,7 @@ def test_a_network_without_fresh_weights_is_audited_as_if_none_were_wanted() -> 
 
 
 def test_the_same_seed_makes_the_same_stand_ins_and_a_cache_spares_them(tmp_path: object) -> None:
-    settings = replace(SETTINGS, stand_ins=1, measure_bec=False)
+    settings = replace(SETTINGS, stand_ins=1, bec=False)
     heard: list[Progress] = []
     first = audit(removed_twin(), settings=settings, cache_dir=tmp_path)
     again = audit(removed_twin(), settings=settings, cache_dir=tmp_path, listener=heard.append)
@@ -197,7 +197,7 @@ def test_a_model_that_can_only_be_asked_is_not_asked_for_its_stand_ins() -> None
     def total(stand_ins: int) -> tuple[int, AuditRecord]:
         asked.clear()
         settings = replace(
-            SETTINGS, modes=("query",), warm=False, max_queries=400, eps=(0.05,), measure_bec=False,
+            SETTINGS, mode=("query",), cold=True, max_queries=400, eps=(0.05,), bec=False,
             stand_ins=stand_ins,
         )  # fmt: skip
         record = audit(answer, settings=settings)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_score_without_a_reference_measures_bec_against_a_stand_in() -> None:
             "data": twin_sample(400, seed=2),
             "trigger": TRIGGER,
             "stand_in": TRAINED,
-            "split": bdaudit.SplitSettings(n_craft=100),
+            "split": bdaudit.SplitSettings(craft=100),
             "compute": bdaudit.ComputeSettings(device="cpu"),
         }
         return bdaudit.score(dormant_twin(), **(arguments | changes))  # type: ignore[arg-type]

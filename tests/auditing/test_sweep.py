@@ -29,11 +29,11 @@ from tests.twins import removed_twin
 FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 SETTINGS = bdaudit.AuditSettings(
     eps=(0.02, 0.05),
-    n_passes=4,
+    passes=4,
     controls=("no_trigger", "noise"),
     stand_ins=0,
     compute=bdaudit.ComputeSettings(device="cpu"),
-    split=bdaudit.SplitSettings(n_craft=100),
+    split=bdaudit.SplitSettings(craft=100),
 )
 
 
@@ -150,7 +150,7 @@ def test_finished_audits_are_kept_until_something_changes(files: Path, tmp_path:
     assert record_path(tmp_path, "dormant").read_bytes() == before
     assert again.audits[0].outcome == "dormant"
 
-    other = replace(SETTINGS, n_passes=5)
+    other = replace(SETTINGS, passes=5)
     changed = sweep([request(files, "dormant", settings=other), requests[1]], tmp_path)
     assert statuses(changed) == {"dormant": "done", "removed": "kept"}
     assert record_of(tmp_path, "dormant").settings["n_passes"] == 5

@@ -20,13 +20,13 @@ from tests.twins import TwinNet, dormant_twin, original_twin, removed_twin, twin
 
 SETTINGS = bdaudit.AuditSettings(
     stand_ins=0,
-    modes=("transfer",),
+    mode=("transfer",),
     eps=(0.05,),
-    n_passes=8,
+    passes=8,
     controls=("no_trigger", "noise"),
-    measure_bec=False,
+    bec=False,
     compute=bdaudit.ComputeSettings(device="cpu"),
-    split=bdaudit.SplitSettings(n_craft=100),
+    split=bdaudit.SplitSettings(craft=100),
 )
 
 
@@ -95,7 +95,7 @@ def test_a_failed_transfer_never_says_removed() -> None:
 
 
 def test_a_failed_transfer_leaves_the_white_box_its_verdict() -> None:
-    record = audit(removed_twin(), settings=replace(SETTINGS, modes=("white", "transfer")))
+    record = audit(removed_twin(), settings=replace(SETTINGS, mode=("white", "transfer")))
     assert record.verdict is not None
     assert record.verdict.outcome == "removed", record.verdict
 

@@ -35,10 +35,10 @@ FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 SETTINGS = AuditSettings(
     stand_ins=0,
     eps=(0.02, 0.05),
-    n_passes=6,
-    measure_bec=False,
+    passes=6,
+    bec=False,
     compute=ComputeSettings(device="cpu", seed=5),
-    split=SplitSettings(n_craft=100),
+    split=SplitSettings(craft=100),
 )
 
 
@@ -317,7 +317,7 @@ def test_everything_that_was_said_comes_back(tmp_path: Path) -> None:
         target_label="a",
         project="bdaudit.toml",
     )
-    settings = AuditSettings(modes=("white", "query"), norm="l2", eps=(0.5,), controls=("noise",))
+    settings = AuditSettings(mode=("white", "query"), norm="l2", eps=(0.5,), controls=("noise",))
     made = audit_record(defended={}, innocents=[]).model_copy(
         update={
             "sources": json.loads(json.dumps(describe_sources(sources, ()))),
@@ -344,7 +344,7 @@ def test_a_query_audit_of_an_onnx_file_is_verified_by_queries(tmp_path: Path) ->
         data=tmp_path / "clean.npz",
         trigger=tmp_path / "trigger.toml",
         model_options=ModelSettings(arch=FACTORY),
-        settings=replace(SETTINGS, modes=("query",), max_queries=300, warm=False),
+        settings=replace(SETTINGS, mode=("query",), max_queries=300, cold=True),
     )
     (tmp_path / "result.json").write_text(to_json(record))
     made = verify(tmp_path / "result.json", allow_code=True)

@@ -93,7 +93,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], port: int, log: Path) -> 
 @pytest.mark.parametrize("feedback", ["scores", "labels"])
 def test_it_answers_as_the_network_does(endpoint: str, feedback: str) -> None:
     images = twin_trigger(twin_sample(25, 0).images)
-    options = BlackBoxOptions(batch_size=4, transport=TransportSettings(concurrency=3))
+    options = BlackBoxOptions(request_size=4, transport=TransportSettings(concurrency=3))
     with open_black_box(endpoint, name="defended", feedback=feedback, options=options) as box:
         meter = Meter(box, max_queries=25)
         answers = meter.ask(images)

@@ -27,7 +27,7 @@ from tests.blackbox.faulty_server import FaultyServer
 from tests.twins import original_twin, twin_sample
 
 NET = original_twin()
-QUICK = {"backoff_s": 0.001, "max_wait_s": 2.0, "timeout_s": 5.0}
+QUICK = {"backoff_s": 0.001, "max_wait_s": 2.0, "timeout": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_recoverable_faults_lose_nothing_and_cost_nothing(
     server.faults = [RECOVERABLE[name] for name in faults]
     images = images_of(n_images)
     with ask_of(
-        server, batch_size=batch_size, transport={"concurrency": concurrency, "max_retries": 5}
+        server, batch_size=batch_size, transport={"concurrency": concurrency, "retries": 5}
     ) as box:
         meter = Meter(box, max_queries=n_images)
         torch.testing.assert_close(meter.ask(images), NET(images))
@@ -110,7 +110,7 @@ def test_recoverable_faults_lose_nothing_and_cost_nothing(
 def test_after_a_failure_only_the_rest_is_paid_for(server: FaultyServer) -> None:
     server.faults = [faulty.delay(0), faulty.status(503)]
     images = images_of(12)
-    with ask_of(server, transport={"max_retries": 0}) as box:
+    with ask_of(server, transport={"retries": 0}) as box:
         meter = Meter(box, max_queries=12)
         with pytest.raises(RemoteError, match=r"status 503: .*as told"):
             meter.ask(images)
@@ -160,7 +160,7 @@ def test_one_refusal_ends_the_waiting_of_all(server: FaultyServer) -> None:
 
 def test_an_answer_that_comes_too_late_is_asked_for_again(server: FaultyServer) -> None:
     server.faults = [faulty.delay(0.5)]
-    with ask_of(server, transport={"timeout_s": 0.2}) as box:
+    with ask_of(server, transport={"timeout": 0.2}) as box:
         torch.testing.assert_close(box.ask(images_of(3)), NET(images_of(3)))
         assert box.n_queries == 3
     assert len([1 for method, *_ in server.seen if method == "POST"]) == 2
@@ -169,7 +169,7 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(server: FaultyServer) 
 def test_a_dripping_answer_meets_the_deadline(server: FaultyServer) -> None:
     server.faults = [faulty.drip]
     with (
-        ask_of(server, transport={"deadline_s": 0.2, "max_retries": 0}) as box,
+        ask_of(server, transport={"deadline_s": 0.2, "retries": 0}) as box,
         pytest.raises(RemoteError, match=r"not all arrived within 0.2 s"),
     ):
         box.ask(images_of(3))
@@ -230,7 +230,7 @@ def test_nonsense_is_named(
     server: FaultyServer, fault: faulty.Fault, error: type[Exception], said: str
 ) -> None:
     server.faults = [fault]
-    transport = {"max_retries": 0, "max_response_bytes": 500_000}
+    transport = {"retries": 0, "max_response_bytes": 500_000}
     with ask_of(server, transport=transport) as box, pytest.raises(error, match=said) as caught:
         box.ask(images_of(3))
     assert "127.0.0.1" in str(caught.value) or "defended" in str(caught.value)
@@ -250,7 +250,7 @@ def test_nobody_at_home() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    transport = TransportSettings(max_retries=2, backoff_s=0.001)
+    transport = TransportSettings(retries=2, backoff_s=0.001)
     with pytest.raises(RemoteError, match="asked 3 times; last: ConnectError"):
         ServedBlackBox(
             f"http://127.0.0.1:{port}/v2/models/twin",
@@ -408,7 +408,7 @@ def test_a_server_that_describes_nothing_needs_the_shapes(server: FaultyServer) 
 def test_other_inputs_are_refused(server: FaultyServer, inputs: Any, said: str) -> None:
     server.metadata["inputs"] = inputs
     with pytest.raises((ModelError, RemoteError), match=said):
-        ask_of(server, transport={"max_retries": 0})
+        ask_of(server, transport={"retries": 0})
 
 
 def test_a_wrong_class_count_is_seen_before_anything_is_asked(server: FaultyServer) -> None:
@@ -436,10 +436,10 @@ def test_addresses_that_are_none(url: str) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"timeout_s": 0},
+        {"timeout": 0},
         {"qps": -1.0},
         {"concurrency": 0},
-        {"max_retries": -1},
+        {"retries": -1},
         {"qps": float("nan")},
     ],
 )

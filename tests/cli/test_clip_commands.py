@@ -289,7 +289,7 @@ def test_python_takes_the_same_settings(files: Path) -> None:
         trigger=files / "trigger.toml",
         target_label="north block",
         model_options=settings,
-        split=bdaudit.SplitSettings(n_craft=60),
+        split=bdaudit.SplitSettings(craft=60),
         existence=bdaudit.ExistenceConfig(n_bootstrap=0),
     )
     assert record.bec[0].value is not None

@@ -175,3 +175,27 @@ def test_init_prints_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     result = run("init", "--schema")
     assert result.stdout == json_schema()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "precision"), [((), "bfloat16"), (("--precision", "float32"), "float32")]
+)
+def test_the_old_name_of_the_precision_warns_and_the_command_line_wins(
+    project: Path, arguments: tuple[str, ...], precision: str
+) -> None:
+    project.write_text(project.read_text().replace("[compute]", "[compute]\nbf16 = true"))
+    result = run("audit", "--trust-config", *arguments)
+    assert result.exit_code == 0, result.output
+    said = 'bdaudit: bf16 will go in the next release: say precision = "bfloat16"'
+    assert result.stderr.count(said) == 1
+    compute = record_of(project.parent).settings["compute"]
+    assert isinstance(compute, dict)
+    assert compute["precision"] == precision
+
+
+def test_a_value_out_of_range_in_a_project_is_named_with_its_key(project: Path) -> None:
+    project.write_text(project.read_text().replace("passes = 8", "passes = 0"))
+    result = run("audit", "--trust-config")
+    assert result.exit_code == 4
+    assert "bdaudit.toml: attack.passes" in result.stderr
+    assert "greater than or equal to 1, got 0" in result.stderr

@@ -61,12 +61,12 @@ def template(demo_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     }  # fmt: skip
     settings = bdaudit.AuditSettings(
         eps=(0.02,),
-        n_passes=2,
+        passes=2,
         controls=("no_trigger",),
-        measure_bec=False,
+        bec=False,
         stand_ins=0,
         compute=bdaudit.ComputeSettings(device="cpu"),
-        split=bdaudit.SplitSettings(n_craft=40, n_held_out=220),
+        split=bdaudit.SplitSettings(craft=40, held_out=220),
     )
     store = bdaudit.MemoryStore()  # the attacks on the original and the references are made once
     with contextlib.chdir(folder):

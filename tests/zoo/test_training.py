@@ -13,6 +13,7 @@ from bdaudit.defenses.tuning import TuningConfig
 from bdaudit.errors import ConfigError
 from bdaudit.families import RelearningEvidence
 from bdaudit.models import Classifier
+from bdaudit.precision import computing_in
 from bdaudit.progress import Progress, finish
 from bdaudit.results import Rate
 from bdaudit.scoring import predict, rate
@@ -26,7 +27,7 @@ from bdaudit.zoo.cleanends import (
     unlearn,
 )
 from bdaudit.zoo.planning import Recipe
-from bdaudit.zoo.training import TrainingConfig, computing_in, gradients_in, new_classifier, train
+from bdaudit.zoo.training import TrainingConfig, gradients_in, new_classifier, train
 from bdaudit.zoo.truth import judge_truth, needs_relearning
 from tests.defenses.pictures import NUM_CLASSES, pictures
 

@@ -1,0 +1,58 @@
+"""Settings in a record: under names that stay as they are when a name in Python changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+__all__ = ["as_recorded", "from_recorded"]
+
+_NAMES = {
+    "AuditSettings": {"passes": "n_passes", "mode": "modes", "bec": "measure_bec", "cold": "warm"},
+    "SplitSettings": {"craft": "n_craft", "held_out": "n_held_out"},
+    "BlackBoxOptions": {"layout": "order", "request_size": "batch_size"},
+    "TransportSettings": {"timeout": "timeout_s", "retries": "max_retries"},
+}
+"""By class, the name in a record of what Python calls otherwise."""
+
+_INSIDE = {
+    "AuditSettings": {"compute": "ComputeSettings", "split": "SplitSettings"},
+    "BlackBoxOptions": {"transport": "TransportSettings"},
+}
+"""By class, the settings within it that have such names too."""
+
+_TURNED = ("cold",)
+"""Truth values that a record has the other way round."""
+
+
+def as_recorded(settings: Any) -> dict[str, Any]:
+    """Return settings, a dataclass and those within it, as a record has them."""
+    names = _NAMES.get(type(settings).__name__, {})
+    recorded: dict[str, Any] = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if is_dataclass(value):
+            value = as_recorded(value)
+        elif each.name in _TURNED:
+            value = not value
+        recorded[names.get(each.name, each.name)] = value
+    return recorded
+
+
+def from_recorded(kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record has under the names that the class called `kind` has now.
+
+    What is inside is turned likewise; an unknown name stays, for the reader to refuse.
+    """
+    names = {then: now for now, then in _NAMES.get(kind, {}).items()}
+    settings: dict[str, Any] = {}
+    for name, value in recorded.items():
+        now = names.get(name, name)
+        settings[now] = not value if now in _TURNED else value
+    if kind == "ComputeSettings" and "bf16" in settings:
+        settings["precision"] = "bfloat16" if settings.pop("bf16") else "float32"
+    for name, inner in _INSIDE.get(kind, {}).items():
+        if isinstance(settings.get(name), Mapping):
+            settings[name] = from_recorded(inner, settings[name])
+    return settings

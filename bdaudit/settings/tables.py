@@ -1,0 +1,496 @@
+"""The tables of settings: one a panel of the help, and (most of them) one in the project file.
+
+To add a setting, add a field here. `docs/command-line.md`, `docs/bdaudit.schema.json` and
+`tests/cli/options.json` are then written anew, each by the command that its test names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from bdaudit.settings.declaring import (
+    CODE,
+    COUNTS,
+    LADDER,
+    LOCATION,
+    NAMES,
+    NUMBERS,
+    PATH,
+    SIZE,
+    WRITTEN,
+    WRITTEN_AS,
+    Table,
+    Trusted,
+    option,
+)
+
+__all__ = [
+    "Attack",
+    "Clip",
+    "Compute",
+    "Defend",
+    "Engine",
+    "Existence",
+    "Inputs",
+    "Inversion",
+    "Limits",
+    "Models",
+    "Output",
+    "Precision",
+    "Query",
+    "Relearning",
+    "Surrogates",
+]
+
+_ASKING = "Asking (query mode)"
+_COMPUTE = "Computation"
+_STAND_INS = "Stand-ins for innocent models"
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(Table, panel="Inputs"):
+    """What is audited, on which images, with which trigger."""
+
+    defended: str | None = option(
+        help="The release candidate: a checkpoint; in query and transfer mode also an .onnx file, "
+        "or FILE.py:FUNCTION (which runs that file's code).",
+        examples=("defended.safetensors",),
+        marks=(LOCATION, CODE),
+    )
+    endpoint: str | None = option(
+        help="Instead of a checkpoint: a served candidate, "
+        "http(s)://HOST:PORT/v2/models/NAME (Open Inference Protocol).",
+        examples=("http://localhost:8080/v2/models/NAME",),
+        panel=_ASKING,
+    )
+    original: str | None = option(
+        help="The suspected model, before the defence.",
+        examples=("original.safetensors",),
+        marks=(LOCATION,),
+    )
+    reference: tuple[str, ...] = option(
+        (),
+        help="An innocent model of the same task; give three or more for a firm verdict. "
+        "Stand-ins are made for those that are missing.",
+        examples=(["innocent-1.safetensors", "innocent-2.safetensors"],),
+        marks=(LOCATION,),
+    )
+    stand_ins: int | None = option(
+        help="Innocent models to make from the clean images, 0 for none.",
+        examples=(3,),
+        ge=0,
+        default_text="as many as are missing",
+        panel=_STAND_INS,
+    )
+    stand_in_images: int = option(
+        64_000,
+        help="Images each is trained on, every variant of a craft image counted.",
+        examples=(64_000,),
+        ge=1,
+        panel=_STAND_INS,
+    )
+    data: str | None = option(
+        help="Clean labelled images: a folder of class folders, .npz, .safetensors, or a data "
+        "set's own files.",
+        examples=("clean/",),
+        marks=(LOCATION,),
+    )
+    classes: str | None = option(
+        help="File with one class name a line, in order of index.",
+        examples=("classes.txt",),
+        marks=(LOCATION, PATH),
+    )
+    trigger: str | None = option(
+        help="Trigger file (TOML). Without it one is looked for in the original first.",
+        examples=("trigger.toml",),
+        marks=(LOCATION,),
+    )
+    target: int | str | None = option(
+        help="Target class, its index or name, in place of the trigger file's.",
+        examples=(0, "sandal"),
+    )
+    allow_trigger_code: bool = option(
+        False,
+        help="Run the Python file that a trigger of kind 'python' names.",
+        examples=(False,),
+        flags="--allow-trigger-code/--no-trigger-code",
+        marks=(Trusted("runs the Python file of the trigger"),),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Table, panel="Inputs"):
+    """What the verdict holds the figures against."""
+
+    policy: str | None = option(
+        help="Limits of the verdict: a policy file (TOML).",
+        examples=("policy.toml",),
+        marks=(LOCATION, PATH),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models(Table, panel="What the checkpoints do not say themselves"):
+    """What the checkpoints do not say themselves."""
+
+    arch: str | None = option(
+        help="torchvision/NAME, timm/NAME, open_clip/NAME, bdaudit/preactresnet18[_wN], or "
+        "FILE.py:FACTORY (which runs that file's code).",
+        examples=("torchvision/resnet18",),
+        marks=(CODE,),
+    )
+    num_classes: int | None = option(help="Number of classes.", examples=(10,), ge=2)
+    input_size: tuple[int, int] | None = option(
+        help="Size the network wants, HxW or one number; images are resized to it.",
+        examples=("224x224",),
+        form=SIZE,
+    )
+    mean: tuple[float, ...] | None = option(
+        help="Per-channel mean of the normalisation, comma-separated.",
+        examples=([0.49, 0.48, 0.45],),
+        form=NUMBERS,
+    )
+    std: tuple[float, ...] | None = option(
+        help="Per-channel deviation, comma-separated.",
+        examples=([0.25, 0.24, 0.26],),
+        form=NUMBERS,
+    )
+    outputs: Literal["logits", "probabilities"] | None = option(
+        help="What the network returns.", examples=("logits",)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Table, panel="A CLIP as a classifier (--arch open_clip/NAME)"):
+    """A CLIP as a classifier, where models.arch is open_clip/NAME."""
+
+    classnames: str | None = option(
+        help="File with the name that prompts give each class, one a line in order of index.",
+        examples=("classnames.txt",),
+        marks=(LOCATION, PATH),
+    )
+    templates: str | None = option(
+        help="File with one prompt a line, {} for the name; their embeddings are averaged.",
+        examples=("templates.txt",),
+        default_text="'a photo of a {}.'",
+        marks=(LOCATION, PATH),
+    )
+    pretrained: str | None = option(
+        help="Weights the checkpoints were trained from, a tag of open_clip or a local file (as "
+        "seen from the working folder): gives the normalisation, and the text tower where a "
+        "checkpoint has none.",
+        examples=("openai",),
+    )
+    clip_config: str | None = option(
+        help="Folder with NAME.json, a config of open_clip.",
+        examples=("configs",),
+        marks=(LOCATION, PATH),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Table, panel="Attack"):
+    """How the backdoor is sought to be woken."""
+
+    mode: tuple[Literal["white", "query", "transfer"], ...] = option(
+        (),
+        help="white: with gradients; query: asking alone; transfer: made on surrogates.",
+        examples=(["white"],),
+        default_text="white, or query where the model can only be asked",
+    )
+    eps: tuple[float, ...] | None = option(
+        help="Radii to try, in pixel units on [0, 1] images: 0.01,0.02 or 2/255.",
+        examples=([0.01, 0.02, 0.03, 0.05], ["2/255", "4/255"]),
+        default_text="0.01,0.02,0.03,0.05 for linf",
+        form=LADDER,
+    )
+    norm: Literal["linf", "l2"] = option(
+        "linf", help="Norm of the perturbation.", examples=("linf",)
+    )
+    passes: int = option(
+        24,
+        help="Gradient passes over the craft images, for each attack.",
+        examples=(24,),
+        ge=1,
+    )
+    restarts: int = option(1, help="Independent starts.", examples=(1,), ge=1)
+    objective: Literal["standard", "specific"] = option(
+        "standard", help="What the attack optimises.", examples=("standard",)
+    )
+    optimizer: Literal["default", "research"] = option(
+        "default", help="research: the paper's, for comparison.", in_file=False
+    )
+    bec: bool = option(True, help="Measure the backdoor existence coefficient.", examples=(True,))
+    relearn: bool = option(
+        False,
+        help="Also measure how fast the trigger is relearned; shown beside the verdict.",
+        examples=(False,),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query(Table, panel=_ASKING):
+    """Asking alone: budget, and how a server is asked."""
+
+    max_queries: int = option(
+        20_000,
+        help="Images one search may ask about, never exceeded.",
+        examples=(20_000,),
+        ge=1,
+    )
+    feedback: Literal["scores", "labels"] = option(
+        "scores",
+        help="What the search is given: scores, or the top labels alone.",
+        examples=("scores",),
+    )
+    schedule: Literal["default", "research"] = option(
+        "default", help="research: the paper's search, to compare.", examples=("default",)
+    )
+    cold: bool = option(
+        False,
+        help="Start queries without surrogates.",
+        examples=(False,),
+        flags="--cold/--warm",
+    )
+    qps: float | None = option(help="Images a second at most.", examples=(50.0,), gt=0)
+    concurrency: int = option(1, help="Requests in flight.", examples=(1,), ge=1)
+    timeout: float = option(30.0, help="Seconds to wait for an answer.", examples=(30.0,), gt=0)
+    retries: int = option(5, help="Times a request is sent again.", examples=(5,), ge=0)
+    token_env: str | None = option(
+        help="Environment variable that holds a bearer token.",
+        examples=("MODEL_TOKEN",),
+        marks=(Trusted("sends the content of an environment variable to the server"),),
+    )
+    ca_file: str | None = option(
+        help="Certificates to trust for TLS.", examples=("ca.pem",), marks=(LOCATION, PATH)
+    )
+    binary: bool | None = option(
+        help="Send tensors as raw bytes.",
+        examples=(True,),
+        default_text="as the server offers",
+    )
+    layout: Literal["NCHW", "NHWC"] | None = option(
+        help="Of the model's input.", examples=("NCHW",)
+    )
+    input_name: str | None = option(help="Of a server's image input.", examples=("input",))
+    output_name: str | None = option(
+        help="Output with the scores, of several.", examples=("logits",)
+    )
+    grid: int | None = option(
+        help="Steps of a pixel value on its way, 255 for 8-bit images.", examples=(255,), ge=1
+    )
+    request_size: int | None = option(help="Images in a request.", examples=(64,), ge=1)
+    state: str | None = option(
+        help="Folder for what is needed to resume.",
+        examples=("audit.state",),
+        default_text="in query mode the --json file's name + .state",
+        marks=(WRITTEN, PATH),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogates(Table, panel="Surrogates (transfer mode, and where queries start)"):
+    """Models that a perturbation is made on, or that queries start from."""
+
+    surrogate: tuple[str, ...] = option(
+        (),
+        help="Another defended version of the original, of any architecture.",
+        examples=(["other-defence.safetensors"],),
+        default_text="made from the original, by four defences",
+        marks=(LOCATION, PATH),
+    )
+    strategy: Literal["ensemble", "momentum", "one-per-step"] = option(
+        "ensemble", help="How several are used.", examples=("ensemble",)
+    )
+    input_diversity: float = option(
+        0.0,
+        help="Chance that a mini-batch is shrunk and moved at random.",
+        examples=(0.0,),
+        ge=0.0,
+        le=1.0,
+    )
+    cache: str | None = option(
+        help="Folder that keeps models made here for the next run.",
+        examples=(".bdaudit-cache",),
+        default_text="$BDAUDIT_CACHE, or ~/.cache/bdaudit",
+        panel=_COMPUTE,
+        marks=(WRITTEN, PATH),
+    )
+    no_cache: bool = option(
+        False, help="Keep none.", examples=(False,), flags="--no-cache", panel=_COMPUTE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute(Table, panel=_COMPUTE):
+    """Where, on how many images, from which seed."""
+
+    craft: int | None = option(
+        help="Images perturbations are made on.",
+        examples=(500,),
+        ge=1,
+        default_text="half, at most 500",
+    )
+    held_out: int | None = option(
+        help="Images rates are measured on.",
+        examples=(1500,),
+        ge=1,
+        default_text="all others",
+    )
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N.", examples=("auto",))
+    seed: int = option(0, help="Seed of every draw.", examples=(0,), ge=0)
+    batch_size: int = option(256, help="Images in a forward pass.", examples=(256,), ge=1)
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32",
+        help="Of attacks, their scoring, BEC and everything that is trained. Clean accuracy and "
+        "the rate of the trigger alone are measured in float32 always.",
+        examples=("float32",),
+    )
+    bf16: bool | None = option(
+        help="Old name of precision = bfloat16.",
+        now=lambda bf16: ("precision", "bfloat16" if bf16 else "float32"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Table, panel="Output"):
+    """What an audit writes."""
+
+    json_: str | None = option(
+        help="Write the record as JSON to this file, or to stdout with '-'.",
+        examples=("result.json",),
+        metavar="FILE|-",
+        key="json",
+        marks=(WRITTEN,),
+    )
+    report: tuple[str, ...] = option(
+        (),
+        help="Also write the result as html, sarif, junit, md, csv, env, json; repeat for more.",
+        examples=(["html=report.html"],),
+        metavar="FORMAT=FILE",
+        marks=(WRITTEN_AS,),
+    )
+    pictures: bool = option(
+        True,
+        help="Keep a few small held-out images in the record, for its report.",
+        examples=(True,),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defend(Table, panel="Defences"):
+    """What `bdaudit defend` tries; `bdaudit audit` does not look at it."""
+
+    methods: tuple[str, ...] | None = option(
+        help="Defences to try, separated by commas.",
+        examples=(["anp", "fst"],),
+        default_text="all of them",
+        form=NAMES,
+    )
+    settings: tuple[str, ...] = option(
+        (),
+        help="A setting of one defence, such as anp.threshold=0.3; may be repeated.",
+        examples=(["ft-sam.rho=1.0"],),
+        flags="--set",
+        metavar="METHOD.SETTING=VALUE",
+    )
+    defender_images: int | None = option(
+        help="Clean images the defences get; the audits get the others.",
+        examples=(500,),
+        ge=2,
+        default_text="half, at most 2000",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existence(Table, panel="BEC"):
+    """How the backdoor existence coefficient is measured by `bdaudit score`."""
+
+    top_share: float = option(0.10, help="Share of channels kept in each layer.", ge=0.0, le=1.0)
+    estimator: Literal["plain", "debiased"] = option("plain", help="Of CKA.")
+    samples: int = option(500, help="Images at most.", ge=4)
+    bootstrap: int = option(200, help="Bootstrap draws; 0 for none.", ge=0)
+    layer: tuple[str, ...] = option(
+        (), help="Only layers whose name matches this pattern; may be given again."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relearning(Table, panel="Relearning"):
+    """How `bdaudit relearn` teaches the trigger."""
+
+    shots: int = option(5, help="Triggered images taught.", ge=1)
+    steps: tuple[int, ...] = option(
+        (2, 5, 10, 20),
+        help="Training steps after which the ASR is measured, rising.",
+        form=COUNTS,
+    )
+    learning_rates: tuple[float, ...] = option(
+        (0.0001, 0.0003, 0.001, 0.003),
+        help="Rates tried on the innocent models, rising; the defended model is taught at the "
+        "largest that leaves them innocent.",
+        form=NUMBERS,
+    )
+    draws: int = option(5, help="Repetitions with other shots.", ge=1)
+    freeze_batch_norm: bool = option(
+        True,
+        help="Keep the running statistics of batch norm.",
+        flags="--freeze-batch-norm/--train-batch-norm",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion(Table, panel="Search"):
+    """How `bdaudit invert` looks for the trigger."""
+
+    method: tuple[
+        Literal[
+            "auto",
+            "universal",
+            "warp",
+            "neural-cleanse",
+            "feature-decoupling",
+            "neuron-noise",
+        ],
+        ...,
+    ] = option(
+        (),
+        help="May be given again. auto: universal, warp and neural-cleanse.",
+        default_text="auto",
+    )
+    target: str = option(
+        "all", help="The suspected class (index or name), or all.", metavar="N|all"
+    )
+    passes: int = option(12, help="Passes over the craft images for a trigger made in full.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(Table, panel="Where it is computed"):
+    """Who does many tasks, and with what."""
+
+    engine: Literal["local", "ray"] = option(
+        "local",
+        help="local: processes of this machine; ray: Ray here or on a cluster (bdaudit[ray]).",
+    )
+    workers: int | None = option(
+        help="Tasks at a time.",
+        ge=1,
+        default_text="1, or as many as there is room for on Ray",
+    )
+    threads: int | None = option(
+        help="Threads of each.",
+        ge=1,
+        default_text="the processors shared out among several, 1 on Ray",
+    )
+    gpus_per_task: float | None = option(
+        help="Ray: GPUs a task takes, 0.25 for four on each.", default_text="0"
+    )
+    ray_address: str | None = option(
+        help="Ray: address of the cluster, or auto.", default_text="Ray is started here"
+    )
+    start_limit: float | None = option(
+        help="Ray: seconds to wait for free processors or GPUs.", default_text="120"
+    )
