@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from bdaudit.errors import RecordError
+from bdaudit.errors import RecordError, reads
 from bdaudit.families import Lineage, Truth
 from bdaudit.results import Environment, Mode, Outcome, Rate, Record
 from bdaudit.texts import read_json
@@ -335,6 +335,7 @@ class BenchmarkRecord(Record):
     elapsed_s: float
 
 
+@reads(RecordError)
 def read_benchmark(path: Path) -> BenchmarkRecord:
     """Read the JSON that `bdaudit bench` wrote.
 

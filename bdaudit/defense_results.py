@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from bdaudit.errors import RecordError
+from bdaudit.errors import RecordError, reads
 from bdaudit.opening import RECORD_BYTES, read_bytes
 from bdaudit.results import Environment, Outcome, Rate, Record, Release
 
@@ -99,6 +99,7 @@ class DefenseRecord(Record):
     elapsed_s: float
 
 
+@reads(RecordError)
 def read_defenses(path: Path) -> DefenseRecord:
     """Read a `defend.json`.
 

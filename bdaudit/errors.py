@@ -26,9 +26,11 @@ was expected, what came, from which file, and what to try.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from bdaudit.plain_text import shortened
 
@@ -52,6 +54,7 @@ __all__ = [
     "ResourceError",
     "TriggerError",
     "reading",
+    "reads",
     "unknown_key",
 ]
 
@@ -128,10 +131,12 @@ class ClosedOutputError(OutputError):
     """The reader of the output went away, as `| head` does."""
 
 
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
 @contextmanager
-def reading(
-    source: str | Path, error: type[InputError] = InputError, *, code: bool = False
-) -> Iterator[None]:
+def reading(source: object, error: type[InputError] = InputError) -> Iterator[None]:
     """Turn whatever is raised while a user's input is read into an `InputError` that names it.
 
     A parser may answer bytes it was not made for with any exception: a `RecursionError` for deep
@@ -140,13 +145,11 @@ def reading(
     nothing else: outside of it such an exception is one.
 
     Args:
-        source: The file, address or option that is read.
+        source: The file, address or option that is read, as it may be shown.
         error: What to raise.
-        code: Whether the user's own Python runs, whose `SystemExit` must not become our exit code.
 
     Raises:
-        InputError: Of the class `error`. Errors of bdaudit's own, an interrupt and a full GPU pass
-            unchanged.
+        InputError: Of the class `error`. Errors of bdaudit's own and a full GPU pass unchanged.
     """
     try:
         yield
@@ -155,21 +158,33 @@ def reading(
     except Exception as failure:
         if type(failure).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             raise
-        raise error(f"{_name(source)}: {_reason(failure)}") from failure
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as failure:
-        if not code:
-            raise
-        raise error(f"{_name(source)}: {_reason(failure)}") from failure
+        raise error(f"{shortened(str(source))}: {_reason(failure)}") from failure
 
 
-def _name(source: str | Path) -> str:
-    return shortened(str(source))
+def reads(
+    error: type[InputError] = InputError,
+) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Decorate a function whose first argument is the file it reads: `reading`, whole.
+
+    Args:
+        error: What it raises when the file cannot be read.
+    """
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        @functools.wraps(function)
+        def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+            source = next(iter((*args, *kwargs.values())), None)
+            named = isinstance(source, str | os.PathLike)
+            with reading(source if named else type(source).__name__, error):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate
 
 
-def _reason(failure: BaseException) -> str:
-    """Say in a line what a parser, or the user's code, raised."""
+def _reason(failure: Exception) -> str:
+    """Say in a line what a parser raised."""
     if isinstance(failure, RecursionError):
         return "nested too deeply to be read"
     if isinstance(failure, MemoryError):

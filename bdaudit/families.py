@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from bdaudit.atomic import write_atomically
-from bdaudit.errors import RecordError
+from bdaudit.errors import RecordError, reads
 from bdaudit.opening import RECORD_BYTES, read_bytes
 from bdaudit.results import FileDigest, Rate, Record, RelearningEvidence
 
@@ -179,6 +179,7 @@ class Family(Record):
         return tuple(m for m in self.members if m.original is not None and m.trigger is not None)
 
 
+@reads(RecordError)
 def read_family(folder: Path | str) -> Family:
     """Read a family's folder.
 

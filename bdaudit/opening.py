@@ -22,6 +22,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from bdaudit.errors import InputError
+from bdaudit.plain_text import shortened
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -216,9 +217,7 @@ def path_inside(
 
 def shown(path: str | Path) -> str:
     """Write a path for a message, shortened in the middle where it would fill the screen."""
-    text = str(path)
-    half = _LONGEST_SHOWN // 2
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
+    return shortened(str(path), _LONGEST_SHOWN)
 
 
 def in_bytes(number: int) -> str:

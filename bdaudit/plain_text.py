@@ -50,5 +50,5 @@ def shortened(text: str, limit: int = 300) -> str:
     """Leave out the middle of a text of more than `limit` characters."""
     if len(text) <= limit:
         return text
-    half = (limit - 3) // 2
-    return f"{text[:half]}...{text[-half:]}"
+    half = limit // 2
+    return f"{text[:half]}…{text[-half:]}"

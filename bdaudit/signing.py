@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.atomic import write_atomically
-from bdaudit.errors import ConfigError, InputError, RecordError
+from bdaudit.errors import ConfigError, InputError, RecordError, reads
 from bdaudit.opening import RECORD_BYTES, SETTINGS_BYTES, check_file, is_file
 from bdaudit.results import read_record
 
@@ -78,6 +78,7 @@ def sign_record(
     return target
 
 
+@reads(InputError)
 def check_signature(record: Path, *, public_key: Path, signature: Path | None = None) -> Path:
     """Make sure that `record` is what the owner of a key signed.
 

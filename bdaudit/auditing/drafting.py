@@ -11,7 +11,7 @@ from typing import Any
 
 from bdaudit.data import load_sample
 from bdaudit.data.folder import CLASSES_FILE
-from bdaudit.errors import BdauditError, InputError
+from bdaudit.errors import BdauditError, InputError, reads
 from bdaudit.opening import is_file, is_folder
 from bdaudit.project.schema import TABLES, keys_of
 from bdaudit.texts import read_toml
@@ -61,6 +61,7 @@ class Draft:
     open_questions: tuple[str, ...]
 
 
+@reads(InputError)
 def draft_project(folder: Path) -> Draft:
     """Look through `folder` and write a project file for what is found there.
 

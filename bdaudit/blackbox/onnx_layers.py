@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from bdaudit.blackbox.onnx_model import OnnxBlackBox
-from bdaudit.errors import ModelError
+from bdaudit.errors import ModelError, reads
 from bdaudit.models import Classifier, LoadedModel
 
 __all__ = ["OnnxLayers", "fold_batch_norms", "read_onnx_layers"]
@@ -70,6 +70,7 @@ class _Convolution:
     normalised: bool = False
 
 
+@reads(ModelError)
 def read_onnx_layers(black_box: OnnxBlackBox, original: LoadedModel) -> OnnxLayers:
     """Make the convolutions of an ONNX file readable under the names the original gives them.
 

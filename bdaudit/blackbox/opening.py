@@ -17,7 +17,7 @@ from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.served import ServedBlackBox
 from bdaudit.blackbox.torch_model import TorchBlackBox
-from bdaudit.errors import ConfigError, ModelError
+from bdaudit.errors import ConfigError, ModelError, reads
 from bdaudit.models import LoadedModel, ModelSettings, load_model, wrap_module
 from bdaudit.models.settings import read_model_toml
 from bdaudit.usercode import load_function, split_reference
@@ -27,6 +27,7 @@ __all__ = ["open_black_box"]
 Device: TypeAlias = torch.device | str
 
 
+@reads(ModelError)
 def open_black_box(
     source: LoadedModel | nn.Module | Callable[[Tensor], Any] | Path | str,
     *,

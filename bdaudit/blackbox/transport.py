@@ -17,7 +17,7 @@ from typing import TypeVar
 import httpx
 import numpy as np
 
-from bdaudit.errors import ConfigError, ModelError, RemoteError
+from bdaudit.errors import BdauditError, ConfigError, ModelError, RemoteError
 from bdaudit.renamed import renamed
 from bdaudit.time_limits import call_within
 
@@ -203,6 +203,13 @@ class Transport:
                 return read(self._try(method, url, body, headers or {}))
             except LostAnswerError as lost:
                 self._wait_or_give_up(lost, attempt, url, cancelled)
+            except BdauditError:
+                raise
+            except Exception as error:
+                # A host that is no host, a length of a million digits: the server's, or the
+                # address's fault, whatever a parser makes of it.
+                reason = self._clean(f"{type(error).__name__}: {error}")
+                raise RemoteError(f"{url}: cannot be asked: {reason}") from error
         raise AssertionError("the last attempt either returns or gives up")
 
     def _try(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:

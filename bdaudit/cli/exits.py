@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -140,6 +141,7 @@ def reporting_errors(command: Callable[Parameters, Returned]) -> Callable[Parame
     @functools.wraps(command)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
         try:
+            _check_numbers(kwargs)
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -147,6 +149,24 @@ def reporting_errors(command: Callable[Parameters, Returned]) -> Callable[Parame
             raise typer.Exit(exit_of(error, debug=bool(kwargs.get("debug")))) from None
 
     return wrapped
+
+
+def _check_numbers(options: Mapping[str, object]) -> None:
+    """Refuse numbers that no computation takes, which ranges let through or do not know.
+
+    Raises:
+        ConfigError: One is NaN, infinite, or beyond 64 bits.
+    """
+    for name, value in options.items():
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{_option(name)}: expected a finite number, got {number}")
+            if isinstance(number, int) and abs(number) >= 1 << 63:
+                raise ConfigError(f"{_option(name)}: expected a number of 64 bits")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def exit_of(error: BaseException, *, debug: bool = False) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bdaudit.errors import ConfigError
+from bdaudit.plain_text import shortened
 from bdaudit.settings import Engine
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ Debug = Annotated[
 ]
 
 
+_SIDE = re.compile(r"\s*[1-9][0-9]{0,5}\s*")
+
+
 def read_shape(text: str | None) -> tuple[int, int, int] | None:
     """Read "3,32,32" into (channels, height, width).
 
@@ -45,8 +50,8 @@ def read_shape(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--image-shape: expected C,H,W such as 3,32,32, got {text!r}")
+    if len(parts) != 3 or not all(map(_SIDE.fullmatch, parts)):
+        raise ConfigError(f"--image-shape: expected C,H,W such as 3,32,32, got {shortened(text)!r}")
     channels, height, width = map(int, parts)
     return channels, height, width
 

@@ -22,7 +22,7 @@ from bdaudit.errors import (
     OutputError,
     RemoteError,
 )
-from bdaudit.plain_text import on_one_line
+from bdaudit.plain_text import on_one_line, shortened
 
 if TYPE_CHECKING:
     from bdaudit.auditing import FolderStore
@@ -246,6 +246,17 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: Its folder is not there or cannot be written to, or it is a folder itself.
     """
+    try:
+        _try_to_write(path)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{shortened(str(path))}: the folder {shortened(str(path.parent))} cannot be written "
+            f"to: {reason}"
+        ) from error
+
+
+def _try_to_write(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise InputError(f"{path}: the folder {folder} does not exist")
@@ -254,13 +265,9 @@ def check_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         # It would be replaced by a file.
         raise InputError(f"{path}: is a device or a pipe, expected a file to write; - is stdout")
-    try:
-        # Tried, not asked: a full or read-only file system may deny what the permissions allow.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: the folder {folder} cannot be written to: {reason}") from error
+    # Tried, not asked: a full or read-only file system may deny what the permissions allow.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
+        pass
 
 
 def show_record(

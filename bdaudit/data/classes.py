@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bdaudit.errors import DataError
+from bdaudit.errors import DataError, reads
 from bdaudit.texts import character_in_words, is_invisible, read_text, visible_form
 
 __all__ = [
@@ -28,6 +28,7 @@ _MOST_DIGITS = 9  # class numbers stay well inside 64 bits
 _MOST_NAMES = 1_000_000
 
 
+@reads(DataError)
 def read_class_names(path: Path, *, within: Path | None = None) -> tuple[str, ...]:
     """Read class names, one a line in order of index; blank lines at the end are dropped.
 

@@ -22,12 +22,13 @@ from bdaudit.data.images import ImageShape
 from bdaudit.data.sample import Sample
 from bdaudit.data.split import stratified_indices
 from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_catalogue
-from bdaudit.errors import ConfigError, DataError
+from bdaudit.errors import ConfigError, DataError, reads
 from bdaudit.opening import SAMPLE_BYTES, check_file, is_folder
 
 __all__ = ["load_poisoned_tree", "load_sample", "name_classes", "with_classes"]
 
 
+@reads(DataError)
 def load_sample(
     path: str | Path,
     *,
@@ -115,6 +116,7 @@ def name_classes(
     return tuple(classes), GIVEN_CLASSES
 
 
+@reads(DataError)
 def load_poisoned_tree(
     path: str | Path,
     *,

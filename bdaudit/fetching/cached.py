@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from bdaudit.atomic import write_atomically
 from bdaudit.cache import cache_folder
-from bdaudit.errors import FetchError, InputError
+from bdaudit.errors import FetchError, InputError, reading
 from bdaudit.fetching.sources import BrokenStreamError, Source, Stream, open_source
 from bdaudit.fetching.urls import Address, parse_url
 from bdaudit.file_digests import digest_file
@@ -69,6 +69,12 @@ def fetch_steps(url: str) -> Steps[Path]:
             not have the digest. No message shows a user, password or signed query.
     """
     address = parse_url(url)
+    # Inside, an address that is no address and a header of a million digits may raise anything.
+    with reading(address.public, FetchError):
+        return (yield from _fetch(address))
+
+
+def _fetch(address: Address) -> Steps[Path]:
     slot = _Slot.of(address)
     with slot.locked():
         copy = slot.copy()

@@ -34,6 +34,7 @@ from bdaudit.errors import ModelError
 from bdaudit.models.preactresnet import preactresnet18
 from bdaudit.models.small import SmallMobileNet, SmallVgg, SmallViT
 from bdaudit.models.zeroshot import ZeroShotNetwork
+from bdaudit.usercode import failing_as
 
 __all__ = [
     "Blueprint",
@@ -358,12 +359,10 @@ def _call_factory(arch: str, num_classes: int | None, in_channels: int) -> nn.Mo
     offered = {"in_channels": in_channels}
     if num_classes is not None:
         offered["num_classes"] = num_classes
-    try:
+    with failing_as(ModelError, f"arch: {arch} failed"):
         parameters = inspect.signature(function).parameters
         arguments = {key: value for key, value in offered.items() if key in parameters}
         network = function(**arguments)
-    except Exception as error:
-        raise ModelError(f"arch: {arch} failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(
             f"arch: expected {arch} to return a torch.nn.Module, got {type(network).__name__}"
@@ -378,10 +377,8 @@ def _import_function(file: Path, name: str) -> Callable[..., Any]:
     assert spec is not None  # a name that ends in .py always has a loader
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with failing_as(ModelError, f"arch: {file}"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ModelError(f"arch: {file}: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ModelError(f"arch: {file}: has no function {name!r}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bdaudit.errors import ModelError
+from bdaudit.errors import ModelError, reads
 
 __all__ = [
     "NORMALISATIONS",
@@ -57,6 +57,7 @@ class BackdoorBenchRecord:
     defenses: dict[str, Path]
 
 
+@reads(ModelError)
 def open_record(path: Path | str) -> BackdoorBenchRecord:
     """List the checkpoints of the record folder that `path` is, or lies in.
 
@@ -79,6 +80,7 @@ def open_record(path: Path | str) -> BackdoorBenchRecord:
     )
 
 
+@reads(ModelError)
 def find_records(folder: Path) -> tuple[BackdoorBenchRecord, ...]:
     """List the record folders that `folder` is, or holds directly, in order of name."""
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())] if folder.is_dir() else []

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdaudit.errors import ModelError
+from bdaudit.errors import ModelError, reads
 from bdaudit.models import backdoorbench
 from bdaudit.models.pickles import read_pickle
 
@@ -70,6 +70,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
+@reads(ModelError)
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open a checkpoint and refuse one that cannot be audited.
 
@@ -87,6 +88,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     return checkpoint
 
 
+@reads(ModelError)
 def read_checkpoint(path: Path) -> Checkpoint:
     """Do what `open_checkpoint` does, but let NaN and infinite weights through.
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from bdaudit.digests import digest_file, digest_tensors
-from bdaudit.errors import ModelError
+from bdaudit.errors import ModelError, reads
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.models.backdoorbench import locate_checkpoint
 from bdaudit.models.checkpoint import (
@@ -94,6 +94,7 @@ class Inspection:
         return dataclasses.asdict(self)
 
 
+@reads(ModelError)
 def inspect_checkpoint(path: Path | str) -> Inspection:
     """Look into a checkpoint file or a BackdoorBench folder.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.digests import digest_tensors
-from bdaudit.errors import ModelError
+from bdaudit.errors import ModelError, reads
 from bdaudit.models import backdoorbench
 from bdaudit.models.architectures import native_input_size
 from bdaudit.models.checkpoint import (
@@ -28,6 +28,7 @@ from bdaudit.models.settings import ModelSettings, Outputs, read_model_toml
 __all__ = ["load_model", "wrap_module"]
 
 
+@reads(ModelError)
 def load_model(
     path: Path | str,
     *,

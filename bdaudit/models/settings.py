@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bdaudit.errors import ConfigError, ModelError
+from bdaudit.errors import ConfigError, ModelError, reads
 from bdaudit.models import backdoorbench
 from bdaudit.models.architectures import from_backdoorbench_name, is_python_factory
 from bdaudit.models.classifier import Interpolation
@@ -151,6 +151,7 @@ class ModelSettings:
         )
 
 
+@reads(ModelError)
 def read_model_toml(checkpoint: Path) -> tuple[ModelSettings, Path | None]:
     """Read `<stem>.toml` or else `model.toml` beside a checkpoint.
 

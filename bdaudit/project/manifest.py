@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from bdaudit.errors import ProjectError, unknown_key
+from bdaudit.errors import ProjectError, reads, unknown_key
 from bdaudit.project.reading import Project, check_project, refuse_unknown_keys
 from bdaudit.texts import read_toml
 
@@ -35,6 +35,7 @@ _GLOBS = (("inputs", "reference"), ("surrogates", "surrogate"))
 Document = dict[str, Any]
 
 
+@reads(ProjectError)
 def read_manifest(path: Path) -> list[tuple[str, Project]]:
     """Read a manifest: audits that are each written like a project file, and what they share.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bdaudit.errors import ConfigError, ProjectError, unknown_key
+from bdaudit.errors import ConfigError, ProjectError, reads, unknown_key
 from bdaudit.opening import is_file
 from bdaudit.project.schema import TABLES, ProjectFile, keys_of, project_model
 from bdaudit.settings import Declared
@@ -168,6 +168,7 @@ def _read(declared: Declared, value: Any) -> Any:
         raise ConfigError(f"{declared.key}: {error}") from error
 
 
+@reads(ProjectError)
 def find_project(folder: Path) -> Path | None:
     """Return the project file of `folder`, `None` when it has none.
 
@@ -194,6 +195,7 @@ def _is_in_pyproject(path: Path) -> bool:
     return isinstance(tool, Mapping) and "bdaudit" in tool
 
 
+@reads(ProjectError)
 def read_project(path: str | Path | None = None) -> Project:
     """Read a project file.
 

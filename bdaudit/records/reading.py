@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bdaudit.errors import RecordError
+from bdaudit.errors import RecordError, reads
 from bdaudit.records.base import Record
 from bdaudit.records.documents import (
     AnyDocument,
@@ -50,6 +50,7 @@ def to_json(record: Record) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
+@reads(RecordError)
 def read_record(path: Path) -> AnyDocument:
     """Read a record that `to_json` wrote.
 

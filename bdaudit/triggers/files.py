@@ -24,7 +24,7 @@ from bdaudit.atomic import write_atomically
 from bdaudit.data.arrays import read_npy, unit_range
 from bdaudit.data.backdoorbench import POISONED_TREE
 from bdaudit.data.images import EXTENSIONS, decode_image
-from bdaudit.errors import ConfigError, InputError, TriggerError
+from bdaudit.errors import ConfigError, InputError, TriggerError, reads
 from bdaudit.opening import (
     SOURCE_BYTES,
     TENSOR_BYTES,
@@ -53,6 +53,7 @@ _REQUIRED = object()
 Value = TypeVar("Value")
 
 
+@reads(TriggerError)
 def read_trigger(path: str | Path, *, allow_code: bool = False) -> Trigger:
     """Read a trigger file.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bdaudit.errors import PolicyError, unknown_key
+from bdaudit.errors import PolicyError, reads, unknown_key
 from bdaudit.texts import read_toml
 
 __all__ = ["Policy", "parse_policy", "read_policy"]
@@ -98,6 +98,7 @@ class Policy(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@reads(PolicyError)
 def read_policy(path: Path) -> Policy:
     """Read a policy from a TOML file; keys left out keep their defaults.
 

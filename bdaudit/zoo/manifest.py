@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bdaudit.defenses.catalogue import DEFENSES, defense_config
-from bdaudit.errors import ConfigError, ManifestError, unknown_key
+from bdaudit.errors import ConfigError, ManifestError, reads, unknown_key
 from bdaudit.plain_settings import config_from
 from bdaudit.relearning import RelearnConfig
 from bdaudit.standins import StandInConfig
@@ -348,6 +348,7 @@ class Manifest(Table):
         return _config(RelearnConfig, self.relearning, "relearning")
 
 
+@reads(ManifestError)
 def read_manifest(path: Path | str) -> Manifest:
     """Read a family file.
 
