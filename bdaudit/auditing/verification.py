@@ -23,6 +23,7 @@ from bdaudit.file_digests import digest_file
 from bdaudit.foundation.sources import is_url
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish
+from bdaudit.records import using_record
 from bdaudit.results import (
     AttackRun,
     AuditRecord,
@@ -302,7 +303,8 @@ def _compare_verdict(document: AuditRecord, path: Path) -> Iterator[str]:
     policy = parse_policy(stated.policy, str(path))
     if stated.policy_sha256 is not None and stated.policy_sha256 != policy.sha256:
         yield "the recorded limits do not have the recorded digest"
-    judged = judge(document, policy)
+    with using_record(path):
+        judged = judge(document, policy)
     if (judged.outcome, judged.release) != (stated.outcome, stated.release or judged.release):
         yield (
             f"the recorded verdict is {stated.outcome} ({stated.release}), but the recorded "

@@ -60,15 +60,17 @@ def compare(
     sink = JsonSink(output.json_)
     page = _page_of(report)
 
+    from bdaudit.records import to_json, using_record
     from bdaudit.report.comparison import compare as put_side_by_side
     from bdaudit.report.comparison_terminal import print_comparison
-    from bdaudit.results import to_json
 
-    made = put_side_by_side(
-        [(str(path), _read(path)) for path in records],
-        mode=attack.mode[0] if attack.mode else None,
-        eps=attack.eps[0] if attack.eps else None,
-    )
+    read = [(str(path), _read(path)) for path in records]
+    with using_record(" or ".join(map(str, records))):
+        made = put_side_by_side(
+            read,
+            mode=attack.mode[0] if attack.mode else None,
+            eps=attack.eps[0] if attack.eps else None,
+        )
     sink.write(to_json(made))
     if page is not None:
         from bdaudit.report.comparison_html import render

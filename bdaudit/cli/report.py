@@ -31,11 +31,12 @@ def report(
     debug: options.Debug = False,
 ) -> None:
     """Redraw a record; of an audit, with the exit code of its verdict. Nothing is computed."""
-    from bdaudit.results import AuditRecord, read_record
+    from bdaudit.records import AuditRecord, read_record, using_record
 
     sink = JsonSink(output.json_)
     report_sinks = ReportSinks(output.report, json=sink)
     document = read_record(record)
-    show_record(document, sink=sink, quiet=quiet, reports=report_sinks)
+    with using_record(record):
+        show_record(document, sink=sink, quiet=quiet, reports=report_sinks)
     if isinstance(document, AuditRecord) and document.verdict is not None:
         exit_by(document.verdict)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib.util
 import inspect
 import re
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from bdaudit.errors import ModelError
 from bdaudit.models.preactresnet import preactresnet18
 from bdaudit.models.small import SmallMobileNet, SmallVgg, SmallViT
 from bdaudit.models.zeroshot import ZeroShotNetwork
-from bdaudit.usercode import failing_as
+from bdaudit.usercode import failing_as, load_function
 
 __all__ = [
     "Blueprint",
@@ -355,7 +354,7 @@ def _call_factory(arch: str, num_classes: int | None, in_channels: int) -> nn.Mo
     match = _FACTORY.fullmatch(arch)
     if match is None:
         raise ModelError(f"arch: expected path/to/file.py:function, got {arch!r}")
-    function = _import_function(Path(match["file"]), match["function"])
+    function = load_function(Path(match["file"]), match["function"], error=ModelError)
     offered = {"in_channels": in_channels}
     if num_classes is not None:
         offered["num_classes"] = num_classes
@@ -368,18 +367,3 @@ def _call_factory(arch: str, num_classes: int | None, in_channels: int) -> nn.Mo
             f"arch: expected {arch} to return a torch.nn.Module, got {type(network).__name__}"
         )
     return copy.deepcopy(network)
-
-
-def _import_function(file: Path, name: str) -> Callable[..., Any]:
-    if not file.is_file():
-        raise ModelError(f"arch: {file}: no such file")
-    spec = importlib.util.spec_from_file_location(f"bdaudit_user_{file.stem}", file)
-    assert spec is not None  # a name that ends in .py always has a loader
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with failing_as(ModelError, f"arch: {file}"):
-        spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ModelError(f"arch: {file}: has no function {name!r}")
-    return function  # type: ignore[no-any-return]

@@ -68,6 +68,7 @@ from bdaudit.records.pictures import (
 from bdaudit.records.reading import (
     read_record,
     to_json,
+    using_record,
 )
 from bdaudit.records.relearning import (
     RelearnCurve,
@@ -133,4 +134,5 @@ __all__ = [
     "Verdict",
     "read_record",
     "to_json",
+    "using_record",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from bdaudit.errors import RecordError, reads
+from bdaudit.errors import BdauditError, RecordError, reads
 from bdaudit.records.base import Record
 from bdaudit.records.documents import (
     AnyDocument,
@@ -23,7 +24,7 @@ from bdaudit.records.documents import (
 from bdaudit.records.header import SCHEMA_VERSION
 from bdaudit.texts import read_json
 
-__all__ = ["read_record", "to_json"]
+__all__ = ["read_record", "to_json", "using_record"]
 
 _DIGEST_KEY = "content_sha256"
 _KINDS: dict[str, type[AnyDocument]] = {
@@ -48,6 +49,28 @@ def to_json(record: Record) -> str:
     document = record.model_dump(mode="json")
     document[_DIGEST_KEY] = _content_digest(document)
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+@contextmanager
+def using_record(path: Path | str) -> Iterator[None]:
+    """Blame a record that was read for what its own figures make impossible.
+
+    A record is checked field by field. One that was forged, its digest computed anew, may still
+    hold figures that cannot stand side by side: rates over the same images of different length,
+    counts that overflow. What judges or draws it stumbles over them in more ways than a list could
+    name.
+
+    Raises:
+        RecordError: The steps inside failed over its figures.
+    """
+    try:
+        yield
+    except BdauditError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{path}: its figures contradict each other: {type(error).__name__}: {error}"
+        ) from error
 
 
 @reads(RecordError)

@@ -12,6 +12,7 @@ from typing import Literal
 from bdaudit.errors import InputError, RecordError
 from bdaudit.file_digests import digest_file
 from bdaudit.opening import is_folder
+from bdaudit.records import using_record
 from bdaudit.results import (
     AuditRecord,
     FileDigest,
@@ -80,10 +81,12 @@ def gate(
             f"{record}: expected the record of an audit, got one of kind {document.kind!r}"
         )
     limits, source = _limits(policy, document, record)
-    verdict = judge(document, limits, policy_source=source)
+    with using_record(record):
+        verdict = judge(document, limits, policy_source=source)
     digests = tuple(_digest(Path(file)) for file in files)
     against = tuple(match_files(document, digests)) if digests else ()
-    decision = decide_release(document, verdict.outcome, limits, against=against)
+    with using_record(record):
+        decision = decide_release(document, verdict.outcome, limits, against=against)
     return GateRecord(
         record=str(record),
         record_sha256=digest_file(record),

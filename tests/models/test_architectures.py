@@ -243,7 +243,7 @@ def test_a_factory_gets_the_arguments_that_it_has(tmp_path: Path) -> None:
         ("net.py:other", r"return a torch\.nn\.Module, got int"),
         ("net.py:absent", "has no function 'absent'"),
         ("net.py:", r"path/to/file\.py:function"),
-        ("gone.py:plain", "no such file"),
+        ("gone.py:plain", "No such file"),
         ("bad.py:plain", "SyntaxError"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Hostile and broken inputs, made from seeds, and what each must give."""
