@@ -226,6 +226,7 @@ def model_settings(models: Models, clip: Clip | None = None) -> ModelSettings:
         mean=models.mean,
         std=models.std,
         outputs=models.outputs,
+        weights=models.weights or None,
         clip=None if clip is None else _clip_settings(clip, models.arch),
     )
 

@@ -35,13 +35,15 @@ def digest_inputs(subjects: Sequence[Subject], sources: Sources) -> tuple[FileDi
     trigger's. Settings beside a checkpoint, and everything a trigger file names, are files of
     their own here.
     """
+    # Of a model that was loaded, the digest is over the very bytes its weights were made of.
+    read = {f.path: f for s in subjects if s.model is not None for f in s.model.files}
     digests = []
     for role, path in dict.fromkeys(_files(subjects, sources)):
-        digests.append(
-            FileDigest(
-                role=role, path=str(path), sha256=digest_file(path), size_bytes=path.stat().st_size
-            )
-        )
+        if path in read:
+            sha256, size = read[path].sha256, read[path].size_bytes
+        else:
+            sha256, size = digest_file(path), path.stat().st_size
+        digests.append(FileDigest(role=role, path=str(path), sha256=sha256, size_bytes=size))
     return tuple(digests)
 
 
@@ -49,7 +51,7 @@ def _files(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str,
     for subject in subjects:
         files = subject.black_box.files
         if subject.model is not None:
-            files = () if subject.model.path is None else (subject.model.path,)
+            files = tuple(file.path for file in subject.model.files)
         for path in files:
             yield subject.name, path
         if files and files[0].suffix != ".py":

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -223,6 +223,8 @@ class Subject:
             stand_in=self.stand_in,
             path=None if self.model.path is None else str(self.model.path),
             notes=self.model.notes,
+            weights=self.model.weights,
+            unaudited=self.model.unaudited,
         )
 
 
@@ -419,6 +421,7 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
     for role, name, source in sources.named_models():
         shape = opened[0][1].image_shape if opened else shape
         opened.append((role, _open_model(source, role, name, shape, sources, device)))
+    _check_weights_found(sources.model_options, opened)
     subjects = [_as_subject(role, model, sources) for role, model in opened]
     if sources.defended is not None and can_only_be_asked(sources.defended):
         subjects.insert(0, _open_black_box(sources, shape, opened, device))
@@ -440,6 +443,23 @@ def _demand_one_order(sources: Sources) -> None:
     given, given_by = name_classes(sources.classes)
     assert given is not None
     agree_on_classes(given, given_by, clip.class_names, "the class names of the CLIP")
+
+
+def _check_weights_found(
+    options: ModelSettings, opened: Sequence[tuple[Role, LoadedModel]]
+) -> None:
+    """Refuse a key that no model's file has: it is misspelt, or meant for another audit."""
+    for role in (None, *get_args(Role)):
+        key = options.weights_of(role)
+        if key is None:
+            continue
+        models = [model for own, model in opened if role in (None, own)]
+        if not any(model.weights == key for model in models):
+            of = "a model" if role is None else f"{role} model"
+            raise ConfigError(
+                f"weights: expected the key of weights in the file of {of}, got {key!r}, which "
+                "none of them has; `bdaudit inspect FILE` lists the keys"
+            )
 
 
 def open_sample(
@@ -512,9 +532,16 @@ def _open_model(
             outputs=options.outputs,
             device=device,
         )
+    own, general = options.weights_of(role), options.weights_of(None)
     if role == "surrogate":
         return load_model(
-            source, name=name, fallback=options, fallback_image_shape=image_shape, device=device
+            source,
+            name=name,
+            weights=own,
+            preferred_weights=general,
+            fallback=options,
+            fallback_image_shape=image_shape,
+            device=device,
         )
     return load_model(
         source,
@@ -527,6 +554,8 @@ def _open_model(
         interpolation=options.interpolation,
         outputs=options.outputs,
         clip=options.clip,
+        weights=own,
+        preferred_weights=general,
         fallback_image_shape=image_shape,
         device=device,
     )

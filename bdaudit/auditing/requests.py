@@ -20,6 +20,7 @@ from bdaudit.foundation.sources import is_url
 from bdaudit.models.architectures import is_clip
 from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import read_model_toml
+from bdaudit.models.shards import shard_files
 from bdaudit.opening import is_file, is_folder
 from bdaudit.results import AuditRecord
 from bdaudit.texts import read_toml
@@ -178,6 +179,8 @@ def _inputs(sources: Sources) -> Iterator[tuple[str, Any]]:
         yield name, model
         if not _is_file(model):
             continue
+        for number, shard in enumerate(shard_files(Path(str(model))), start=1):
+            yield f"shard {number} of {name}", shard
         _, beside = read_model_toml(Path(str(model)))
         if beside is not None:
             yield f"settings of {name}", beside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ __all__ = ["OnnxBlackBox"]
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _BATCH_SIZE = 256
+# Types of which several numbers share a byte.
+_PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 _MOST_BYTES = 2 << 30  # of a protobuf message; larger weights lie beside it
 
 TIME_LIMIT_S = 60.0
@@ -263,40 +266,79 @@ def _side_files(path: Path, onnx: ModuleType, subject: str) -> list[Path]:
         model = onnx.load_model_from_string(content)
     except Exception as error:
         raise ModelError(f"{subject}: expected an ONNX model: {_first_line(error)}") from error
-    folder = path.parent.resolve()
-    found = set()
-    for location in _external_locations(model):
+    found: dict[Path, int] = {}
+    for tensor in _external_tensors(model):
+        entries = [(entry.key, entry.value) for entry in tensor.external_data]
+        external = dict(entries)
+        location = external.get("location", "")
+        if len(external) != len(entries):
+            raise ModelError(f"{subject}: says twice where its weights are; do not trust this file")
         # An absolute or climbing path could make a digest, and a crash report, of any file.
         try:
-            named = path_inside(path.parent, location, what="its weights", error=ModelError)
+            side = path_inside(path.parent, location, what="the weights", error=ModelError)
         except ModelError as error:
             raise ModelError(
-                f"{subject}: expected its weights in its own folder: {error}; do not "
-                "trust this file"
+                f"{subject}: expected its weights in its own folder, got {location[:200]!r}; do "
+                "not trust this file"
             ) from error
-        if not is_file(named):
-            raise ModelError(f"{subject}: lacks {location}, which holds its weights")
-        check_file(named, limit=MODEL_BYTES, what="weights", error=ModelError, within=path.parent)
-        found.add(named.resolve())
-    return [path.parent / side.relative_to(folder) for side in sorted(found)]
+        if side not in found:
+            if not is_file(side):
+                raise ModelError(f"{subject}: lacks {location}, which holds its weights")
+            found[side] = check_file(
+                side,
+                limit=MODEL_BYTES,
+                what="the model's weights",
+                error=ModelError,
+                within=path.parent,
+            )
+        _check_range(tensor, external, found[side], subject, onnx)
+    return sorted(found)
 
 
-def _external_locations(message: Any) -> Iterator[str]:
-    """Yield the location of every external tensor anywhere in a protobuf message.
+def _check_range(
+    tensor: Any, external: dict[str, str], size: int, subject: str, onnx: ModuleType
+) -> None:
+    """Refuse a tensor whose bytes are not all inside its file, or are more or fewer than it needs.
+
+    Readers differ in what they make of such a tensor: some fill up with zeros, some go on reading.
+    """
+    numbers = {key: external.get(key, "") for key in ("offset", "length")}
+    if any(text and not (text.isdecimal() and len(text) < 19) for text in numbers.values()):
+        raise ModelError(
+            f"{subject}: expected whole numbers for where {tensor.name[:80]!r} is, got {numbers}"
+        )
+    offset = int(numbers["offset"] or 0)
+    length = int(numbers["length"] or size - offset)
+    try:
+        bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{subject}: {tensor.name[:80]!r} is of an unknown type") from error
+    bits = _PACKED_BITS.get(onnx.TensorProto.DataType.Name(tensor.data_type), bits)
+    needed = -(-math.prod(tensor.dims) * bits // 8)
+    if offset + length > size or length != needed:
+        raise ModelError(
+            f"{subject}: expected the {needed} bytes of {tensor.name[:80]!r} inside the "
+            f"{size} bytes of {external['location'][:80]!r}, got {length} from {offset}; copy the "
+            "files again, or export the model anew"
+        )
+
+
+def _external_tensors(message: Any) -> Iterator[Any]:
+    """Yield every external tensor anywhere in a protobuf message.
 
     Walks all fields rather than known ones: initialisers, attributes, subgraphs, functions and
     training graphs can all hold tensors.
     """
     if message.DESCRIPTOR.full_name == "onnx.TensorProto":
         if message.data_location == message.EXTERNAL:
-            yield from (e.value for e in message.external_data if e.key == "location")
+            yield message
         return
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
         for part in (value,) if hasattr(value, "DESCRIPTOR") else value:
             if hasattr(part, "DESCRIPTOR"):
-                yield from _external_locations(part)
+                yield from _external_tensors(part)
 
 
 def _digest_together(files: Sequence[Path]) -> str:

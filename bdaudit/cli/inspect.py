@@ -35,6 +35,14 @@ def inspect(
             help="A checkpoint, or its URL, or a BackdoorBench folder.", show_default=False
         ),
     ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Which weights to describe of a file with several sets.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[Output, Only("json")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -48,7 +56,9 @@ def inspect(
     from bdaudit.models import inspect_checkpoint
 
     sink = JsonSink(output.json_)
-    found = inspect_checkpoint(fetch(checkpoint) if is_url(checkpoint) else checkpoint)
+    found = inspect_checkpoint(
+        fetch(checkpoint) if is_url(checkpoint) else checkpoint, weights=weights
+    )
     sink.write(json_module.dumps(found.to_dict(), indent=2) + "\n")
     if not sink.to_stdout:
         if quiet:
@@ -96,6 +106,9 @@ def _show(found: Inspection) -> None:
             ("parameters", f"{found.n_parameters:,}"),
             ("weights", found.weights_sha256 or "-"),
         ]
+    if found.weights is not None:
+        rows.append(("of several", found.weights))
+    rows += [("not described", key) for key in found.other_weights]
     rows += [("metadata", f"{key} = {value}") for key, value in found.metadata.items()]
     rows += [("note", note) for note in found.notes]
     if found.non_finite:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.errors import ModelError, reads
+from bdaudit.opening import is_file, is_folder
 
 __all__ = [
     "NORMALISATIONS",
@@ -28,6 +29,7 @@ __all__ = [
 ATTACK_FILE = "attack_result.pt"
 DEFENSE_FILE = "defense_result.pt"
 _SEPARATE_LAYER_FILE = "plug_layer.pt"
+_LARGEST = 10**9
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
@@ -101,9 +103,9 @@ def locate_checkpoint(path: Path | str) -> Path:
             them would answer for the wrong one.
     """
     file = Path(path)
-    if file.is_dir():
+    if is_folder(file):
         candidates = [file / DEFENSE_FILE, file / ATTACK_FILE]
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        found = next((candidate for candidate in candidates if is_file(candidate)), None)
         if found is None:
             raise ModelError(
                 f"{path}: expected a checkpoint file, or a BackdoorBench folder with {ATTACK_FILE} "
@@ -111,7 +113,7 @@ def locate_checkpoint(path: Path | str) -> Path:
             )
         file = found
     layer = file.with_name(_SEPARATE_LAYER_FILE)
-    if file.name != ATTACK_FILE and layer.is_file():
+    if file.name != ATTACK_FILE and is_file(layer):
         raise ModelError(
             f"{file}: {_SEPARATE_LAYER_FILE} lies beside it, so this defence (NPD) works through a "
             "separate layer which is not loaded here; the weights alone are the undefended model. "
@@ -126,29 +128,29 @@ def attack_result_of(path: Path) -> Path | None:
     if path.name != DEFENSE_FILE:
         return None
     candidates = (folder / ATTACK_FILE for folder in path.parents[:4])
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return next((candidate for candidate in candidates if is_file(candidate)), None)
 
 
-def read_result(content: Any) -> tuple[Any, dict[str, str], str] | None:
+def read_result(content: Mapping[Any, Any]) -> tuple[dict[str, str], str] | None:
     """Take BackdoorBench's container apart, or return `None` when `content` is not one.
 
     Returns:
-        The state_dict as stored, metadata as text, and the container's name.
+        Metadata as text, and the container's name. Its weights are under "model".
     """
-    if not isinstance(content, Mapping) or not {"model_name", "model"} <= content.keys():
-        return None
-    if not isinstance(content["model"], Mapping):
+    if not {"model_name", "model"} <= content.keys() or not isinstance(content["model"], dict):
         return None
     metadata = {}
     for key in ("model_name", "num_classes", "clean_data", "data_path"):
-        if isinstance(content.get(key), str | int | float):
-            metadata[key] = str(content[key])
+        value = content.get(key)
+        if isinstance(value, str) or (isinstance(value, int | float) and abs(value) < _LARGEST):
+            metadata[key] = str(value)
     size = content.get("img_size")
-    if isinstance(size, list | tuple) and all(isinstance(side, int) for side in size):
+    if isinstance(size, list | tuple) and all(
+        isinstance(side, int) and abs(side) < _LARGEST for side in size
+    ):
         metadata["img_size"] = ",".join(str(side) for side in size)
     is_attack = not {"bd_train", "bd_test", "clean_data"}.isdisjoint(content)
     return (
-        content["model"],
         metadata,
         f"BackdoorBench {'attack' if is_attack else 'defense'}_result",
     )

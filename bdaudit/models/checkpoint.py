@@ -1,12 +1,14 @@
 """Open a checkpoint file of any usual format and find the named tensors in it.
 
-Nothing in a file is ever executed. What was done to its content (a prefix stripped, a mask
-multiplied in) stands in `Checkpoint.notes`.
+Nothing in a file is ever executed. A file is opened once, and the bytes that are checked and
+digested are the bytes that the tensors are made of. What was done to its content (a prefix
+stripped, a mask multiplied in) stands in `Checkpoint.notes`.
 """
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,37 +19,54 @@ from torch import Tensor
 
 from bdaudit.errors import ModelError, reads
 from bdaudit.models import backdoorbench
+from bdaudit.models.archive import ZIP_MAGIC, check_torch_archive
+from bdaudit.models.foreign import describe_foreign
 from bdaudit.models.pickles import read_pickle
+from bdaudit.models.quantised import dequantise
+from bdaudit.models.shards import INDEX_BYTES, INDEX_SUFFIX, read_index
+from bdaudit.models.strict_json import load_strictly
+from bdaudit.models.weight_sets import TOP, WeightSet, choose_set, find_sets, quote_names
+from bdaudit.models.wrappers import strip_wrappers
+from bdaudit.opening import MODEL_BYTES, open_file, read_bytes
 
 __all__ = [
     "Checkpoint",
+    "ReadFile",
     "demand_finite",
     "non_finite_tensors",
     "open_checkpoint",
     "read_checkpoint",
+    "read_content",
+    "read_metadata",
 ]
 
-# Where training scripts put the weights, in the order they are looked for.
-_NESTING_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "network",
-    "weights",
-    "params",
-    "module",
-    "state",
-    "ema",
-    "model_ema",
-    "state_dict_ema",
-    "ema_state_dict",
-)
-_NESTING_DEPTH = 3
+_WHAT = "a checkpoint"
+_HEAD_BYTES = 1024
+_LONGEST_NAME = 1024
+_MOST_TENSORS = 1_000_000
 # Tied tensors are counted once a name, so a file may hold fewer bytes than its tensors sum to;
 # much fewer means that the file claims what it does not hold.
 _EXPANSION_LIMIT = 4
 _EXPANSION_SLACK_BYTES = 1 << 20
+_FLOATS = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn}
+    | {torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+)
+_WHOLE = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadFile:
+    """A file as it was when its bytes were read."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, path: Path, content: bytes) -> ReadFile:
+        """Describe a file by its bytes."""
+        return cls(path=path, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +75,15 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        tensors: Tensors by name, in the file's own types; they may be views of the mapped file.
+        tensors: Tensors by name, in the file's own types.
         metadata: What the file says about its model, as text: the metadata of a safetensors file,
             or `model_name`, `num_classes`, `img_size` and `clean_data` of BackdoorBench's results.
         container: The format found, in words ("safetensors", "torch nested under 'model'").
         notes: What was done to the content, in words.
+        key: Which of the file's sets of weights these are; `.` at the top.
+        was_named: Whether that key was asked for.
+        others: Keys of the file's other sets of weights, which differ.
+        files: What was read: the file, and its shards where it is an index.
     """
 
     path: Path
@@ -68,53 +91,238 @@ class Checkpoint:
     metadata: dict[str, str]
     container: str
     notes: tuple[str, ...] = ()
+    key: str = TOP
+    was_named: bool = False
+    others: tuple[str, ...] = ()
+    files: tuple[ReadFile, ...] = ()
 
 
 @reads(ModelError)
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(
+    path: Path | str, *, weights: str | None = None, preferred_weights: str | None = None
+) -> Checkpoint:
     """Open a checkpoint and refuse one that cannot be audited.
 
-    Reads `.safetensors` and what `torch.save` writes (zip and legacy form, a bare state_dict or
-    one nested under a usual key, BackdoorBench's results), told apart by content, not by name.
-    `module.` and `_orig_mod.` are stripped from names; `weight_orig` and `weight_mask` of pruning
-    are multiplied.
+    Reads `.safetensors`, an index of shards beside them, and what `torch.save` writes (zip and
+    legacy form, a bare state_dict or one nested anywhere, BackdoorBench's results), told apart by
+    content, not by name. `module.` and `_orig_mod.` are stripped from names; `weight_orig` and
+    `weight_mask` of pruning are multiplied; tensors that torch quantised become floats.
+
+    Args:
+        path: The file.
+        weights: Which of a file's sets of weights is meant, by the keys that lead to it joined by
+            `/`; must be there.
+        preferred_weights: Likewise, taken where it is there, and then before `weights`.
 
     Raises:
         ModelError: The file is missing, empty, damaged, of another format, would have to run code
-            to be read, claims more data than it holds, or has NaN or infinite weights.
+            to be read, can be read in two ways, claims more data than it holds, has NaN or
+            infinite weights, or holds several different sets of weights and none was named.
     """
-    checkpoint = read_checkpoint(Path(path))
+    checkpoint = read_checkpoint(Path(path), weights=weights, preferred_weights=preferred_weights)
     demand_finite(str(path), checkpoint.tensors)
     return checkpoint
 
 
 @reads(ModelError)
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(
+    path: Path,
+    *,
+    weights: str | None = None,
+    preferred_weights: str | None = None,
+    content: bytes | None = None,
+) -> Checkpoint:
     """Do what `open_checkpoint` does, but let NaN and infinite weights through.
+
+    Args:
+        path: The file.
+        weights: As of `open_checkpoint`.
+        preferred_weights: As of `open_checkpoint`.
+        content: Its bytes, where they were read already by `read_content`.
 
     Raises:
         ModelError: As `open_checkpoint`, save for the non-finite weights.
     """
-    head = _first_bytes(path)
+    if content is None:
+        content = read_content(path)
+    read = [ReadFile.of(path, content)]
+    passed_over: list[str] = []
+    metadata: dict[str, str] = {}
+    if _is_index(path):
+        tensors, shards = _read_shards(path, content)
+        read += shards
+        container = f"{len(shards)} shards"
+        sets = [WeightSet(key=TOP, tensors=tensors)]
+    elif _is_safetensors(path, content):
+        tensors, metadata = _read_safetensors(path, content)
+        container = "safetensors"
+        sets = [WeightSet(key=TOP, tensors=tensors)]
+    else:
+        tree = _read_torch(path, content)
+        metadata, container = _describe_tree(tree)
+        sets, passed_over = find_sets(path, tree)
+        if not sets:
+            raise ModelError(_without_tensors(path, tree))
+    size = sum(file.size_bytes for file in read)
+    del content  # the tensors have their own copy by now
+    chosen = choose_set(
+        path, sets, wanted=weights, preferred=preferred_weights, passed_over=passed_over
+    )
+    if container == "torch state_dict" and chosen.key != TOP:
+        keys = chosen.key.split("/")
+        container = "torch nested under " + ", ".join(repr(key[:80]) for key in keys)
+    notes = list(chosen.notes)
+    tensors = dequantise(path, chosen.tensors, notes)
+    _check_tensors(path, tensors, size)
+    tensors = strip_wrappers(tensors, notes)
+    tensors = _merge_masks(path, tensors, notes)
+    return Checkpoint(
+        path=path,
+        tensors=tensors,
+        metadata=metadata,
+        container=container,
+        notes=tuple(notes),
+        key=chosen.key,
+        was_named=chosen.was_named,
+        others=chosen.others,
+        files=tuple(read),
+    )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a BackdoorBench result says about its model, whatever weights it holds.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    content = read_content(path)
+    if _is_index(path) or _is_safetensors(path, content):
+        return {}
+    return _describe_tree(_read_torch(path, content))[0]
+
+
+def read_content(path: Path) -> bytes:
+    """Read a file that begins like a checkpoint.
+
+    Raises:
+        ModelError: It is missing, no regular file, too large, or something else, which is named.
+    """
     if path.suffix.lower() == ".onnx":
         raise ModelError(
             f"{path}: expected weights to build a torch network from, got an ONNX file; ONNX files "
             "are for the query mode, which only asks the model. Give the torch checkpoint here"
         )
-    if path.suffix.lower() == ".safetensors" or head[8:9] == b"{":
-        tensors, metadata = _read_safetensors(path)
-        container = "safetensors"
-        notes: list[str] = []
-    else:
-        if head.startswith(b"PK"):
-            _check_archive(path)
-        tensors, metadata, container, notes = _find_state_dict(path, read_pickle(path))
-    _check_tensors(path, tensors)
-    tensors = _strip_wrappers(tensors, notes)
-    tensors = _merge_masks(path, tensors, notes)
-    return Checkpoint(
-        path=path, tensors=tensors, metadata=metadata, container=container, notes=tuple(notes)
+    if _is_index(path):
+        return read_bytes(path, limit=INDEX_BYTES, what="an index of shards", error=ModelError)
+    with open_file(path, limit=MODEL_BYTES, what=_WHAT, error=ModelError) as stream:
+        head = stream.read(_HEAD_BYTES)
+        if not head:
+            raise ModelError(f"{path}: expected a checkpoint, got an empty file; copy it again")
+        # The length that a safetensors file begins with can look like any signature.
+        foreign = None if head[8:9] == b"{" else describe_foreign(head)
+        if foreign is not None:
+            raise ModelError(f"{path}: expected a checkpoint, {foreign}")
+        size = stream.seek(0, 2)
+        if _is_safetensors(path, head):
+            _header_length(path, head, size)  # before gigabytes are read
+        stream.seek(0)
+        return stream.read()
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.lower().endswith(INDEX_SUFFIX)
+
+
+def _is_safetensors(path: Path, content: bytes) -> bool:
+    return path.suffix.lower() == ".safetensors" or content[8:9] == b"{"
+
+
+def _read_torch(path: Path, content: bytes) -> Any:
+    if content.startswith(b"PK"):
+        if not content.startswith(ZIP_MAGIC):
+            raise ModelError(
+                f"{path}: expected a torch checkpoint, got a truncated or damaged zip archive; "
+                "copy or download it again"
+            )
+        check_torch_archive(path, content)
+    return read_pickle(path, content)
+
+
+def _describe_tree(tree: Any) -> tuple[dict[str, str], str]:
+    """Return metadata and the container's name."""
+    result = backdoorbench.read_result(dict(dict.items(tree)) if isinstance(tree, dict) else {})
+    return ({}, "torch state_dict") if result is None else result
+
+
+def _without_tensors(path: Path, tree: Any) -> str:
+    if not isinstance(tree, dict):
+        return (
+            f"{path}: expected named tensors (a state_dict), got {_describe(tree)}; save "
+            "model.state_dict() with torch.save"
+        )
+    keys = [k if isinstance(k, str) else f"<{type(k).__name__}>" for k in dict.keys(tree)]
+    return (
+        f"{path}: expected named tensors (a state_dict), at the top or under some key; got keys "
+        f"{quote_names(keys) or '(none)'}"
     )
+
+
+def _header_length(path: Path, content: bytes, size: int) -> int:
+    """Return the length of a safetensors file's header.
+
+    Raises:
+        ModelError: The header is not all there.
+    """
+    length: int = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else 0
+    if not 2 <= length <= size - 8:
+        raise ModelError(
+            f"{path}: expected a safetensors file, got a truncated, damaged or different one "
+            f"(its header would have {length} bytes); copy or download it again"
+        )
+    return length
+
+
+def _read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors.torch import load
+
+    length = _header_length(path, content, len(content))
+    try:
+        header = load_strictly(content[8 : 8 + length])
+        # The library refuses ranges that overlap, leave gaps or do not end with the file.
+        tensors = load(content)
+        metadata = header.get("__metadata__") or {}
+        return tensors, {str(key): str(value) for key, value in metadata.items()}
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(
+            f"{path}: expected a safetensors file, got a damaged or different one ({reason}); "
+            "copy or download it again"
+        ) from error
+
+
+def _read_shards(path: Path, content: bytes) -> tuple[dict[str, Tensor], list[ReadFile]]:
+    """Read the shards that an index names, each of which must hold what the index says."""
+    tensors: dict[str, Tensor] = {}
+    read = []
+    for name, expected in read_index(path, content).items():
+        shard = path.with_name(name)
+        inside = read_bytes(
+            shard, limit=MODEL_BYTES, what="a shard", error=ModelError, within=path.parent
+        )
+        read.append(ReadFile.of(shard, inside))
+        if _is_safetensors(shard, inside):
+            found, _ = _read_safetensors(shard, inside)
+        else:
+            sets, _ = find_sets(shard, _read_torch(shard, inside))
+            found = sets[0].tensors if len(sets) == 1 and sets[0].key == TOP else {}
+        if found.keys() != expected:
+            odd = sorted(found.keys() ^ expected)
+            raise ModelError(
+                f"{shard}: expected the {len(expected)} tensors that {path.name} says it holds, "
+                f"got {len(found)}; they differ in {quote_names(odd)}. Download all files anew"
+            )
+        tensors.update(found)
+    return tensors, read
 
 
 def demand_finite(subject: str, tensors: Mapping[str, Tensor]) -> None:
@@ -122,7 +330,7 @@ def demand_finite(subject: str, tensors: Mapping[str, Tensor]) -> None:
     broken = non_finite_tensors(tensors)
     if broken:
         raise ModelError(
-            f"{subject}: expected finite weights, got NaN or infinity in {_names(broken)}; "
+            f"{subject}: expected finite weights, got NaN or infinity in {quote_names(broken)}; "
             "the training that made them diverged, or the file is damaged"
         )
 
@@ -143,166 +351,34 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(numbers.sum())) or bool(torch.isfinite(numbers).all())
 
 
-def _first_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise ModelError(
-                f"{path}: expected a checkpoint file, got a folder; name the file in it"
-            )
-        if path.exists() and not path.is_file():
-            raise ModelError(f"{path}: expected a checkpoint file, got a device or pipe")
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a null byte in the name
-        raise ModelError(f"{path!r}: not a file name: {error}") from error
-    if not head:
-        raise ModelError(f"{path}: expected a checkpoint, got an empty file; copy it again")
-    return head
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as archive:
-            metadata = dict(archive.metadata() or {})
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise ModelError(
-            f"{path}: expected a safetensors file, got a damaged or different one ({error}); "
-            "copy or download it again"
-        ) from error
-    return tensors, metadata
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse zip files that are not plain torch checkpoints, before torch opens them."""
-    try:
-        entries = zipfile.ZipFile(path).infolist()
-    except Exception as error:
-        raise ModelError(
-            f"{path}: expected a torch checkpoint, got a truncated or damaged zip archive "
-            f"({error}); copy or download it again"
-        ) from error
-    # Entries stand under one folder named for the file: "weights/data.pkl".
-    inner = {entry.filename.partition("/")[2] or entry.filename for entry in entries}
-    if any(name.startswith("code/") or name == "constants.pkl" for name in inner):
-        raise ModelError(
-            f"{path}: expected a state_dict, got a TorchScript archive, which carries code; it was "
-            "not run. Re-save its weights: torch.save(torch.jit.load(...).state_dict(), 'w.pt')"
-        )
-    if "archive_format" in inner or any("exported_program" in name for name in inner):
-        raise ModelError(
-            f"{path}: expected a state_dict, got a torch.export archive (.pt2); loading one can "
-            "run code, so it was not loaded. Where you trust it, re-save its weights: "
-            "torch.save(torch.export.load(...).state_dict, 'weights.pt')"
-        )
-    if "data.pkl" not in inner:
-        raise ModelError(
-            f"{path}: expected a torch checkpoint, got a zip archive without 'data.pkl'; "
-            "unpack it and name the checkpoint inside"
-        )
-    # torch stores entries as they are: more bytes than the file has are a zip bomb.
-    size, claimed = path.stat().st_size, sum(entry.file_size for entry in entries)
-    if claimed > size:
-        raise ModelError(
-            f"{path}: expected entries that fit in the file of {size} bytes, got entries that "
-            f"unpack to {claimed}; torch never compresses a checkpoint. Re-save it with torch.save"
-        )
-
-
-def _find_state_dict(
-    path: Path, content: Any
-) -> tuple[dict[str, Tensor], dict[str, str], str, list[str]]:
-    """Return tensors, metadata, container and notes from what a pickle held."""
-    result = backdoorbench.read_result(content)
-    keys: list[str] = []
-    if result is not None:
-        content, metadata, container = result
-    else:
-        metadata, container = {}, "torch state_dict"
-    while len(keys) < _NESTING_DEPTH:
-        key = _nesting_key(content)
-        if key is None:
-            break
-        keys.append(key)
-        others = [other for other in _NESTING_KEYS if other != key and _has_tensors(content, other)]
-        content = content[key]
-    notes = []
-    if keys:
-        container = "torch nested under " + ", ".join(repr(key) for key in keys)
-        if others:
-            notes.append(f"took {keys[-1]!r}; the file also holds weights under {_names(others)}")
-    if not isinstance(content, Mapping):
-        raise ModelError(
-            f"{path}: expected named tensors (a state_dict), got {_describe(content)}; save "
-            "model.state_dict() with torch.save"
-        )
-    tensors = {
-        name: value.detach()
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise ModelError(
-            f"{path}: expected named tensors (a state_dict) at the top or under one of "
-            f"{', '.join(_NESTING_KEYS)}; got keys {_names([str(key) for key in content])}"
-        )
-    left_out = [str(name) for name in content if name not in tensors]
-    if left_out:
-        notes.append(f"left out entries that are not tensors: {_names(left_out)}")
-    return tensors, metadata, container, notes
-
-
-def _nesting_key(content: Any) -> str | None:
-    return next((key for key in _NESTING_KEYS if _has_tensors(content, key)), None)
-
-
-def _has_tensors(content: Any, key: str, depth: int = _NESTING_DEPTH) -> bool:
-    """Whether `content[key]` is a mapping with tensors in it, or again nested."""
-    if depth == 0 or not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
-        return False
-    inner = content[key]
-    return any(isinstance(value, Tensor) for value in inner.values()) or any(
-        _has_tensors(inner, nested, depth - 1) for nested in _NESTING_KEYS
-    )
-
-
-def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], size: int) -> None:
     """Refuse tensors that no network here can run with, and files that claim too much."""
     if not tensors:
         raise ModelError(f"{path}: expected weights, got a file with no tensors in it")
+    if len(tensors) > _MOST_TENSORS:
+        raise ModelError(f"{path}: expected at most {_MOST_TENSORS} tensors, got {len(tensors)}")
     for name, tensor in tensors.items():
+        if len(name) > _LONGEST_NAME:
+            raise ModelError(
+                f"{path}: expected names of at most {_LONGEST_NAME} characters, got one of "
+                f"{len(name)} that begins {name[:40]!r}"
+            )
         if (
-            tensor.layout is not torch.strided
-            or tensor.is_quantized
-            or tensor.is_complex()
-            or tensor.is_meta
+            tensor.is_nested
+            or tensor.layout is not torch.strided
+            or tensor.dtype not in _FLOATS | _WHOLE
+            or tensor.device.type != "cpu"
         ):
             raise ModelError(
-                f"{path}: expected dense real tensors, got {name!r} as {tensor.dtype} with layout "
-                f"{tensor.layout}; save the unquantised, dense model"
+                f"{path}: expected dense real tensors, got {name[:80]!r} as {tensor.dtype} with "
+                f"layout {tensor.layout}; save the unquantised, dense model"
             )
-    size = path.stat().st_size
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if claimed > _EXPANSION_LIMIT * size + _EXPANSION_SLACK_BYTES:
         raise ModelError(
             f"{path}: expected tensors that fit in the file of {size} bytes, got tensors of "
             f"{claimed} bytes; save contiguous copies (tensor.clone())"
         )
-
-
-def _strip_wrappers(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """Undo the renaming of DataParallel (`module.`) and torch.compile (`_orig_mod.`)."""
-    if any("_orig_mod." in name for name in tensors):
-        tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
-        notes.append("stripped '_orig_mod.'")
-    while all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-        notes.append("stripped 'module.'")
-    return tensors
 
 
 def _merge_masks(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
@@ -322,7 +398,7 @@ def _merge_masks(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> di
             )
         merged[name] = original * mask.to(original.dtype)
     if pruned:
-        notes.append(f"multiplied pruning masks into {len(pruned)} tensors ({_names(pruned)})")
+        notes.append(f"multiplied pruning masks into {len(pruned)} tensors ({quote_names(pruned)})")
     return merged
 
 
@@ -330,9 +406,3 @@ def _describe(content: Any) -> str:
     if isinstance(content, Tensor):
         return f"a single tensor of shape {tuple(content.shape)}"
     return f"a {type(content).__name__}"
-
-
-def _names(names: list[str], limit: int = 5) -> str:
-    """Quote names from a file, which may hold anything, for a message."""
-    shown = ", ".join(repr(name[:80]) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -40,6 +40,7 @@ from bdaudit.models.fingerprint import (
     match_blueprint,
 )
 from bdaudit.models.settings import ModelSettings
+from bdaudit.models.weight_sets import quote_names
 
 __all__ = ["Fitted", "build_and_fill"]
 
@@ -97,7 +98,10 @@ def build_and_fill(
     arch, match, tensors = _settle_architecture(path, settings.arch, checkpoint.tensors, notes)
     if match.num_classes is None or match.in_channels is None:
         raise ModelError(f"{path}: cannot tell the classes and channels of {arch} by its tensors")
-    if settings.num_classes not in (None, match.num_classes):
+    if match.num_classes < 1 or match.in_channels < 1:
+        raise ModelError(f"{path}: expected weights, got a head or stem without a single number")
+    one_score = match.num_classes == 1 and settings.num_classes == 2
+    if settings.num_classes not in (None, match.num_classes) and not one_score:
         raise ModelError(
             f"{path}: expected a head of {settings.num_classes} classes, got one of "
             f"{match.num_classes}; pass num_classes={match.num_classes} or leave it out"
@@ -105,7 +109,9 @@ def build_and_fill(
     network = build_unfilled(arch, num_classes=match.num_classes, in_channels=match.in_channels)
     auxiliary = training_only_prefixes(arch)
     kept = {name: t for name, t in tensors.items() if not name.startswith(auxiliary)}
-    _fill(network, kept, notes)
+    if len(kept) < len(tensors):
+        notes.append(f"left out {len(tensors) - len(kept)} tensors of heads that only train")
+    _fill(path, network, kept, notes)
     return Fitted(
         network=network, arch=arch, num_classes=match.num_classes, in_channels=match.in_channels
     )
@@ -119,7 +125,7 @@ def _fill_from_factory(
     plan = blueprint_of(network, arch)
     tensors = _fit_names(checkpoint.tensors, set(plan.shapes), notes)
     _demand_fit(checkpoint.path, match_blueprint(plan, tensors), tensors)
-    _fill(network, tensors, notes)
+    _fill(checkpoint.path, network, tensors, notes)
     return Fitted(network=network, arch=arch)
 
 
@@ -140,7 +146,7 @@ def _fill_clip(
     tensors = _with_text_tower(checkpoint.path, tensors, plan, prompting, notes)
     _demand_fit(checkpoint.path, match_blueprint(_blueprint_of_clip(plan), tensors), tensors)
     clip = plan.build()
-    _fill(clip, tensors, notes)
+    _fill(checkpoint.path, clip, tensors, notes)
     notes.append(
         f"zero-shot: {len(prompting.class_names)} classes, {len(prompting.templates)} template"
         f"{'' if len(prompting.templates) == 1 else 's'}; text embeddings computed once"
@@ -183,9 +189,37 @@ def _blueprint_of_clip(plan: ClipPlan) -> Blueprint:
     return Blueprint(arch=plan.arch, shapes=plan.shapes, head=frozenset(), stem=None)
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> None:
-    # Not strict, for the batch counters that old files lack.
-    network.load_state_dict(_in_float32(tensors, notes), strict=False, assign=True)
+def _fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> None:
+    """Put tensors into a network of the same names and shapes."""
+    wanted = network.state_dict()
+    whole = [
+        name
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point() and wanted[name].is_floating_point()
+    ]
+    if whole:
+        kinds = ", ".join(sorted({str(tensors[n].dtype).removeprefix("torch.") for n in whole}))
+        raise ModelError(
+            f"{path}: expected floating-point weights, got {kinds} in {quote_names(whole)}: whole "
+            "numbers without the scale that belongs to them. Give the model as it was before it "
+            "was quantised, or export it to ONNX and audit it with --mode query"
+        )
+    filling = _in_float32(tensors, notes)
+    for name, tensor in filling.items():
+        if tensor.is_floating_point() and not wanted[name].is_floating_point():
+            filling[name] = tensor.to(wanted[name].dtype)
+            if not torch.equal(filling[name].float(), tensor):
+                raise ModelError(
+                    f"{path}: expected whole numbers in {name[:80]!r}, got fractions; the file is "
+                    "damaged or of another network"
+                )
+    try:
+        # Not strict, for the batch counters that old files lack.
+        network.load_state_dict(filling, strict=False, assign=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path}: does not fit the network: {str(error).splitlines()[0][:300]}"
+        ) from error
 
 
 def _settle_architecture(

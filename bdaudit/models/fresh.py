@@ -50,12 +50,13 @@ def _rebuild(network: nn.Module, model: LoadedModel) -> bool:
     """Put the weights of a network built by name into `network`; say whether they fit."""
     if is_python_factory(model.arch):
         return False  # what a user's factory returns may be trained already
+    one_score = isinstance(model.classifier, Classifier) and model.classifier.one_score
     try:
         canonical_name(model.arch)
         stem = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
         built = build_network(
             model.arch,
-            num_classes=model.num_classes,
+            num_classes=1 if one_score else model.num_classes,
             in_channels=model.image_shape[0] if stem is None else stem.in_channels,
         )
         network.load_state_dict(built.state_dict())

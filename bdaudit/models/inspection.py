@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from bdaudit.models.checkpoint import (
     demand_finite,
     non_finite_tensors,
     read_checkpoint,
+    read_content,
 )
 from bdaudit.models.clip_fingerprint import ClipShape, clip_shape, matching_configs
 from bdaudit.models.fingerprint import closest_architectures, drop_wrapper_prefix
 from bdaudit.models.pickles import wanted_globals
+from bdaudit.opening import is_file, is_folder, shown
 
 __all__ = ["ArchitectureGuess", "Inspection", "inspect_checkpoint"]
 
@@ -66,6 +69,8 @@ class Inspection:
         guesses: Known architectures that resemble the tensors, best first.
         clip: Sizes of its towers, where the file holds a CLIP.
         weights_sha256: Digest of the tensors, the same whatever file they are in.
+        weights: Key of the set of weights that is described, `None` where the file holds one.
+        other_weights: Keys of its other sets, which differ.
     """
 
     path: str
@@ -83,6 +88,8 @@ class Inspection:
     guesses: tuple[ArchitectureGuess, ...] = ()
     clip: ClipShape | None = None
     weights_sha256: str | None = None
+    weights: str | None = None
+    other_weights: tuple[str, ...] = ()
 
     @property
     def is_safe(self) -> bool:
@@ -95,30 +102,39 @@ class Inspection:
 
 
 @reads(ModelError)
-def inspect_checkpoint(path: Path | str) -> Inspection:
+def inspect_checkpoint(path: Path | str, *, weights: str | None = None) -> Inspection:
     """Look into a checkpoint file or a BackdoorBench folder.
 
     A damaged or hostile file is described, not refused.
+
+    Args:
+        path: The file or folder.
+        weights: Which of the file's sets of weights to describe.
 
     Raises:
         ModelError: There is no such file, it cannot be read, or it is a folder with no result that
             can be loaded.
     """
     # A defence with a separate layer cannot be loaded, but its file can be described.
-    file = locate_checkpoint(path) if Path(path).is_dir() else Path(path)
+    file = locate_checkpoint(path) if is_folder(path) else Path(path)
     try:
-        size, file_sha256 = file.stat().st_size, digest_file(file) if file.is_file() else ""
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from error
-    wanted = wanted_globals(file) if file.is_file() else ()
+        size = file.stat().st_size
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{shown(file)}: cannot be read: {reason}") from error
+    file_sha256: str | None = None
+    wanted: tuple[str, ...] = ()
     try:
-        checkpoint = read_checkpoint(file)
+        content = read_content(file)
+        file_sha256 = hashlib.sha256(content).hexdigest()
+        wanted = wanted_globals(content)
+        checkpoint = read_checkpoint(file, weights=weights, content=content)
         locate_checkpoint(file)
     except ModelError as error:
         return Inspection(
             path=str(file),
             size_bytes=size,
-            file_sha256=file_sha256,
+            file_sha256=file_sha256 or (digest_file(file) if is_file(file) else ""),
             problem=str(error),
             wanted_globals=wanted,
         )
@@ -140,6 +156,8 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         guesses=_guesses(checkpoint) if clip is None else _guesses_of_clip(clip),
         clip=clip,
         weights_sha256=digest_tensors(tensors),
+        weights=checkpoint.key if checkpoint.was_named or checkpoint.others else None,
+        other_weights=checkpoint.others,
     )
 
 

@@ -32,6 +32,8 @@ def describe_classifier(model: LoadedModel) -> dict[str, Any]:
             "interpolation": classifier.interpolation,
             "outputs": classifier.outputs,
         }
+        if classifier.one_score:
+            wrapping["one_score"] = True
     device = next((p.device.type for p in classifier.parameters()), "cpu")
     return {
         "weights": model.weights_sha256,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ from bdaudit.models.checkpoint import (
     Checkpoint,
     demand_finite,
     open_checkpoint,
-    read_checkpoint,
+    read_metadata,
 )
 from bdaudit.models.classifier import Classifier, Interpolation, LoadedModel
 from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.fitting import Fitted, build_and_fill
-from bdaudit.models.outputs import ask
+from bdaudit.models.outputs import ONE_SCORE, ask
 from bdaudit.models.settings import ModelSettings, Outputs, read_model_toml
 
 __all__ = ["load_model", "wrap_module"]
@@ -42,6 +43,8 @@ def load_model(
     interpolation: Interpolation | None = None,
     outputs: Outputs | None = None,
     clip: ClipSettings | None = None,
+    weights: str | None = None,
+    preferred_weights: str | None = None,
     fallback_image_shape: tuple[int, int, int] | None = None,
     fallback: ModelSettings | None = None,
     device: torch.device | str = "cpu",
@@ -64,6 +67,9 @@ def load_model(
         interpolation: How images are resized; default bilinear, for a CLIP bicubic.
         outputs: What the network returns; default logits.
         clip: Class names and prompts, needed where the architecture is a CLIP.
+        weights: Which of a file's sets of weights is meant, by the keys that lead to it joined by
+            `/`; the file must have it.
+        preferred_weights: Likewise, but only where the file has it.
         fallback_image_shape: Taken where no source gives an image shape: the sample's.
         fallback: Taken where file and neighbours do not say, and before anything is inferred.
         device: Where the classifier is put.
@@ -72,8 +78,9 @@ def load_model(
         The model in float32, eval mode, without gradients on its parameters.
 
     Raises:
-        ModelError: The file cannot be opened safely, its architecture is unknown, or does not fit
-            the tensors, the class count or the images; the message says what to pass.
+        ModelError: The file cannot be opened safely, holds several different sets of weights and
+            none was named, its architecture is unknown, or does not fit the tensors, the class
+            count or the images; the message says what to pass.
         ConfigError: An argument is out of its range.
     """
     arguments = ModelSettings(
@@ -88,7 +95,10 @@ def load_model(
         clip=clip,
     )
     file = backdoorbench.locate_checkpoint(path)
-    checkpoint = open_checkpoint(file)
+    beside, _ = read_model_toml(file)
+    checkpoint = open_checkpoint(
+        file, weights=weights or beside.weights_of(None), preferred_weights=preferred_weights
+    )
     notes = list(checkpoint.notes)
     settings = _complete(arguments, checkpoint, notes).over(fallback or ModelSettings())
     fitted = build_and_fill(checkpoint, settings, notes, device=device)
@@ -100,6 +110,7 @@ def load_model(
         path=file,
         notes=notes,
         device=device,
+        checkpoint=checkpoint,
     )
 
 
@@ -184,7 +195,7 @@ def _complete(arguments: ModelSettings, checkpoint: Checkpoint, notes: list[str]
     attack = backdoorbench.attack_result_of(path)
     if attack is not None:
         # A defence's result names neither its data set nor its image size.
-        metadata = {**read_checkpoint(attack).metadata, **metadata}
+        metadata = {**read_metadata(attack), **metadata}
         settings = settings.over(ModelSettings.from_backdoorbench(metadata, attack))
         notes.append(f"read what it lacks from {attack.name}")
     normalisation = backdoorbench.normalisation_of(metadata)
@@ -215,6 +226,7 @@ def _finish(
     path: Path | None,
     notes: list[str],
     device: torch.device | str,
+    checkpoint: Checkpoint | None = None,
 ) -> LoadedModel:
     """Wrap a network with its preprocessing and try it once."""
     subject = f"{name} ({path})" if path else name
@@ -234,8 +246,14 @@ def _finish(
         outputs=settings.outputs or "logits",
     )
     classifier = classifier.eval().to(device)
+    grey = torch.full((2, *image_shape), 0.5, device=device)
     with torch.no_grad():
-        answers = ask(classifier, torch.full((2, *image_shape), 0.5, device=device), subject)
+        answers = ask(classifier, grey, subject)
+        if answers.shape[1] == 1:
+            # The one score of a classifier of two classes, asked again in its new form.
+            classifier = classifier.with_two_classes()
+            answers = ask(classifier, grey, subject)
+            notes.append(ONE_SCORE)
     num_classes = int(answers.shape[1])
     if settings.num_classes not in (None, num_classes):
         raise ModelError(
@@ -251,7 +269,19 @@ def _finish(
         weights_sha256=digest,
         path=path,
         notes=tuple(notes),
+        **_read_from(checkpoint),
     )
+
+
+def _read_from(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    if checkpoint is None:
+        return {}
+    is_told = checkpoint.was_named or checkpoint.others
+    return {
+        "weights": checkpoint.key if is_told else None,
+        "unaudited": checkpoint.others,
+        "files": checkpoint.files,
+    }
 
 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:

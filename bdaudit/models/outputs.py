@@ -11,8 +11,9 @@ from bdaudit.errors import ModelError
 from bdaudit.models.classifier import Classifier, LoadedModel
 from bdaudit.models.settings import Outputs
 
-__all__ = ["ask", "check_outputs"]
+__all__ = ["ONE_SCORE", "ask", "check_outputs"]
 
+ONE_SCORE = "the network returns one score an image: taken as two classes, class 1 where it is high"
 _ROW_SUM_TOLERANCE = 1e-3
 
 
@@ -43,24 +44,21 @@ def check_outputs(
         )
     classifier = model.classifier
     if isinstance(classifier, Classifier) and classifier.outputs == "probabilities":
-        if not _are_probabilities(answers.exp()):
+        if not _are_probabilities(answers.exp()):  # of one score, only outside [0, 1] fails
             raise ModelError(
                 f"{model.name}: outputs were declared probabilities, but they are not in [0, 1] "
                 "with rows that sum to 1; declare outputs='logits'"
             )
         return model
-    if outputs == "logits" or not _are_probabilities(answers):
-        return model
     if not isinstance(classifier, Classifier):
         classifier = Classifier(classifier).eval()
-    logarithmic = Classifier(
-        classifier.network,
-        mean=classifier.mean.flatten().tolist(),
-        std=classifier.std.flatten().tolist(),
-        input_size=classifier.input_size,
-        interpolation=classifier.interpolation,
-        outputs="probabilities",
-    )
+    if classifier.one_score:  # its logits are (0, z), and z could be a probability
+        found = bool(((answers[:, 1] >= 0) & (answers[:, 1] <= 1)).all())
+    else:
+        found = _are_probabilities(answers)
+    if outputs == "logits" or not found:
+        return model
+    logarithmic = classifier.with_outputs("probabilities")
     note = "took logs: the outputs are probabilities"
     return dataclasses.replace(
         model, classifier=logarithmic.to(device).eval(), notes=(*model.notes, note)

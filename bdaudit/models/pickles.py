@@ -12,7 +12,6 @@ import io
 import pickletools
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +20,10 @@ import numpy as np
 import torch
 
 from bdaudit.errors import ModelError
+from bdaudit.models.archive import ZIP_MAGIC, pickle_entry
 
 __all__ = ["InertArray", "InertObject", "read_pickle", "wanted_globals"]
 
-_ZIP_MAGIC = b"PK\x03\x04"
 _PLAIN_DTYPE = re.compile(r"[biufSU]\d{1,4}")
 # Names that torch's own interpreter accepts, and so appear in harmless files.
 _TENSOR_GLOBAL = re.compile(
@@ -32,9 +31,11 @@ _TENSOR_GLOBAL = re.compile(
     r"|torch\.storage\.(Typed|Untyped)Storage|torch\.serialization\._get_layout"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\.nn\.parameter\.Parameter|collections\.(OrderedDict|Counter)"
-    r"|_codecs\.encode|(builtins|__builtin__)\.(bytearray|set|complex)"
+    r"|_codecs\.encode|(builtins|__builtin__)\.(set|complex)"
 )
 _LEGACY_PICKLES = 5  # magic number, protocol, system information, object, storage keys
+# A pickle can have one made of any size, and no checkpoint needs it.
+_UNBOUNDED = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n")
 
 
 class InertObject:
@@ -45,9 +46,12 @@ class InertObject:
         state: What its `__setstate__` would have been given.
     """
 
+    # Of the class, since a pickle can make an object without its constructor.
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -110,38 +114,54 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 }
 
 
-def read_pickle(path: Path) -> Any:
-    """Read what `torch.save` wrote to `path`, tensors on the CPU.
+def read_pickle(path: Path, content: bytes) -> Any:
+    """Read what `torch.save` wrote, tensors on the CPU.
 
-    Files of the zip form are memory-mapped, so that opening costs no second copy.
+    Args:
+        path: For messages.
+        content: The whole file. Of a zip archive `check_torch_archive` has approved.
 
     Returns:
-        The object tree, made of plain containers, tensors, numbers, text and inert stand-ins.
+        The object tree, made of plain containers, tensors, numbers, text and inert stand-ins. Its
+        containers and tensors may carry attributes that hide their methods.
 
     Raises:
         ModelError: The file is damaged, or its pickle wants a name outside the allow-list; the
             message names what it wanted. Nothing in the file was run.
     """
+    if _UNBOUNDED.search(_pickles_in(content)):
+        raise ModelError(_refusal(path, ("builtins.bytearray",)))
     allowed = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
+    stream = io.BytesIO(content)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
             # A foreign pickle protocol is worth a warning to torch and none to the user.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    # Junk makes the unpickler raise KeyError, IndexError, EOFError, struct.error and more.
+            tree = torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
+    # Junk makes the unpickler raise KeyError, IndexError, EOFError, struct.error and more. Its
+    # messages are not quoted: some advise to switch off what keeps a pickle from running.
     except Exception as error:
-        wanted = wanted_globals(path)
+        wanted = wanted_globals(content)
         if wanted:
             raise ModelError(_refusal(path, wanted)) from error
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ModelError(
             f"{path}: expected a checkpoint that torch.save wrote, got a damaged or different "
-            f"file ({reason}); copy or download it again, or save it as .safetensors"
+            f"file ({type(error).__name__}); copy or download it again, or save it as .safetensors"
         ) from error
+    if not content.startswith(ZIP_MAGIC) and stream.tell() != len(content):
+        raise ModelError(
+            f"{path}: expected one checkpoint, got one with {len(content) - stream.tell()} bytes "
+            "after its end, which may be another; load it where you trust it and re-save the one "
+            "that is meant"
+        )
+    return tree
 
 
-def wanted_globals(path: Path) -> tuple[str, ...]:
+def wanted_globals(content: bytes) -> tuple[str, ...]:
     """Name what a pickle would import beyond the allow-list, without running it.
+
+    Args:
+        content: The whole file.
 
     Returns:
         Sorted "module.name" entries; empty for a harmless file and for one that holds no pickle.
@@ -149,10 +169,10 @@ def wanted_globals(path: Path) -> tuple[str, ...]:
     names: set[str] = set()
     # A damaged stream ends the scan: what was seen until then still counts.
     try:
-        with _open_pickles(path) as stream:
-            for _ in range(_LEGACY_PICKLES):
-                for name in _globals_in(stream):
-                    names.add(name)
+        stream = io.BytesIO(_pickles_in(content))
+        for _ in range(_LEGACY_PICKLES):
+            for name in _globals_in(stream):
+                names.add(name)
     except Exception:  # noqa: S110 - the reader of the file reports the damage
         pass
     return tuple(
@@ -182,22 +202,11 @@ def _globals_in(stream: IO[bytes]) -> Iterator[str]:
             texts.append(memo[argument])
 
 
-def _open_pickles(path: Path) -> IO[bytes]:
-    if not _is_zip(path):
-        stream = path.open("rb")
-        if stream.read(9)[8:] == b"{":  # safetensors, whose length field can look like opcodes
-            stream.seek(0, io.SEEK_END)
-        else:
-            stream.seek(0)
-        return stream
-    archive = zipfile.ZipFile(path)
-    name = next(n for n in archive.namelist() if n.split("/")[-1] == "data.pkl")
-    return archive.open(name)
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+def _pickles_in(content: bytes) -> bytes:
+    if content.startswith(ZIP_MAGIC):
+        return pickle_entry(content)
+    # The length field of a safetensors file can look like opcodes.
+    return b"" if content[8:9] == b"{" else content
 
 
 def _refusal(path: Path, wanted: tuple[str, ...]) -> str:
@@ -208,8 +217,8 @@ def _refusal(path: Path, wanted: tuple[str, ...]) -> str:
     ):
         return (
             f"{path}: expected a state_dict, got a whole pickled module; unpickling one runs its "
-            f"code ({shown}{more}), so it was not loaded. Where you trust it, re-save its weights: "
-            "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pt')"
+            f"code ({shown}{more}), so it was not loaded. Have whoever made it save "
+            "model.state_dict() with torch.save, or as .safetensors"
         )
     return (
         f"{path}: refused: its pickle wants {shown}{more}, which rebuilding tensors never needs; "

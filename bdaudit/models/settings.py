@@ -11,6 +11,7 @@ Keys, the same in a safetensors file's metadata (as text) and in a `model.toml`:
 | `mean`, `std` | `0.4914,0.4822,0.4465` | subtracted from, then divided into, [0, 1] images |
 | `interpolation` | `bilinear` | or `bicubic`: how images are resized |
 | `outputs` | `logits` | or `probabilities` |
+| `weights` | not there | which of the file's sets of weights is meant; in a `model.toml` only |
 
 How a CLIP becomes a classifier (`ClipSettings`) is the user's to say and in no file.
 """
@@ -30,6 +31,7 @@ from bdaudit.models import backdoorbench
 from bdaudit.models.architectures import from_backdoorbench_name, is_python_factory
 from bdaudit.models.classifier import Interpolation
 from bdaudit.models.clip_settings import ClipSettings
+from bdaudit.opening import SETTINGS_BYTES, is_file, read_bytes
 
 __all__ = ["ModelSettings", "Outputs", "read_model_toml"]
 
@@ -38,6 +40,8 @@ Outputs = Literal["logits", "probabilities"]
 # A file must not be able to ask for a giant dry run.
 _MAX_SIDE = 8192
 _MAX_CLASSES = 1_000_000
+_LARGEST = 10**9
+_ROLES = ("defended", "original", "reference", "surrogate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class ModelSettings:
         interpolation: How images are resized to `input_size`, antialiased either way.
         outputs: What the network returns.
         clip: Class names and prompts, where `arch` is a CLIP.
+        weights: Which of a file's sets of weights is meant: KEY for every file that has it,
+            ROLE=KEY ("original=ema") for the models of one role, whose files must have it.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -68,6 +74,7 @@ class ModelSettings:
     interpolation: Interpolation | None = None
     outputs: Outputs | None = None
     clip: ClipSettings | None = None
+    weights: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and not 2 <= self.num_classes <= _MAX_CLASSES:
@@ -92,6 +99,18 @@ class ModelSettings:
             )
         if self.outputs not in (None, "logits", "probabilities"):
             raise ConfigError(f"outputs: expected logits or probabilities, got {self.outputs!r}")
+        roles = [_split_role(text)[0] for text in self.weights or ()]
+        if len(set(roles)) != len(roles):
+            raise ConfigError(
+                f"weights: expected one KEY for all models and one ROLE=KEY a role, got "
+                f"{', '.join(self.weights or ())}"
+            )
+        if not all(_split_role(text)[1] for text in self.weights or ()):
+            raise ConfigError("weights: expected a KEY, got none")
+
+    def weights_of(self, role: str | None) -> str | None:
+        """Return the KEY that was given for the models of a role, or (`None`) for all."""
+        return dict(_split_role(text) for text in self.weights or ()).get(role)
 
     def over(self, weaker: ModelSettings) -> ModelSettings:
         """Return these settings, with `weaker` filling what they leave open.
@@ -111,7 +130,7 @@ class ModelSettings:
     def to_metadata(self) -> dict[str, str]:
         """Write the settings that are set as a safetensors file's metadata."""
         entries = {}
-        for key in _PARSERS:
+        for key in _IN_METADATA:
             value = getattr(self, key)
             if isinstance(value, tuple):
                 value = ",".join(repr(part) for part in value)
@@ -126,7 +145,7 @@ class ModelSettings:
         Raises:
             ModelError: A value does not parse, is out of range, or names Python code to run.
         """
-        return _from_file({key: metadata[key] for key in _PARSERS if key in metadata}, source)
+        return _from_file({key: metadata[key] for key in _IN_METADATA if key in metadata}, source)
 
     @classmethod
     def from_backdoorbench(cls, metadata: Mapping[str, str], source: Path) -> ModelSettings:
@@ -162,11 +181,14 @@ def read_model_toml(checkpoint: Path) -> tuple[ModelSettings, Path | None]:
         ModelError: The file does not parse, has an unknown key, or a value is out of range.
     """
     for path in (checkpoint.with_suffix(".toml"), checkpoint.with_name("model.toml")):
-        if not path.is_file():
+        if not is_file(path):
             continue
+        content = read_bytes(path, limit=SETTINGS_BYTES, what="model settings", error=ModelError)
         try:
-            entries = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            entries = tomllib.loads(content.decode("utf-8-sig"))
+        except RecursionError:
+            raise ModelError(f"{path}: expected settings, got TOML nested too deeply") from None
+        except ValueError as error:
             raise ModelError(f"{path}: expected a TOML file about the model: {error}") from error
         unknown = sorted(entries.keys() - _PARSERS.keys())
         if unknown:
@@ -181,7 +203,7 @@ def _from_file(entries: Mapping[str, Any], source: Path) -> ModelSettings:
         try:
             values[key] = _PARSERS[key](value)
         except (TypeError, ValueError) as error:
-            raise ModelError(f"{source}: {key}: cannot read {value!r}: {error}") from error
+            raise ModelError(f"{source}: {key}: cannot read {_shown(value)}: {error}") from error
     if is_python_factory(values.get("arch")):
         raise ModelError(
             f"{source}: arch: {values['arch']!r} would run Python code that came with the file; "
@@ -203,7 +225,10 @@ def _integers(value: Any) -> tuple[int, ...]:
     parts = _parts(value)
     if any(isinstance(part, bool | float) for part in parts):
         raise ValueError("expected whole numbers")
-    return tuple(int(part) for part in parts)
+    numbers = tuple(int(part) for part in parts)
+    if any(abs(number) > _LARGEST for number in numbers):
+        raise ValueError("the number is too large")
+    return numbers
 
 
 def _integer(value: Any) -> int:
@@ -213,6 +238,22 @@ def _integer(value: Any) -> int:
 
 def _floats(value: Any) -> tuple[float, ...]:
     return tuple(float(part) for part in _parts(value))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:100]
+    except ValueError:  # a whole number of thousands of digits has no decimal form
+        return "a number that is too large"
+
+
+def _split_role(text: str) -> tuple[str | None, str]:
+    role, equals, key = text.partition("=")
+    return (role, key) if equals and role in _ROLES else (None, text)
+
+
+def _key(value: Any) -> tuple[str, ...]:
+    return (_text(value),)
 
 
 def _text(value: Any) -> str:
@@ -230,4 +271,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "std": _floats,
     "interpolation": _text,
     "outputs": _text,
+    "weights": _key,
 }
+# Which of its weights count is not for the file itself to say.
+_IN_METADATA = tuple(key for key in _PARSERS if key != "weights")

@@ -161,6 +161,13 @@ class Models(Table, panel="What the checkpoints do not say themselves"):
     outputs: Literal["logits", "probabilities"] | None = option(
         help="What the network returns.", examples=("logits",)
     )
+    weights: tuple[str, ...] = option(
+        (),
+        help="Which weights are meant of a file with several sets: KEY for every file that has it, "
+        "original=KEY (or defended, reference, surrogate) for one role; may be repeated.",
+        examples=(["state_dict_ema"], ["defended=model", "original=state_dict"]),
+        metavar="KEY|ROLE=KEY",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

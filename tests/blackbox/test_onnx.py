@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,56 @@ def test_weights_in_a_side_file_are_part_of_the_digest(tmp_path: Path) -> None:
         open_black_box(path, name="defended")
 
 
-@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "sub/../../secret"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("offset", "the last byte"),
+        ("offset", "-4"),
+        ("offset", "9" * 30),
+        ("length", "4"),
+        ("length", "999999"),
+        ("length", "many"),
+    ],
+)
+def test_weights_outside_their_range_are_refused(tmp_path: Path, key: str, value: str) -> None:
+    path = twin_onnx(tmp_path / "twin.onnx", NET)
+    side = move_weights_beside(path)
+    if value == "the last byte":
+        value = str(side.stat().st_size - 1)
+    model = onnx.load(str(path), load_external_data=False)
+    largest = max(model.graph.initializer, key=lambda t: math.prod(t.dims))
+    place = _place(largest) | {key: value}
+    del largest.external_data[:]
+    for name, text in place.items():
+        largest.external_data.add(key=name, value=text)
+    onnx.save(model, str(path))
+    with pytest.raises(ModelError, match=r"inside the|expected whole numbers"):
+        open_black_box(path, name="defended")
+
+
+def test_weights_of_a_file_cut_short_are_refused(tmp_path: Path) -> None:
+    path = twin_onnx(tmp_path / "twin.onnx", NET)
+    side = move_weights_beside(path)
+    side.write_bytes(side.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="inside the"):
+        open_black_box(path, name="defended")
+
+
+def test_a_place_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = twin_onnx(tmp_path / "twin.onnx", NET)
+    move_weights_beside(path)
+    model = onnx.load(str(path), load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="location", value="other.data")
+    onnx.save(model, str(path))
+    with pytest.raises(ModelError, match="twice"):
+        open_black_box(path, name="defended")
+
+
+def _place(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "sub/../../secret", "a\0b", ""])
 @pytest.mark.parametrize("place", ["initialiser", "attribute"])
 def test_weights_elsewhere_are_not_read(tmp_path: Path, location: str, place: str) -> None:
     (tmp_path / "secret").write_bytes(bytes(4096))

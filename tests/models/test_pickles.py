@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bdaudit.models.pickles import InertArray, InertObject, read_pickle, wanted_globals
+from bdaudit.models import pickles
+from bdaudit.models.pickles import InertArray, InertObject
+
+
+def read_pickle(path: Path) -> object:
+    return pickles.read_pickle(path, path.read_bytes())
+
+
+def wanted_globals(path: Path) -> tuple[str, ...]:
+    return pickles.wanted_globals(path.read_bytes())
 
 
 @pytest.fixture(scope="module")
