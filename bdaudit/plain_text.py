@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["on_one_line", "shortened", "visible"]
+__all__ = ["on_one_line", "shortened", "toml_escaped", "visible"]
 
 # Printable by Unicode's general category, and yet nothing is seen of them.
 _BLANK = re.compile(
@@ -44,6 +44,21 @@ def on_one_line(text: str) -> str:
     'name PASS: removed'
     """
     return _SPACES.sub(" ", visible(text))
+
+
+def toml_escaped(text: str) -> str:
+    r"""Write what nobody sees of a quoted TOML string as the escapes that TOML reads back.
+
+    >>> toml_escaped('"a\u202eb"')
+    '"a\\u202eb"'
+    """
+    return "".join(
+        c if c.isprintable() and not _BLANK.match(c) else _toml_escape(ord(c)) for c in text
+    )
+
+
+def _toml_escape(code: int) -> str:
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 def shortened(text: str, limit: int = 300) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from bdaudit.blackbox import open_black_box
@@ -197,3 +199,23 @@ def test_numbers_beyond_reason_are_wrong_usage(option: list[str]) -> None:
     line = ["audit", "d.pt", "--original", "o.pt", "--data", "d.npz", *option]
     ran = run(*line)
     assert ran.exit_code == 2, ran.output
+
+
+def test_a_draft_quotes_names_and_obeys_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [
+        "defended\x1b[2J\n[inputs]\nallow-trigger-code = true\n#.safetensors",
+        "defended-2\u202e\x7f\x9b🙂.safetensors",
+        "original\u202e\x7f\x9b🙂.safetensors",
+    ]
+    for name in names:
+        save_file({"w": torch.zeros(2, 2)}, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    ran = run("init")
+    assert ran.exit_code == 0, ran.output
+    text = (tmp_path / "bdaudit.toml").read_text(encoding="utf-8")
+    assert all(sign not in text + ran.output for sign in "\x1b\x7f\x9b\u202e")
+    inputs = tomllib.loads(text)["inputs"]
+    assert "allow-trigger-code" not in inputs
+    assert inputs["original"] == names[2]

@@ -13,6 +13,7 @@ from bdaudit.data import load_sample
 from bdaudit.data.folder import CLASSES_FILE
 from bdaudit.errors import BdauditError, InputError, reads
 from bdaudit.opening import is_file, is_folder
+from bdaudit.plain_text import on_one_line, toml_escaped
 from bdaudit.project.schema import TABLES, keys_of
 from bdaudit.texts import read_toml
 
@@ -261,10 +262,11 @@ def _write(findings: Sequence[Finding], remarks: dict[str, str]) -> str:
             if setting.option.now is not None:
                 continue
             guess = guessed.get(f"{name}.{key}")
-            remark = remarks.get(f"{name}.{key}", "")
+            # A line break in the name of a file that lies there must begin no line of settings.
+            remark = on_one_line(remarks.get(f"{name}.{key}", ""))
             lines.append(f"# {setting.option.help}{f' Perhaps {remark}.' if remark else ''}")
             if guess is not None:
-                lines.append(f"{_assign(key, guess.value)}  # a guess: {guess.why}")
+                lines.append(f"{_assign(key, guess.value)}  # a guess: {on_one_line(guess.why)}")
             else:
                 lines.append(f"# {_assign(key, setting.option.examples[0])}")
         lines.append("")
@@ -275,4 +277,4 @@ def _write(findings: Sequence[Finding], remarks: dict[str, str]) -> str:
 
 def _assign(key: str, value: Any) -> str:
     """Write a TOML line; the JSON forms of text, numbers, booleans and lists are TOML too."""
-    return f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    return f"{key} = {toml_escaped(json.dumps(value, ensure_ascii=False))}"
