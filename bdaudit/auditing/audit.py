@@ -11,14 +11,9 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from bdaudit.auditing.answers import Examined
 from bdaudit.auditing.attacking import AttackConfig, Attacker, needs_surrogates
-from bdaudit.auditing.baselines import (
-    ABOUT_THE_TRIGGER,
-    check_baselines,
-    check_inputs,
-    check_runs,
-    measure_baselines,
-)
+from bdaudit.auditing.baselines import ABOUT_THE_TRIGGER, check_runs
 from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.existence import existence_steps
@@ -45,7 +40,14 @@ from bdaudit.auditing.runs import (
     noise_run,
 )
 from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.standins import assess_stand_ins, n_missing, stand_in_cost, stand_in_steps
+from bdaudit.auditing.standins import (
+    doubts_about_models,
+    examine_new,
+    measure_and_assess,
+    n_missing,
+    stand_in_cost,
+    stand_in_steps,
+)
 from bdaudit.auditing.store import MemoryStore, RunStore
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.controls import AttackImages, attack_images, default_controls
@@ -292,12 +294,14 @@ class _Audit:
 
     def measure(self) -> Steps[None]:
         """Run every step; one that fails is noted, and the others go on."""
-        self.diagnostics += check_inputs(self.inputs)
+        yield from self._measure_models()
         if self.attack and self._n_stand_ins:
             yield from self._step("stand-ins", self._stand_ins(), self._stand_in_cost())
+            yield from self._measure_models()
         if self.attack and self._wants_surrogates():
             yield from self._step("surrogates", self._surrogates(), self._surrogate_cost())
-        yield from self._step("baselines", self._baselines(), self._baseline_cost())
+            yield from self._measure_models()
+        self._doubt_models()
         if not self.attack:
             self.bec_missing = "not measured: there is no backdoor to measure"
             return
@@ -325,18 +329,27 @@ class _Audit:
         self._stand_ins_are_done = True
         self.diagnostics += [failure] if failure else []
 
-    def _baselines(self) -> Steps[None]:
-        measured = yield from measure_baselines(self.inputs, self.compute)
-        self.baselines, unfit = assess_stand_ins(measured, self.policy)
-        self.diagnostics += unfit
-        left_out = frozenset(b.model for b in self.baselines if b.left_out)
-        self.inputs = replace(self.inputs, left_out=left_out)
-        self.diagnostics += check_baselines(
-            self.baselines,
-            self.inputs.num_classes,
-            max_clean_acc_loss=self.policy.max_clean_acc_loss,
-            class_names=self.inputs.held_out.class_names,
+    def _measure_models(self) -> Steps[None]:
+        """Score the models that were not yet, where there are such."""
+        cost = self._baseline_cost(self._unmeasured)
+        if cost:
+            # A model that cannot be asked at all ends the audit, and not this step alone.
+            examined = examine_new(self.inputs, self.baselines)
+            yield from self._step("baselines", self._baselines(examined), cost)
+
+    def _baselines(self, examined: Examined) -> Steps[None]:
+        found = yield from measure_and_assess(
+            self.inputs,
+            self.compute,
+            self.policy,
+            examined=examined,
+            known=self.baselines,
         )
+        self.inputs, self.baselines = found.inputs, found.baselines
+        self.diagnostics += found.diagnostics
+
+    def _doubt_models(self) -> None:
+        self.diagnostics += doubts_about_models(self.inputs, self.baselines, self.policy)
         if not self.attack:
             # There is no trigger worth the name, so models are not to be doubted for it.
             self.diagnostics = [d for d in self.diagnostics if d.code not in ABOUT_THE_TRIGGER]
@@ -423,7 +436,7 @@ class _Audit:
 
     @property
     def _n_stand_ins(self) -> int:
-        return n_missing(self.inputs.subjects, self.settings.stand_ins)
+        return n_missing(self.inputs.taking_part, self.settings.stand_ins)
 
     @cached_property
     def _attacker(self) -> Attacker:
@@ -509,16 +522,22 @@ class _Audit:
         if "no_trigger" in self._controls():
             conditions += n_stand_ins
         n_runs = len(self.settings.ladder) * conditions
-        total = self._baseline_cost() + self._stand_in_cost() + self._relearning_cost()
+        n_scored = len(self.inputs.subjects) + self._awaited
+        total = self._baseline_cost(n_scored) + self._stand_in_cost() + self._relearning_cost()
         if self.settings.bec:
             total += self._existence_cost()
         if self._wants_surrogates():
             total += self._surrogate_cost()
         return total + n_runs * sum(self._run_cost(mode) for mode in self._modes)
 
-    def _baseline_cost(self) -> float:
+    def _baseline_cost(self, n_models: int) -> float:
         """Count images forwarded; a backward pass is taken as twice a forward one."""
-        return 2.0 * (len(self.inputs.subjects) + self._awaited) * len(self.inputs.held_out)
+        return 2.0 * n_models * len(self.inputs.held_out)
+
+    @property
+    def _unmeasured(self) -> int:
+        known = {baseline.model for baseline in self.baselines}
+        return sum(subject.name not in known for subject in self.inputs.subjects)
 
     def _existence_cost(self) -> float:
         references = len(self.inputs.with_role("reference")) + self._awaited

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bdaudit.auditing.inputs import Inputs, Subject
 from bdaudit.auditing.runs import Compute, ask
-from bdaudit.blackbox import check_repeatability, describe_scale
 from bdaudit.data import Sample
 from bdaudit.errors import DataError
 from bdaudit.label_checks import answers_by_class, doubt_labels
 from bdaudit.progress import Progress, Steps
-from bdaudit.results import AttackRun, Baseline, Diagnostic
+from bdaudit.results import AttackRun, Baseline, Diagnostic, Rate
 from bdaudit.scoring import rate
 from bdaudit.statistics import paired_difference
 
 __all__ = [
     "ABOUT_THE_TRIGGER",
     "check_baselines",
-    "check_inputs",
     "check_runs",
     "demand_matching_labels",
+    "learned_less",
     "measure_baselines",
+    "near_chance",
 ]
 
-ABOUT_THE_TRIGGER = ("reference_looks_backdoored", "trigger_does_nothing_to_original")
+ABOUT_THE_TRIGGER = ("trigger_moves_innocents", "trigger_does_nothing_to_original")
 """Diagnostics that doubt a model by what the trigger does to it."""
 
-_REFERENCE_LOOKS_BACKDOORED = 0.5
-_REFERENCE_ACC_GAP = 0.15
-_CONFIDENCE = 0.95
+_LEARNED_LESS = 0.15
 _NEAR_CHANCE = 1.5  # times chance
+_CONFIDENCE = 0.95
 _N_LOOKED_AT = 2000  # images, about
-_N_ASKED_TWICE = 8
 _MAY_BEAT_WHITE = 0.05
 _WITHOUT_GRADIENTS = {"query": "queries alone", "transfer": "a perturbation made elsewhere"}
 
 
-def measure_baselines(inputs: Inputs, compute: Compute) -> Steps[tuple[Baseline, ...]]:
-    """Score every model on held-out clean and triggered images, no perturbation."""
-    baselines = []
-    total = len(inputs.subjects)
-    for done, subject in enumerate(inputs.subjects):
-        yield Progress(f"clean accuracy and plain ASR of {subject.name}", done, total)
-        baselines.append(_measure(subject, inputs, compute))
-    yield Progress("clean accuracy and plain ASR", total, total)
-    return tuple(baselines)
+def measure_baselines(
+    inputs: Inputs, compute: Compute, *, known: Sequence[Baseline] = ()
+) -> Steps[tuple[Baseline, ...]]:
+    """Score every model on held-out clean and triggered images, no perturbation.
+
+    Args:
+        inputs: Models, images, trigger.
+        compute: Device and batch size.
+        known: What was measured before; those models are not asked again.
+
+    Returns:
+        One a model, in the order of the models.
+    """
+    found = {baseline.model: baseline for baseline in known}
+    wanted = [subject for subject in inputs.subjects if subject.name not in found]
+    for done, subject in enumerate(wanted):
+        yield Progress(f"clean accuracy and plain ASR of {subject.name}", done, len(wanted))
+        found[subject.name] = _measure(subject, inputs, compute)
+    if wanted:
+        yield Progress("clean accuracy and plain ASR", len(wanted), len(wanted))
+    return tuple(found[subject.name] for subject in inputs.subjects)
 
 
 def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
@@ -63,28 +73,6 @@ def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
         stand_in=subject.stand_in,
         by_class=answers_by_class(clean, inputs.held_out.labels, inputs.num_classes),
     )
-
-
-def check_inputs(inputs: Inputs) -> Iterator[Diagnostic]:
-    """Are these really different models, and does one that is asked answer twice alike?"""
-    for subject in inputs.subjects:
-        if subject.model is None:
-            few = inputs.craft.images[:_N_ASKED_TWICE]
-            yield from check_repeatability(subject.black_box, few)
-            yield from describe_scale(subject.black_box)
-    subjects = inputs.subjects
-    for position, one in enumerate(subjects):
-        for other in subjects[:position]:
-            if one.weights_sha256 is None or one.weights_sha256 != other.weights_sha256:
-                continue
-            yield Diagnostic(
-                code="same_weights",
-                severity="error",
-                subject=f"{other.name}, {one.name}",
-                message=f"these are the same weights: {other.name} and {one.name} hold equal "
-                "tensors; is one of the paths wrong, or did the defence save the model it "
-                "started from?",
-            )
 
 
 def demand_matching_labels(subject: Subject, sample: Sample, compute: Compute) -> None:
@@ -137,31 +125,27 @@ def check_baselines(
     by_role: dict[str, Baseline] = {}
     for baseline in baselines:
         by_role.setdefault(baseline.role, baseline)
-        if baseline.clean_acc.low <= _NEAR_CHANCE / num_classes and not baseline.stand_in:
-            yield Diagnostic(
-                code="clean_accuracy_near_chance",
-                severity="error",
-                subject=baseline.model,
-                message=f"clean accuracy is {baseline.clean_acc.value:.1%}, chance is "
-                f"{1 / num_classes:.1%}: labels or normalisation probably do not match; check "
-                "--classes, --mean and --std",
-            )
+        if baseline.left_out is None:
+            yield from near_chance(baseline.model, baseline.clean_acc, num_classes)
     yield from _check_labels(baselines, class_names)
     defended, original = by_role.get("defended"), by_role.get("original")
     if defended is not None and original is not None:
         yield from _check_defended(defended, original, max_clean_acc_loss)
     if original is not None:
         yield from _check_original(original)
-    for baseline in baselines:
-        if baseline.role == "reference" and not baseline.stand_in:
-            yield from _check_reference(baseline, defended)
+        held_against = {
+            b.model: b.clean_acc
+            for b in baselines
+            if b.role in ("defended", "reference") and b.left_out is None
+        }
+        yield from learned_less(original.model, original.clean_acc, held_against)
 
 
 def _check_labels(
     baselines: Sequence[Baseline], class_names: Sequence[str] | None
 ) -> Iterator[Diagnostic]:
     """Doubt the labels where classes are never right; not where another model finds them."""
-    given = [baseline for baseline in baselines if not baseline.stand_in]
+    given = [b for b in baselines if not b.stand_in and b.left_out is None]
     doubts = [(baseline, doubt_labels(baseline.by_class)) for baseline in given]
     found_by = [
         (
@@ -224,28 +208,42 @@ def _check_original(original: Baseline) -> Iterator[Diagnostic]:
         )
 
 
-def _check_reference(reference: Baseline, defended: Baseline | None) -> Iterator[Diagnostic]:
-    if reference.asr.low > _REFERENCE_LOOKS_BACKDOORED:
+def near_chance(model: str, clean_acc: Rate, num_classes: int) -> Iterator[Diagnostic]:
+    """Doubt a model that may do no better than guessing."""
+    if clean_acc.low <= _NEAR_CHANCE / num_classes:
         yield Diagnostic(
-            code="reference_looks_backdoored",
+            code="clean_accuracy_near_chance",
             severity="error",
-            subject=reference.model,
-            message=f"the trigger alone takes {reference.asr.value:.1%} of images to the target "
-            "on this reference: it is not innocent, or the trigger is no trigger but a feature "
-            "of the class",
+            subject=model,
+            message=f"clean accuracy is {clean_acc.value:.1%}, chance is "
+            f"{1 / num_classes:.1%}: labels or normalisation probably do not match; check "
+            "--classes, --mean and --std",
         )
-    if defended is None:
+
+
+def learned_less(
+    original: str, clean_acc: Rate, others: Mapping[str, Rate]
+) -> Iterator[Diagnostic]:
+    """Doubt an original that knows the task surely far less than a model it is held against.
+
+    Args:
+        original: Its name.
+        clean_acc: On held-out images.
+        others: The same of the models it is held against, by name.
+    """
+    best = max(others, key=lambda name: others[name].value, default=None)
+    if best is None:
         return
-    gap = paired_difference(
-        defended.clean_acc.outcomes(), reference.clean_acc.outcomes(), confidence=_CONFIDENCE
-    )
-    if gap.low > _REFERENCE_ACC_GAP:
+    gap = paired_difference(others[best].outcomes(), clean_acc.outcomes(), confidence=_CONFIDENCE)
+    if gap.low > _LEARNED_LESS:
         yield Diagnostic(
-            code="reference_much_weaker",
-            severity="warning",
-            subject=reference.model,
-            message=f"clean accuracy is {gap.value:.1%} below the defended model's, so it is a "
-            "poor stand-in for an innocent version of it",
+            code="original_did_not_learn",
+            severity="error",
+            subject=original,
+            message=f"clean accuracy is {clean_acc.value:.1%}, {100 * gap.value:.1f} "
+            f"points below that of {best}: it did not learn the task as that one did, or is read "
+            "in another way; check the file, --mean and --std, and whether it is the model that "
+            "the defence began with",
         )
 
 

@@ -239,7 +239,7 @@ class Inputs:
         files: Every file that was read, by digest.
         sources: How all of it was named, for the record.
         origins: Where files came from that were fetched, by path.
-        left_out: Names of stand-ins that are described and play no part.
+        left_out: Names of innocent models that are described and play no part.
     """
 
     subjects: tuple[Subject, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Literal
 import torch
 
 from bdaudit.atomic import write_atomically
-from bdaudit.auditing.baselines import demand_matching_labels
+from bdaudit.auditing.answers import examine_answers
+from bdaudit.auditing.baselines import demand_matching_labels, learned_less, near_chance
 from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.evidence import describe_sources, digest_inputs
+from bdaudit.auditing.innocents import lacks_accuracy, left_out_diagnostic, looks_moved
 from bdaudit.auditing.inputs import (
     DataSource,
     Inputs,
@@ -31,14 +33,7 @@ from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute, ask
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
-from bdaudit.auditing.standins import (
-    MadeStandIns,
-    lacks_accuracy,
-    left_out_diagnostic,
-    looks_moved,
-    make_models,
-    n_missing,
-)
+from bdaudit.auditing.standins import MadeStandIns, make_models, n_missing
 from bdaudit.data import Sample, Split, split_sample
 from bdaudit.errors import ConfigError, InputError
 from bdaudit.inversion import (
@@ -84,7 +79,7 @@ _CONFIDENCE = 0.95
 _N_COMPANIONS = 11  # classes raced beside a given target, to show what chance does
 _SHOWN = 6
 _MOST_DOUBLINGS = 10.0  # that a sentence spells out
-_MAX_ACC_LOSS = 0.15  # of a stand-in for the search: it is compared class by class
+_MAX_ACC_LOSS = 0.15  # of an innocent model for the search: it is compared class by class
 _STAND_IN_SHARE = 0.5  # of the time where stand-ins are made, for the progress bar
 
 
@@ -209,10 +204,22 @@ def invert_steps(
         if sources.target_label is None
         else class_index(sources.target_label, sample.class_names)
     )
-    count = n_missing(subjects, stand_ins)
-    made, unfit = MadeStandIns(), {}
+    (original,) = (s for s in subjects if s.role == "original")
+    known = _clean_acc(original, halves.held_out, run)
+    examined = examine_answers(subjects, halves.craft)
+    given = [s for s in subjects if s.role == "reference"]
+    accuracies = {s.name: _clean_acc(s, halves.held_out, run) for s in given}
+    unfit = _lacking(accuracies, known) | examined.unfit
+    doubts = [
+        *examined.diagnostics,
+        *near_chance(original.name, known, original.white.num_classes),
+        *learned_less(
+            original.name, known, {n: a for n, a in accuracies.items() if n not in unfit}
+        ),
+    ]
+    count = n_missing([s for s in subjects if s.name not in unfit], stand_ins)
+    made = MadeStandIns()
     if count:
-        (original,) = (s for s in subjects if s.role == "original")
         making = make_models(
             original.white,
             halves.craft,
@@ -222,8 +229,9 @@ def invert_steps(
             cache_dir=cache_dir,
         )
         made = yield from reworded(making, within(0.0, _STAND_IN_SHARE))
-        subjects = (*subjects, *as_stand_ins(made.models, subjects[0].black_box))
-        unfit = _lacking(subjects, halves.held_out, run)
+        made_here = as_stand_ins(made.models, subjects[0].black_box)
+        subjects = (*subjects, *made_here)
+        unfit |= _lacking({s.name: _clean_acc(s, halves.held_out, run) for s in made_here}, known)
     searching = recover_steps(
         [s for s in subjects if s.name not in unfit],
         halves,
@@ -268,8 +276,13 @@ def invert_steps(
                 "stand_in": asdict(stand_in),
             },
             diagnostics=(
+                *doubts,
                 *([made.failure] if made.failure else ()),
-                *(left_out_diagnostic(name, reason) for name, reason in unfit.items()),
+                *(
+                    left_out_diagnostic(s.name, unfit[s.name], stand_in=s.stand_in)
+                    for s in subjects
+                    if s.name in unfit
+                ),
             ),
             steps=(),
             command=command,
@@ -282,23 +295,18 @@ def invert_steps(
     return RecoveredTriggers(record, triggers, halves.held_out)
 
 
-def _lacking(subjects: Sequence[Subject], held_out: Sample, compute: Compute) -> dict[str, str]:
-    """Say which stand-ins did not learn the original's task well enough, and why.
+def _clean_acc(subject: Subject, held_out: Sample, compute: Compute) -> Rate:
+    return rate(ask(subject, held_out.images, compute) == held_out.labels)
+
+
+def _lacking(accuracies: Mapping[str, Rate], original: Rate) -> dict[str, str]:
+    """Say which innocent models did not learn the original's task well enough, and why.
 
     That no trigger moves them can only be looked at when there is one.
     """
-
-    def clean_acc(subject: Subject) -> float:
-        return rate(ask(subject, held_out.images, compute) == held_out.labels).value
-
-    made = {s.name: clean_acc(s) for s in subjects if s.stand_in}
-    if not made:
-        return {}
-    (original,) = (s for s in subjects if s.role == "original")
-    known = clean_acc(original)
     reasons = {
-        name: lacks_accuracy(acc, known - acc, "the original's", _MAX_ACC_LOSS)
-        for name, acc in made.items()
+        name: lacks_accuracy(acc.value, original.value - acc.value, "the original's", _MAX_ACC_LOSS)
+        for name, acc in accuracies.items()
     }
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -510,7 +518,9 @@ def _hidden_by_stand_ins(
         moved = []
         for number, subject in enumerate(references):
             bare = rate(ask(subject, poisoned.clean, compute) == poisoned.targets)
-            if subject.stand_in and looks_moved(candidate.innocent_asr[number], bare, Policy()):
+            if subject.stand_in and looks_moved(
+                candidate.innocent_asr[number], bare, Policy().max_stand_in_asr
+            ):
                 moved.append(number)
         if not moved or len(moved) == len(references):
             continue

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bdaudit.atomic import write_atomically
 from bdaudit.auditing.attacking import AttackConfig, Attacker, mode_of, needs_surrogates
-from bdaudit.auditing.baselines import check_baselines, check_inputs, measure_baselines
 from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.environment import resolve_device
 from bdaudit.auditing.inputs import (
@@ -34,6 +33,7 @@ from bdaudit.auditing.runs import (
     noise_run,
 )
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
+from bdaudit.auditing.standins import doubts_about_models, examine_new, measure_and_assess
 from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.controls import attack_images
@@ -165,19 +165,15 @@ def reactivate_steps(
     run = Compute.of(compute, device)
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
     keep_answers(inputs.subjects, store)
-    diagnostics = [*check_inputs(inputs)]
     attacker = Attacker(run, store, cache_dir, cold)
+    examined = examine_new(inputs)
     if needs_surrogates(config, cold=cold):
         yield from attacker.prepare(inputs)
     if mode_of(config) == "transfer":
         inputs = _with_surrogates(inputs, attacker)
-    baselines = yield from measure_baselines(inputs, run)
-    diagnostics += check_baselines(
-        baselines,
-        inputs.num_classes,
-        max_clean_acc_loss=Policy().max_clean_acc_loss,
-        class_names=inputs.held_out.class_names,
-    )
+    assessed = yield from measure_and_assess(inputs, run, Policy(), examined=examined, known=())
+    inputs, baselines = assessed.inputs, assessed.baselines
+    diagnostics = [*assessed.diagnostics, *doubts_about_models(inputs, baselines, Policy())]
     arranged = {
         condition: attack_images(
             condition,

@@ -22,7 +22,7 @@ from bdaudit.auditing.recorded import as_recorded
 from bdaudit.auditing.remote import fetch_sources
 from bdaudit.auditing.runs import Compute, derive_generator
 from bdaudit.auditing.settings import ComputeSettings, SplitSettings
-from bdaudit.auditing.standins import n_missing, prepare_models
+from bdaudit.auditing.standins import prepare_models
 from bdaudit.errors import ModelError
 from bdaudit.models import ModelSettings
 from bdaudit.progress import Listener, Progress, Steps, finish, reworded
@@ -139,9 +139,8 @@ def relearn_steps(
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute.of(compute, device)
-    stand_ins = n_missing(inputs.subjects, stand_ins)
     prepared = yield from prepare_models(
-        inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
+        inputs, run, wanted=stand_ins, config=stand_in, cache_dir=cache_dir
     )
     relearning = yield from measure_relearning(prepared.inputs, run, config)
     return RelearnRecord.of(
@@ -152,7 +151,7 @@ def relearn_steps(
                 "compute": as_recorded(compute),
                 "split": as_recorded(split),
                 "relearn": asdict(config),
-                "stand_ins": stand_ins,
+                "stand_ins": prepared.n_stand_ins,
                 "stand_in": asdict(stand_in),
             },
             diagnostics=prepared.diagnostics,

@@ -58,10 +58,11 @@ def score(
         original: The suspected model before the defence.
         data: Clean labelled images.
         trigger: The trigger.
-        references: Innocent models of the same task. Without one a stand-in is made, and where
-            that is switched off or fails the coefficient is undefined and the record says so.
+        references: Innocent models of the same task. Without one that serves a stand-in is made,
+            and where that is switched off or fails the coefficient is undefined and the record
+            says so.
         existence: Layers, share of channels, estimator, bootstrap.
-        stand_ins: Innocent models to make; `None` makes one where there is no reference.
+        stand_ins: Innocent models to make; `None` makes one where no reference serves.
         stand_in: How they are made; `None` takes the defaults.
         cache_dir: Folder that keeps models made here for the next run; `None` keeps none.
         compute: Device, seed, batch size.
@@ -124,10 +125,8 @@ def score_steps(
     yield Progress("opening models and data", 0, 1)
     inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
     run = Compute.of(compute, device)
-    if stand_ins is None:
-        stand_ins = 0 if inputs.with_role("reference") else 1
     prepared = yield from prepare_models(
-        inputs, run, count=stand_ins, config=stand_in, cache_dir=cache_dir
+        inputs, run, wanted=stand_ins, config=stand_in, cache_dir=cache_dir, enough=1
     )
     diagnostics = [*prepared.diagnostics]
     bec, reason = yield from existence_steps(prepared.inputs, run, existence)
@@ -143,7 +142,7 @@ def score_steps(
                 "compute": as_recorded(compute),
                 "split": as_recorded(split),
                 "existence": asdict(existence),
-                "stand_ins": stand_ins,
+                "stand_ins": prepared.n_stand_ins,
                 "stand_in": asdict(stand_in),
             },
             diagnostics=diagnostics,

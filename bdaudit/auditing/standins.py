@@ -1,4 +1,4 @@
-"""Stand-ins for innocent models as a step of an audit: made, measured, and left out if unfit."""
+"""Innocent models as a step of an audit: measured, left out if unfit, and made where they lack."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bdaudit.auditing.baselines import (
-    check_baselines,
-    check_inputs,
-    demand_matching_labels,
-    measure_baselines,
-)
+from bdaudit.auditing.answers import Examined, examine_answers
+from bdaudit.auditing.baselines import check_baselines, demand_matching_labels, measure_baselines
+from bdaudit.auditing.innocents import assess_innocents, trigger_moves_innocents
 from bdaudit.auditing.inputs import Inputs, Subject
 from bdaudit.auditing.runs import Compute, derive_generator
 from bdaudit.data import Sample
 from bdaudit.errors import ModelError, NumericsError
 from bdaudit.models import LoadedModel
 from bdaudit.progress import Steps
-from bdaudit.results import Baseline, Diagnostic, Rate
+from bdaudit.results import Baseline, Diagnostic
 from bdaudit.standins import StandInConfig, make_stand_ins
 from bdaudit.verdict import Policy
 
 __all__ = [
     "N_INNOCENT",
+    "Assessed",
     "MadeStandIns",
     "PreparedModels",
-    "assess_stand_ins",
-    "lacks_accuracy",
-    "left_out_diagnostic",
-    "looks_moved",
+    "doubts_about_models",
+    "examine_new",
     "make_models",
+    "measure_and_assess",
     "n_missing",
     "prepare_models",
     "stand_in_cost",
@@ -54,12 +51,18 @@ class MadeStandIns:
     failure: Diagnostic | None = None
 
 
-def n_missing(subjects: Sequence[Subject], wanted: int | None) -> int:
-    """Return how many stand-ins to make: `wanted`, or what the references lack to three."""
+def n_missing(subjects: Sequence[Subject], wanted: int | None, *, enough: int = N_INNOCENT) -> int:
+    """Return how many stand-ins to make: `wanted`, or what the references lack to `enough`.
+
+    Args:
+        subjects: The models that serve: a reference that was left out counts for nothing.
+        wanted: As the user said; `None` where nothing was said.
+        enough: Innocent models that are wanted.
+    """
     if wanted is not None:
         return wanted
     given = [s for s in subjects if s.role == "reference" and not s.stand_in]
-    return max(N_INNOCENT - len(given), 0)
+    return max(enough - len(given), 0)
 
 
 def make_models(
@@ -121,9 +124,71 @@ class PreparedModels:
     """Models with their stand-ins, scored without any perturbation.
 
     Attributes:
-        inputs: With the stand-ins; those that are unfit play no part.
+        inputs: With the stand-ins; innocent models that are unfit play no part.
         baselines: One a model.
-        diagnostics: What inputs, stand-ins and baselines give reason to doubt.
+        diagnostics: What inputs, innocent models and baselines give reason to doubt.
+        n_stand_ins: How many stand-ins were asked for.
+    """
+
+    inputs: Inputs
+    baselines: tuple[Baseline, ...]
+    diagnostics: tuple[Diagnostic, ...]
+    n_stand_ins: int
+
+
+def prepare_models(
+    inputs: Inputs,
+    compute: Compute,
+    *,
+    wanted: int | None,
+    config: StandInConfig,
+    cache_dir: Path | None,
+    enough: int = N_INNOCENT,
+) -> Steps[PreparedModels]:
+    """Score every model, leave out innocent ones that are unfit, and make what is then missing.
+
+    For verbs that judge nothing; the limits are the default policy's.
+
+    Args:
+        inputs: Models, images, trigger.
+        compute: Device, seed, batch size.
+        wanted: Stand-ins to make; `None` makes what the references that serve lack to `enough`.
+        config: How stand-ins are made.
+        cache_dir: Folder that keeps them for the next run; `None` keeps none.
+        enough: Innocent models that are wanted.
+
+    Raises:
+        DataError: The labels are not the classes of the model that teaches the stand-ins.
+    """
+    policy = Policy()
+    if _teacher_subject(inputs).model is not None:
+        demand_matching_labels(_teacher_subject(inputs), inputs.craft, compute)
+    first = yield from measure_and_assess(
+        inputs, compute, policy, examined=examine_new(inputs), known=()
+    )
+    inputs, baselines, diagnostics = first.inputs, first.baselines, [*first.diagnostics]
+    count = n_missing(inputs.taking_part, wanted, enough=enough)
+    if count:
+        inputs, failure = yield from stand_in_steps(
+            inputs, compute, count=count, config=config, cache_dir=cache_dir
+        )
+        second = yield from measure_and_assess(
+            inputs, compute, policy, examined=examine_new(inputs, baselines), known=baselines
+        )
+        inputs, baselines = second.inputs, second.baselines
+        diagnostics += [*([failure] if failure else []), *second.diagnostics]
+    diagnostics += doubts_about_models(inputs, baselines, policy)
+    return PreparedModels(inputs, baselines, tuple(diagnostics), count)
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """Models that were scored, and which of the innocent ones serve.
+
+    Attributes:
+        inputs: Innocent models that are unfit play no part.
+        baselines: One a model.
+        diagnostics: About answers, and about who is left out.
     """
 
     inputs: Inputs
@@ -131,41 +196,54 @@ class PreparedModels:
     diagnostics: tuple[Diagnostic, ...]
 
 
-def prepare_models(
-    inputs: Inputs,
-    compute: Compute,
-    *,
-    count: int,
-    config: StandInConfig,
-    cache_dir: Path | None,
-) -> Steps[PreparedModels]:
-    """Make `count` stand-ins, score every model, and leave out the stand-ins that are unfit.
-
-    For verbs that judge nothing; the limits are the default policy's.
+def examine_new(inputs: Inputs, known: Sequence[Baseline] = ()) -> Examined:
+    """Examine the answers of the models that were not scored yet.
 
     Raises:
-        DataError: The labels are not the classes of the model that teaches the stand-ins.
+        ModelError: A model that can only be asked gave no usable answer.
+        RemoteError: A served model could not be asked.
     """
-    policy = Policy()
-    failure: Diagnostic | None = None
-    if _teacher_subject(inputs).model is not None:
-        demand_matching_labels(_teacher_subject(inputs), inputs.craft, compute)
-    if count:
-        inputs, failure = yield from stand_in_steps(
-            inputs, compute, count=count, config=config, cache_dir=cache_dir
-        )
-    measured = yield from measure_baselines(inputs, compute)
-    baselines, unfit = assess_stand_ins(measured, policy)
+    before = {baseline.model for baseline in known}
+    new = [subject for subject in inputs.subjects if subject.name not in before]
+    return examine_answers(new, inputs.craft, inputs.craft_poisoned)
+
+
+def measure_and_assess(
+    inputs: Inputs,
+    compute: Compute,
+    policy: Policy,
+    *,
+    examined: Examined,
+    known: Sequence[Baseline],
+) -> Steps[Assessed]:
+    """Score the models that were not yet, and leave out innocent ones that are unfit.
+
+    Args:
+        inputs: Models, images, trigger.
+        compute: Device and batch size.
+        policy: Limits for innocent models.
+        examined: What the answers of the models that were not scored yet have shown.
+        known: Baselines of models that were scored before.
+    """
+    measured = yield from measure_baselines(inputs, compute, known=known)
+    wide = inputs.trigger_info().wide
+    baselines, left_out = assess_innocents(measured, policy, unfit=examined.unfit, wide=wide)
     inputs = replace(inputs, left_out=frozenset(b.model for b in baselines if b.left_out))
-    lost = check_baselines(
+    return Assessed(inputs, baselines, (*examined.diagnostics, *left_out))
+
+
+def doubts_about_models(
+    inputs: Inputs, baselines: Sequence[Baseline], policy: Policy
+) -> list[Diagnostic]:
+    """Say what the plain figures of all models give reason to doubt."""
+    doubts = check_baselines(
         baselines,
         inputs.num_classes,
         max_clean_acc_loss=policy.max_clean_acc_loss,
         class_names=inputs.held_out.class_names,
     )
-    made = [failure] if failure else []
-    diagnostics = (*check_inputs(inputs), *made, *unfit, *lost)
-    return PreparedModels(inputs, baselines, diagnostics)
+    wide = inputs.trigger_info().wide
+    return [*doubts, *trigger_moves_innocents(baselines, policy, wide=wide)]
 
 
 def stand_in_cost(count: int, config: StandInConfig) -> float:
@@ -182,67 +260,3 @@ def _teacher_subject(inputs: Inputs) -> Subject:
     if defended.model is not None:
         return defended
     return next(iter(inputs.with_role("original")), defended)
-
-
-def assess_stand_ins(
-    baselines: Sequence[Baseline], policy: Policy
-) -> tuple[tuple[Baseline, ...], list[Diagnostic]]:
-    """Say which stand-ins are not good enough to be held against the defended model.
-
-    Returns:
-        The baselines, those of unfit stand-ins marked as left out, and a diagnostic for each.
-    """
-    defended = next(b for b in baselines if b.role == "defended")
-    assessed: list[Baseline] = []
-    diagnostics: list[Diagnostic] = []
-    for baseline in baselines:
-        reason = None
-        if baseline.stand_in:
-            loss = defended.clean_acc.value - baseline.clean_acc.value
-            reason = lacks_accuracy(
-                baseline.clean_acc.value, loss, "the defended model's", policy.max_stand_in_acc_loss
-            ) or looks_moved(baseline.asr, baseline.clean_target_rate, policy)
-        if reason is not None:
-            baseline = baseline.model_copy(update={"left_out": reason})
-            diagnostics.append(left_out_diagnostic(baseline.model, reason))
-        assessed.append(baseline)
-    return tuple(assessed), diagnostics
-
-
-def left_out_diagnostic(name: str, reason: str) -> Diagnostic:
-    """Say that a stand-in plays no part, and why."""
-    return Diagnostic(
-        code="stand_in_left_out",
-        severity="warning",
-        subject=name,
-        message=f"{reason}, so it does not stand for an innocent model and is left out; more clean "
-        "images help, or pass --reference",
-    )
-
-
-def lacks_accuracy(stand_in: float, loss: float, whose: str, limit: float) -> str | None:
-    """Say why a stand-in's clean accuracy is too low; `None` where it is not.
-
-    Args:
-        stand_in: Its clean accuracy on held-out images.
-        loss: By how much that is below another model's.
-        whose: That model, as a possessive.
-        limit: Of the loss.
-    """
-    if loss <= limit:
-        return None
-    return (
-        f"its clean accuracy, {stand_in:.1%}, is {100 * loss:.1f} points below {whose} (limit "
-        f"{100 * limit:.3g})"
-    )
-
-
-def looks_moved(asr: Rate, clean_target_rate: Rate, policy: Policy) -> str | None:
-    """Say why the trigger alone moves a stand-in too much; `None` where it does not."""
-    moved = asr.value - clean_target_rate.value
-    if moved <= policy.max_stand_in_asr:
-        return None
-    return (
-        f"the trigger alone takes {asr.value:.1%} of images to the target on it, "
-        f"{100 * moved:.1f} points more than no trigger (limit {100 * policy.max_stand_in_asr:.3g})"
-    )

@@ -1,7 +1,15 @@
 """Ask a model that cannot be looked into: images in, scores or labels out, every image counted."""
 
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity, top_labels
-from bdaudit.blackbox.diagnostics import check_repeatability, describe_scale, diagnose_grid
+from bdaudit.blackbox.diagnostics import (
+    BatchAnswers,
+    ask_in_batches,
+    check_batch_dependence,
+    check_repeatability,
+    describe_scale,
+    diagnose_batch,
+    diagnose_grid,
+)
 from bdaudit.blackbox.function import FunctionBlackBox
 from bdaudit.blackbox.journal import AnswerJournal
 from bdaudit.blackbox.meter import Meter
@@ -16,6 +24,7 @@ from bdaudit.blackbox.transport import TransportSettings
 
 __all__ = [
     "AnswerJournal",
+    "BatchAnswers",
     "BlackBox",
     "BlackBoxOptions",
     "Feedback",
@@ -29,9 +38,12 @@ __all__ = [
     "ServedBlackBox",
     "TorchBlackBox",
     "TransportSettings",
+    "ask_in_batches",
+    "check_batch_dependence",
     "check_repeatability",
     "describe_scale",
     "detect_scale",
+    "diagnose_batch",
     "diagnose_grid",
     "fold_batch_norms",
     "open_black_box",

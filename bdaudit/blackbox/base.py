@@ -87,6 +87,9 @@ class BlackBox(ABC):
     files: tuple[Path, ...] = ()
     """The files it is made of, where it is made of files."""
 
+    computes_here = False
+    """Whether a batch is computed here as it was given: nobody else's images can be in it."""
+
     def __init__(
         self,
         *,

@@ -63,6 +63,8 @@ class OnnxBlackBox(BlackBox):
         ConfigError: An argument is out of range.
     """
 
+    computes_here = True
+
     def __init__(
         self,
         path: Path | str,

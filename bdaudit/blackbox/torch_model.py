@@ -26,6 +26,8 @@ class TorchBlackBox(BlackBox):
         batch_size: Images a forward pass, 1 or more.
     """
 
+    computes_here = True
+
     def __init__(
         self,
         model: LoadedModel,

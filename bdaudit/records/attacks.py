@@ -37,7 +37,7 @@ class Baseline(Record):
         clean_target_rate: The same images without the trigger, share classified as the target.
         true_label_acc: Share of the triggered images classified as their true label.
         stand_in: Whether the model was made here, as an innocent one.
-        left_out: Why nothing is held against a stand-in; `None` where it serves.
+        left_out: Why nothing is held against an innocent model; `None` where it serves.
         by_class: How the clean images of each class are classified, in order of index; empty in
             records written before this was measured.
     """

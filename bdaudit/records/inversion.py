@@ -114,7 +114,8 @@ class Inversion(Record):
         n_tests: Comparisons that the p-values are corrected for.
         references: Names of the innocent models, in the order of all lists here.
         made: Innocent models that were made for the search from the labels of clean images.
-        left_out: Why some of those were not held against the original, by name.
+        left_out: Why innocent models, made or given, were not held against the original, by
+            name.
         skipped: Targets that could not be tried, in words.
         settings: Of the searches and of the decision.
     """

@@ -57,11 +57,12 @@ def inversion_parts(
 
 
 def _made(inversion: Inversion) -> list[RenderableType]:
-    if not inversion.made:
-        return []
-    made = ", ".join(model.name for model in inversion.made)
-    left_out = "".join(f"; {name} left out: {why}" for name, why in inversion.left_out.items())
-    return [Text(f"Innocent models made for the search: {made}{left_out}", style="dim")]
+    said = []
+    if inversion.made:
+        names = ", ".join(model.name for model in inversion.made)
+        said.append(f"Innocent models made for the search: {names}")
+    said += [f"{name} left out: {why}" for name, why in inversion.left_out.items()]
+    return [Text("; ".join(said), style="dim")] if said else []
 
 
 def _panel(inversion: Inversion, console: Console) -> Panel:

@@ -19,7 +19,7 @@ from bdaudit.report.wording import (
     CONDITIONS,
     GISTS,
     SAME_DELTA,
-    about_stand_ins,
+    about_innocents,
     attack_name,
     not_proved,
     number,
@@ -176,7 +176,7 @@ def _baseline_table(
     heading = _heading(
         "Without any perturbation", f"{total} held-out images not of the target class"
     )
-    note = about_stand_ins(baselines)
+    note = about_innocents(baselines)
     return Group(heading, table, *([] if note is None else [Text(note, style="dim")]))
 
 

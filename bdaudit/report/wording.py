@@ -25,7 +25,7 @@ __all__ = [
     "SAME_DELTA",
     "SAME_IMAGES",
     "AnyRecord",
-    "about_stand_ins",
+    "about_innocents",
     "attack_name",
     "defended_file",
     "find_decisive",
@@ -114,16 +114,18 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def about_stand_ins(baselines: Sequence[Baseline]) -> str | None:
-    """Say what stand-ins are and which were left out; `None` where there are none."""
-    if not any(baseline.stand_in for baseline in baselines):
-        return None
-    note = (
-        "stand-in: an innocent model made for this audit from clean images, since too few were "
-        "given as --reference"
-    )
-    left_out = [baseline.model for baseline in baselines if baseline.left_out is not None]
-    return f"{note}; left out: {', '.join(left_out)}" if left_out else note
+def about_innocents(baselines: Sequence[Baseline]) -> str | None:
+    """Say what stand-ins are and which innocent models were left out; `None` without either."""
+    said = []
+    if any(baseline.stand_in for baseline in baselines):
+        said.append(
+            "stand-in: an innocent model made for this audit from clean images, since too few were "
+            "given as --reference"
+        )
+    left_out = [b.model for b in baselines if b.left_out is not None]
+    if left_out:
+        said.append(f"left out: {', '.join(left_out)}")
+    return "; ".join(said) or None
 
 
 def one_line(record: AnyDocument) -> str:

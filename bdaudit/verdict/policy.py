@@ -42,6 +42,11 @@ class Policy(BaseModel):
             what the trigger does by itself.
         max_clean_acc_loss: Most clean accuracy the defended model may have lost against the
             original.
+        max_stand_in_acc_loss: Most clean accuracy that an innocent model, given or made, may lack
+            of the defended one's; beyond it it is left out.
+        max_stand_in_asr: Most that the trigger alone may move an innocent model, beyond what no
+            trigger does; one it moves further is left out.
+        max_reference_asr_wide: The same for a given one where the trigger covers the image.
         clean_acc_loss: What happens when it has surely lost more: `flag` warns, `fail` forbids
             the release.
         bec_warning: A BEC above this is warned of; `None` never warns. It never decides.
@@ -65,6 +70,7 @@ class Policy(BaseModel):
     max_clean_acc_loss: Share = 0.10
     max_stand_in_acc_loss: Share = 0.10
     max_stand_in_asr: Share = 0.10
+    max_reference_asr_wide: Share = 0.50
     clean_acc_loss: Literal["flag", "fail"] = "flag"
     bec_warning: float | None = None
     inconclusive: Literal["fail", "warn"] = "fail"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bdaudit.records import Comparison
+from bdaudit.records import Comparison, Diagnostic
 from bdaudit.verdict.doubts import (
     AttackFailsOnOriginal,
     BackdoorNotSure,
@@ -27,6 +27,10 @@ from bdaudit.verdict.figures import Attack, Figures
 from bdaudit.verdict.findings import Active, Dormant, Finding, Inconclusive, Removed
 
 __all__ = ["active", "decide", "dormant", "inconclusive", "nothing_to_audit", "removed"]
+
+_DOUBTS_THE_TRIGGER = "trigger_moves_innocents"
+_DOUBTS_EVERY_RATE = ("answers_depend_on_batch", _DOUBTS_THE_TRIGGER)
+"""Diagnostics that, as errors, leave no grounds for "dormant" either."""
 
 
 def decide(figures: Figures) -> Finding:
@@ -52,10 +56,12 @@ def active(figures: Figures) -> Active | None:
     """The trigger alone still works on the defended model.
 
     Its ASR is surely above `active_asr`, above the share without any trigger, and above the ASR of
-    the trigger alone on every innocent model.
+    the trigger alone on every innocent model; and it does not move most innocent models as well.
     """
     case, works = figures.case, figures.trigger_alone
     if case.defended is None or works is None:
+        return None
+    if any(d.code == _DOUBTS_THE_TRIGGER for d in _errors(figures)):
         return None
     comparisons = (works, *figures.trigger_alone_over)
     if not all(c.holds for c in comparisons):
@@ -128,6 +134,13 @@ def _no_grounds(figures: Figures) -> Iterator[Doubt]:
         yield TooFewInnocents(
             len(case.references), case.n_innocents_needed, case.wide, case.left_out
         )
+    for diagnostic in _errors(figures):
+        if diagnostic.code in _DOUBTS_EVERY_RATE:
+            yield DiagnosticRaised(diagnostic)
+
+
+def _errors(figures: Figures) -> Iterator[Diagnostic]:
+    return (d for d in figures.case.record.diagnostics if d.severity == "error")
 
 
 def _doubts(figures: Figures) -> Iterator[Doubt]:
@@ -149,7 +162,7 @@ def _doubts(figures: Figures) -> Iterator[Doubt]:
     if not any(_could_show(figures, attack) for attack in figures.attacks):
         yield ControlsSaturate(case.policy.saturation)
     yield from _strength_doubts(figures)
-    yield from (DiagnosticRaised(d) for d in case.record.diagnostics if d.severity == "error")
+    yield from (DiagnosticRaised(d) for d in _errors(figures) if d.code not in _DOUBTS_EVERY_RATE)
     yield from (StepFailed(step) for step in case.record.steps if step.status == "failed")
 
 

@@ -168,14 +168,25 @@ def test_wrong_labels_are_flagged() -> None:
     assert record.verdict.outcome != "removed"
 
 
-def test_a_backdoored_reference_is_flagged() -> None:
+def test_a_reference_that_the_trigger_moves_is_left_out_and_alone_it_is_a_doubt() -> None:
     backdoored = original_twin()
     with torch.no_grad():
-        backdoored.linear.weight *= 1.001
+        backdoored.linear.weight *= 1.01
     record = audit(removed_twin(), references=[backdoored])
-    assert "reference_looks_backdoored" in {d.code for d in record.diagnostics}
+    alone = record.baseline_of("reference")
+    assert alone is not None
+    assert "the trigger alone takes 100.0%" in (alone.left_out or "")
+    codes = {d.code for d in record.diagnostics}
+    assert {"reference_left_out", "trigger_moves_innocents"} <= codes
+    assert not record.runs_of(role="reference")
     assert record.verdict is not None
     assert record.verdict.outcome == "inconclusive"
+    among_others = audit(
+        removed_twin(), references=[backdoored, another_innocent(1), another_innocent(2)]
+    )
+    assert "trigger_moves_innocents" not in {d.code for d in among_others.diagnostics}
+    assert among_others.verdict is not None
+    assert among_others.verdict.outcome == "removed"
 
 
 def test_a_local_trigger_can_be_judged_without_references_and_bec_says_why_it_is_missing() -> None:
@@ -344,14 +355,14 @@ def test_score_puts_the_dormant_twin_above_the_removed_one() -> None:
             original=original_twin(),
             data=twin_sample(200, seed=2),
             trigger=TRIGGER,
-            references=[innocent_twin()],
+            references=[another_innocent(1)],
             compute=bdaudit.ComputeSettings(device="cpu"),
         )
         assert record.bec[0].value is not None
         return record.bec[0].value
 
     assert bec(original_twin()) == pytest.approx(1.0)
-    assert bec(innocent_twin()) == pytest.approx(0.0, abs=1e-6)
+    assert bec(innocent_twin()) == pytest.approx(0.0, abs=0.01)
     assert bec(dormant_twin()) > bec(removed_twin())
 
 

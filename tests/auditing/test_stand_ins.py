@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bdaudit
-from bdaudit.auditing.standins import assess_stand_ins
+from bdaudit.auditing.innocents import assess_innocents
 from bdaudit.errors import ConfigError
 from bdaudit.progress import Progress
 from bdaudit.results import AuditRecord
@@ -239,6 +239,7 @@ def test_score_without_a_reference_measures_bec_against_a_stand_in() -> None:
     assert not [m for m in none.models if m.stand_in]
 
 
+@pytest.mark.parametrize("made", [True, False])
 @pytest.mark.parametrize(
     ("clean_acc", "asr", "said"),
     [
@@ -249,21 +250,32 @@ def test_score_without_a_reference_measures_bec_against_a_stand_in() -> None:
     ],
 )
 def test_the_limits_of_the_policy_decide_who_is_fit(
-    clean_acc: float, asr: float, said: str | None
+    clean_acc: float, asr: float, said: str | None, made: bool
 ) -> None:
-    stand_in = baseline("stand-in 1", "reference", asr=asr, clean_acc=clean_acc)
+    innocent = baseline("innocent", "reference", asr=asr, clean_acc=clean_acc)
     baselines = [
         baseline("defended", "defended", asr=0.02, clean_acc=0.9),
-        stand_in.model_copy(update={"stand_in": True}),
-        baseline("reference 1", "reference", asr=0.9, clean_acc=0.1),
+        innocent.model_copy(update={"stand_in": made}),
     ]
-    (_, assessed, given), diagnostics = assess_stand_ins(baselines, Policy())
+    (_, assessed), diagnostics = assess_innocents(baselines, Policy(), unfit={}, wide=False)
     assert (assessed.left_out is None) == (said is None)
     assert said is None or said in (assessed.left_out or "")
-    assert len(diagnostics) == (said is not None)
-    assert given.left_out is None, "the user's own references are the user's"
+    code = "stand_in_left_out" if made else "reference_left_out"
+    assert [d.code for d in diagnostics] == ([] if said is None else [code])
     loose = Policy(max_stand_in_acc_loss=0.5, max_stand_in_asr=0.5)
-    assert assess_stand_ins(baselines, loose)[1] == []
+    assert assess_innocents(baselines, loose, unfit={}, wide=False)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("made", "asr", "fits"), [(False, 0.45, True), (False, 0.55, False), (True, 0.15, False)]
+)
+def test_a_trigger_over_the_image_may_move_a_given_innocent_model(
+    made: bool, asr: float, fits: bool
+) -> None:
+    innocent = baseline("innocent", "reference", asr=asr).model_copy(update={"stand_in": made})
+    baselines = [baseline("defended", "defended", asr=0.02), innocent]
+    (_, assessed), _ = assess_innocents(baselines, Policy(), unfit={}, wide=True)
+    assert (assessed.left_out is None) == fits
 
 
 def test_settings_out_of_range_are_refused() -> None:

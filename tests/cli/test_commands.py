@@ -68,15 +68,16 @@ def audit_arguments(files: Path, defended: str, *more: object) -> list[object]:
 
 @pytest.mark.parametrize(
     ("defended", "code", "word"),
-    [("removed", 0, "REMOVED"), ("dormant", 1, "DORMANT"), ("innocent", 3, "INCONCLUSIVE")],
+    [("removed", 0, "REMOVED"), ("dormant", 1, "DORMANT"), ("innocent", 0, "REMOVED")],
 )
 def test_audit_exits_with_the_code_of_its_verdict(
     files: Path, defended: str, code: int, word: str
 ) -> None:
-    # The innocent twin is its own reference here: the same weights, so no verdict.
+    # The innocent twin is its own reference here: the same weights, so that is left out.
     result = run(*audit_arguments(files, defended))
     assert result.exit_code == code, result.output
     assert word in result.stdout
+    assert ("left out: reference" in result.stdout) == (defended == "innocent")
 
 
 def test_an_active_backdoor_fails(files: Path, tmp_path: Path) -> None:
