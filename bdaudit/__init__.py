@@ -48,9 +48,7 @@ if TYPE_CHECKING:
     from bdaudit.data import Sample, load_sample
     from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
     from bdaudit.project import Project, read_project
-    from bdaudit.report.comparison import compare
-    from bdaudit.report.formats import render_report
-    from bdaudit.results import (
+    from bdaudit.records import (
         AuditRecord,
         InversionRecord,
         ReactivationRecord,
@@ -59,6 +57,8 @@ if TYPE_CHECKING:
         read_record,
         to_json,
     )
+    from bdaudit.report.comparison import compare
+    from bdaudit.report.formats import render_report
     from bdaudit.triggers import Trigger, from_callable, read_trigger, write_trigger
     from bdaudit.verdict import Policy, gate, judge, read_policy
 
@@ -99,13 +99,13 @@ _HOMES = {
     "Project": "project",
     "read_project": "project",
     "render_report": "report.formats",
-    "AuditRecord": "results",
-    "InversionRecord": "results",
-    "ReactivationRecord": "results",
-    "RelearnRecord": "results",
-    "ScoreRecord": "results",
-    "read_record": "results",
-    "to_json": "results",
+    "AuditRecord": "records",
+    "InversionRecord": "records",
+    "ReactivationRecord": "records",
+    "RelearnRecord": "records",
+    "ScoreRecord": "records",
+    "read_record": "records",
+    "to_json": "records",
     "Trigger": "triggers",
     "from_callable": "triggers",
     "read_trigger": "triggers",

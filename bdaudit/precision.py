@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.settings import Precision
 
 __all__ = ["autocasting", "computing_in"]

@@ -34,9 +34,9 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import device_of, trainable_copy
 from bdaudit.errors import ConfigError, DataError, NumericsError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.precision import autocasting
-from bdaudit.progress import Progress, Steps
-from bdaudit.results import RelearningEvidence
+from bdaudit.records import RelearningEvidence
 from bdaudit.scoring import predict
 from bdaudit.settings import Precision
 from bdaudit.triggers import Poisoned

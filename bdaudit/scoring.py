@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import NumericsError
-from bdaudit.results import Rate
-from bdaudit.statistics import wilson_interval
+from bdaudit.foundation.statistics import wilson_interval
+from bdaudit.records import Rate
 
 __all__ = ["evaluating", "predict", "predict_logits", "rate"]
 

@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from bdaudit.benchmarking.curves import area_under
 from bdaudit.data import load_sample, split_sample
 from bdaudit.existence import ExistenceConfig, existence_coefficient
-from bdaudit.families import Family, FamilyMember, read_family
+from bdaudit.foundation.progress import finish
 from bdaudit.models import load_model
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
+from bdaudit.records.families import Family, FamilyMember, read_family
 from bdaudit.scoring import predict, rate
 from bdaudit.triggers import Poisoned, poison, read_trigger
 from bdaudit.verdict import Policy

@@ -20,9 +20,9 @@ from build_inversion_models import ARCH, MEAN, SIDE, STD, part, share, trained
 from torch import nn
 
 from bdaudit.data import load_sample
+from bdaudit.foundation.plain_settings import flat_settings
+from bdaudit.foundation.progress import finish
 from bdaudit.models import load_model, save_model
-from bdaudit.plain_settings import flat_settings
-from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.triggers import AllToAll, AllToOne, read_trigger, write_trigger
 from bdaudit.zoo.attacks import ATTACKS, attack_config

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.existence import ExistenceConfig, existence_coefficient
+from bdaudit.foundation.progress import finish
 from bdaudit.models.preactresnet import preactresnet18
-from bdaudit.progress import finish
 
 SHARES = (0.05, 0.10, 0.20)
 

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 import bdaudit
 from bdaudit.data import Sample, load_sample
 from bdaudit.defenses.tuning import TuningConfig, trainable_copy, tune
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, load_model, preactresnet18, save_model
-from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.triggers import poison, read_trigger, write_trigger
 from bdaudit.zoo.training import gradients_in

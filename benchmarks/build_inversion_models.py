@@ -22,8 +22,8 @@ from torch.nn import functional
 from bdaudit.data import Sample, load_sample
 from bdaudit.defenses import TuningConfig
 from bdaudit.defenses.tuning import trainable_copy, tune
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, load_model, preactresnet18, save_model
-from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.triggers import (
     NOT_COUNTED,

@@ -19,9 +19,9 @@ import torch
 
 from bdaudit.existence import ExistenceConfig, existence_coefficient
 from bdaudit.existence.layers import select_layers
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, ClipSettings
 from bdaudit.models.clip import as_zero_shot, plan_clip
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 
 NAMES = tuple(f"thing number {number}" for number in range(10))

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from bdaudit.data import Split, load_sample, split_sample
 from bdaudit.defenses import FinePruningConfig, FinetuneConfig, FtSamConfig, TuningConfig
+from bdaudit.foundation.progress import finish
 from bdaudit.models import ClipSettings, LoadedModel, load_model
-from bdaudit.progress import finish
 from bdaudit.reactivation.transfer import TransferConfig, reactivate_transfer
+from bdaudit.relatives.surrogates import SurrogateConfig, make_surrogates
 from bdaudit.scoring import predict
-from bdaudit.surrogates import SurrogateConfig, make_surrogates
 from bdaudit.triggers import Trigger, poison, read_trigger
 
 UNSEEN = ("finetuned", "cleanclip", "unlearned", "innocent-1")

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bdaudit.atomic import write_atomically
 from bdaudit.data import Sample, load_sample
 from bdaudit.defenses.catalogue import DEFENSES, defense_config, flat_settings
 from bdaudit.errors import ModelError
+from bdaudit.foundation.progress import finish
+from bdaudit.foundation.writing import write_atomically
 from bdaudit.models import load_model
-from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.triggers import NOT_COUNTED, Trigger, read_trigger
 

@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from bdaudit.families import Family, FamilyMember, read_family
-from bdaudit.results import Rate
+from bdaudit.records import Rate
+from bdaudit.records.families import Family, FamilyMember, read_family
 
 
 def main() -> None:

@@ -33,18 +33,18 @@ import torch
 from torch import Tensor
 
 import bdaudit
-from bdaudit.auditing.runs import derive_generator
 from bdaudit.data import Split, load_sample, split_sample
+from bdaudit.foundation.progress import finish
 from bdaudit.inversion import InversionConfig, invert_with, make_arms
 from bdaudit.inversion.anomaly import LEAST_SPREAD, LEAST_SPREAD_OF_STAND_INS, score_arms
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.invert import make_search, recover_in_full
 from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
 from bdaudit.inversion.universal import UniversalSearch
+from bdaudit.measuring.compute import derive_generator
 from bdaudit.models import Classifier, LoadedModel, build_network, load_model
-from bdaudit.progress import finish
+from bdaudit.relatives.standins import StandInConfig, make_stand_ins
 from bdaudit.scoring import predict
-from bdaudit.standins import StandInConfig, make_stand_ins
 from bdaudit.triggers import AllToOne, Trigger, poison, read_trigger, write_trigger
 from bdaudit.verdict import Policy, judge
 

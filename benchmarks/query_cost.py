@@ -36,13 +36,13 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.data import Sample, load_sample, split_sample
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, LoadedModel, load_model
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 from bdaudit.reactivation.query import QueryResult, reactivate_query
 from bdaudit.reactivation.query_config import QueryConfig
+from bdaudit.relatives.surrogates import make_surrogates
 from bdaudit.scoring import predict, predict_logits
-from bdaudit.surrogates import make_surrogates
 from bdaudit.triggers import Poisoned, poison, read_trigger
 
 DEMO = Path(bdaudit.__file__).parent / "demo_files"

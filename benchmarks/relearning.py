@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from bdaudit.data import Sample, load_sample
+from bdaudit.foundation.progress import Progress
 from bdaudit.models import load_model
-from bdaudit.progress import Progress
 from bdaudit.relearning import (
     RelearnConfig,
     Relearned,

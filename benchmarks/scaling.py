@@ -28,8 +28,8 @@ from bdaudit.auditing import (
     sweep_steps,
 )
 from bdaudit.engines import open_engine
-from bdaudit.progress import finish
-from bdaudit.results import AuditRecord, read_record
+from bdaudit.foundation.progress import finish
+from bdaudit.records import AuditRecord, read_record
 
 
 def list_requests(folder: Path, *, n_seeds: int, device: str) -> list[AuditRequest]:

@@ -25,8 +25,8 @@ from torch.nn import functional
 from bdaudit.data import Sample, load_sample
 from bdaudit.defenses.augmentation import shift_and_flip
 from bdaudit.existence import ExistenceConfig, existence_coefficient
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, load_model, preactresnet18
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 from bdaudit.scoring import predict
 from bdaudit.triggers import Poisoned, poison, read_trigger

@@ -22,8 +22,8 @@ import torch
 
 import bdaudit
 from bdaudit.data import Sample, load_sample
-from bdaudit.progress import Progress
-from bdaudit.results import AuditRecord, to_json
+from bdaudit.foundation.progress import Progress
+from bdaudit.records import AuditRecord, to_json
 
 DEMO = Path(str(resources.files("bdaudit") / "demo_files"))
 

@@ -31,12 +31,12 @@ from bdaudit.defenses import (
     FtSamConfig,
     TuningConfig,
 )
+from bdaudit.foundation.progress import finish
 from bdaudit.models import load_model
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 from bdaudit.reactivation.transfer import TransferConfig, reactivate_transfer
+from bdaudit.relatives.surrogates import SurrogateConfig, make_surrogates
 from bdaudit.scoring import predict
-from bdaudit.surrogates import SurrogateConfig, make_surrogates
 from bdaudit.triggers import poison, read_trigger
 
 EPS = (0.02, 0.03)

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.data import load_sample, split_sample
+from bdaudit.foundation.progress import finish
 from bdaudit.models import LoadedModel, load_model
 from bdaudit.perturbation import cross_entropy
-from bdaudit.progress import finish
 from bdaudit.reactivation import OptimizerName, WhiteboxConfig, reactivate_whitebox
 from bdaudit.scoring import predict
 from bdaudit.triggers import Poisoned, poison, read_trigger

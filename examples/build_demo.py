@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.data import Sample, load_sample
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, load_model, preactresnet18, save_model
 from bdaudit.perturbation import apply_delta
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 from bdaudit.scoring import predict
 from bdaudit.triggers import AllToOne, Patch, Trigger, poison, write_trigger

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bdaudit.auditing.demo import export_demo
-from bdaudit.cache import CACHE_VARIABLE
+from bdaudit.foundation.cache import CACHE_VARIABLE
 
 # Tiny tensors gain nothing from threads, and tests then run alike beside other work; so do the
 # commands that tests start. A number set from outside holds.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from bdaudit.results import (
+from bdaudit.foundation.statistics import wilson_interval
+from bdaudit.records import (
     AttackRun,
     AuditRecord,
     Baseline,
@@ -17,7 +18,6 @@ from bdaudit.results import (
     Relearning,
     TriggerInfo,
 )
-from bdaudit.statistics import wilson_interval
 
 N = 1000
 

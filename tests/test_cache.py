@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bdaudit.cache import CACHE_VARIABLE, cache_folder
+from bdaudit.foundation.cache import CACHE_VARIABLE, cache_folder
 
 
 def test_it_follows_its_own_variable_then_the_systems(

@@ -14,8 +14,8 @@ from bdaudit.auditing.demo import DEMO_MODELS, export_demo
 from bdaudit.cli import app
 from bdaudit.data import load_sample
 from bdaudit.errors import InputError
+from bdaudit.foundation.progress import finish
 from bdaudit.models import load_model
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 from bdaudit.scoring import predict
 from bdaudit.triggers import Poisoned, poison, read_trigger

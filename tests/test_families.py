@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from bdaudit.errors import RecordError
-from bdaudit.families import (
+from bdaudit.records.families import (
     FAMILY_FILE,
     Family,
     FamilyMember,

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bdaudit.memory import PeakMemory
+from bdaudit.foundation.memory import PeakMemory
 
 MIB = 2**20
 _TWO_PEAKS = """

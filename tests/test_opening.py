@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdaudit import opening
 from bdaudit.errors import InputError, PolicyError
-from bdaudit.file_digests import digest_file
-from bdaudit.opening import (
+from bdaudit.foundation import opening
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.opening import (
     check_file,
     in_bytes,
     is_file,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bdaudit.progress import Progress, Steps, finish, reworded
+from bdaudit.foundation.progress import Progress, Steps, finish, reworded
 
 
 def counting(closed: list[str]) -> Steps[int]:

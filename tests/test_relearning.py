@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from bdaudit.errors import ConfigError, DataError, NumericsError
+from bdaudit.foundation.progress import finish
 from bdaudit.models import preactresnet18
-from bdaudit.progress import finish
 from bdaudit.relearning import (
     RelearnConfig,
     Relearned,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import bdaudit
-from bdaudit.auditing.recorded import as_recorded, from_recorded
-from bdaudit.renamed import renamed
+from bdaudit.cases.recorded import as_recorded, from_recorded
+from bdaudit.foundation.renamed import renamed
 
 
 @pytest.mark.parametrize(

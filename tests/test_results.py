@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bdaudit.errors import RecordError
-from bdaudit.results import AuditRecord, Rate, read_record, to_json
+from bdaudit.records import AuditRecord, Rate, read_record, to_json
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record, rate
 

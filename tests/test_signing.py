@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from bdaudit.cli import app
 from bdaudit.errors import ConfigError, InputError, RecordError
-from bdaudit.results import to_json
-from bdaudit.signing import check_signature, sign_record
+from bdaudit.records import to_json
+from bdaudit.records.signing import check_signature, sign_record
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from bdaudit.statistics import (
+from bdaudit.foundation.statistics import (
     difference_of_differences,
     paired_difference,
     prediction_bound,

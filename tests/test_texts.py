@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdaudit.errors import InputError, ProjectError
-from bdaudit.texts import (
+from bdaudit.foundation.texts import (
     decode_text,
     parse_json,
     parse_toml,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bdaudit.time_limits import call_within
+from bdaudit.foundation.time_limits import call_within
 
 
 def test_what_is_returned_or_raised_comes_through() -> None:

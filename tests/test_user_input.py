@@ -21,12 +21,12 @@ from bdaudit.errors import (
     reading,
     reads,
 )
+from bdaudit.foundation.number_texts import read_numbers, read_size
+from bdaudit.foundation.usercode import failing_as, load_function
 from bdaudit.models import load_model
-from bdaudit.number_texts import read_numbers, read_size
 from bdaudit.records import read_record
 from bdaudit.triggers import read_trigger
 from bdaudit.triggers.function import load_function as load_trigger_function
-from bdaudit.usercode import failing_as, load_function
 
 
 class OutOfMemoryError(RuntimeError):

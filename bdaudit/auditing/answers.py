@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bdaudit.auditing.inputs import Subject
 from bdaudit.blackbox import (
     BlackBox,
     TorchBlackBox,
@@ -21,6 +20,7 @@ from bdaudit.blackbox import (
     describe_scale,
     diagnose_batch,
 )
+from bdaudit.cases.subjects import Subject
 from bdaudit.data import Sample
 from bdaudit.errors import ModelError
 from bdaudit.records import Diagnostic

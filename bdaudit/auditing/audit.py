@@ -12,35 +12,36 @@ from typing import TypeAlias
 from torch import Tensor
 
 from bdaudit.auditing.answers import Examined
-from bdaudit.auditing.attacking import AttackConfig, Attacker, needs_surrogates
-from bdaudit.auditing.baselines import ABOUT_THE_TRIGGER, check_runs
 from bdaudit.auditing.documents import make_header
-from bdaudit.auditing.environment import resolve_device
-from bdaudit.auditing.existence import existence_steps
-from bdaudit.auditing.inputs import (
+from bdaudit.auditing.invert import RecoveredTriggers
+from bdaudit.auditing.recovered import audit_recovered
+from bdaudit.blackbox import BlackBoxOptions
+from bdaudit.cases.fetching import fetch_sources
+from bdaudit.cases.opening import open_inputs
+from bdaudit.cases.settings import AuditSettings
+from bdaudit.cases.sources import (
     DataSource,
     DefendedSource,
-    Inputs,
     ModelSource,
     Sources,
-    Subject,
     TriggerSource,
     default_modes,
-    open_inputs,
 )
-from bdaudit.auditing.invert import RecoveredTriggers
-from bdaudit.auditing.pictures import take_pictures
-from bdaudit.auditing.recovered import audit_recovered
-from bdaudit.auditing.relearn import measure_relearning, relearning_cost
-from bdaudit.auditing.remote import fetch_sources
-from bdaudit.auditing.runs import (
-    Compute,
-    derive_generator,
-    keep_answers,
-    noise_run,
-)
-from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.standins import (
+from bdaudit.cases.subjects import Inputs, Subject
+from bdaudit.errors import BdauditError, ConfigError, RemoteError
+from bdaudit.foundation.memory import PeakMemory
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded
+from bdaudit.measuring.asking import keep_answers
+from bdaudit.measuring.attacking import Attacker
+from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs
+from bdaudit.measuring.compute import Compute, derive_generator
+from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
+from bdaudit.measuring.environment import resolve_device
+from bdaudit.measuring.existence import existence_steps
+from bdaudit.measuring.pictures import take_pictures
+from bdaudit.measuring.relearning import measure_relearning, relearning_cost
+from bdaudit.measuring.runs import noise_run
+from bdaudit.measuring.standins import (
     doubts_about_models,
     examine_new,
     measure_and_assess,
@@ -48,14 +49,10 @@ from bdaudit.auditing.standins import (
     stand_in_cost,
     stand_in_steps,
 )
-from bdaudit.auditing.store import MemoryStore, RunStore
-from bdaudit.blackbox import BlackBoxOptions
-from bdaudit.controls import AttackImages, attack_images, default_controls
-from bdaudit.errors import BdauditError, ConfigError, RemoteError
-from bdaudit.memory import PeakMemory
+from bdaudit.measuring.store import MemoryStore, RunStore
 from bdaudit.models import ModelSettings
-from bdaudit.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.reactivation import WhiteboxConfig
+from bdaudit.reactivation.modes import AttackConfig, needs_surrogates
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.transfer import TransferConfig
 from bdaudit.records import (

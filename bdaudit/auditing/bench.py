@@ -11,22 +11,22 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import get_args
 
-from bdaudit.auditing.environment import describe_environment, resolve_device
-from bdaudit.auditing.inputs import DataSource, Sources
-from bdaudit.auditing.requests import AuditRequest
-from bdaudit.auditing.settings import TELLING_CONTROLS, AuditSettings
 from bdaudit.auditing.sweep import sweep_steps
-from bdaudit.benchmark_results import BenchmarkRecord, Calibration, Variant
 from bdaudit.benchmarking import Audited, SearchSpace, calibrate, case_key, summarise
+from bdaudit.cases.request import AuditRequest
+from bdaudit.cases.settings import TELLING_CONTROLS, AuditSettings
+from bdaudit.cases.sources import DataSource, Sources
 from bdaudit.engines import Engine
 from bdaudit.errors import ConfigError, InputError
-from bdaudit.families import FAMILY_FILE, Family, FamilyMember, read_family
-from bdaudit.file_digests import digest_file
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.opening import is_file
+from bdaudit.foundation.progress import Steps
+from bdaudit.measuring.environment import describe_environment, resolve_device
 from bdaudit.models import BackdoorBenchRecord, ModelSettings, find_records
-from bdaudit.opening import is_file
-from bdaudit.progress import Steps
-from bdaudit.results import AuditRecord, read_record
-from bdaudit.sweep_results import SweptAudit
+from bdaudit.records import AuditRecord, read_record
+from bdaudit.records.benchmark import BenchmarkRecord, Calibration, Variant
+from bdaudit.records.families import FAMILY_FILE, Family, FamilyMember, read_family
+from bdaudit.records.sweeps import SweptAudit
 from bdaudit.verdict import Policy
 
 __all__ = ["BenchSettings", "BenchSource", "bench_steps", "open_bench_source"]

@@ -16,29 +16,28 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from bdaudit.atomic import write_atomically
 from bdaudit.auditing.audit import audit_steps, read_limits
-from bdaudit.auditing.baselines import demand_matching_labels
-from bdaudit.auditing.environment import describe_environment, resolve_device
-from bdaudit.auditing.inputs import (
-    DataSource,
-    ModelSource,
-    Sources,
-    TriggerSource,
-    open_models,
-)
 from bdaudit.auditing.invert import RecoveredTriggers
 from bdaudit.auditing.recovered import search_steps
-from bdaudit.auditing.remote import fetch_sources
-from bdaudit.auditing.runs import Compute, derive_generator
-from bdaudit.auditing.settings import AuditSettings
-from bdaudit.auditing.store import MemoryStore
+from bdaudit.cases.fetching import fetch_sources
+from bdaudit.cases.opening import open_models
+from bdaudit.cases.settings import AuditSettings
+from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.data import Sample, split_sample
-from bdaudit.defense_results import DefenseRecord, TriedDefense
 from bdaudit.defenses.catalogue import DEFENSES, defense_config, flat_settings
-from bdaudit.digests import digest_file, digest_tensors
 from bdaudit.engines import Advanced, Engine, Failed, Finished, LocalEngine, Task
 from bdaudit.errors import BdauditError, ConfigError, InputError, ModelError, unknown_key
+from bdaudit.foundation.digests import digest_file, digest_tensors
+from bdaudit.foundation.opening import MODEL_BYTES, RECORD_BYTES, is_file, read_bytes
+from bdaudit.foundation.plain_settings import Setting
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
+from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.texts import read_json
+from bdaudit.foundation.writing import write_atomically
+from bdaudit.measuring.baselines import demand_matching_labels
+from bdaudit.measuring.compute import Compute, derive_generator
+from bdaudit.measuring.environment import describe_environment, resolve_device
+from bdaudit.measuring.store import MemoryStore
 from bdaudit.models import (
     Classifier,
     LoadedModel,
@@ -47,13 +46,9 @@ from bdaudit.models import (
     save_model,
 )
 from bdaudit.models.architectures import is_python_factory
-from bdaudit.opening import MODEL_BYTES, RECORD_BYTES, is_file, read_bytes
-from bdaudit.plain_settings import Setting
 from bdaudit.precision import computing_in
-from bdaudit.progress import Listener, Progress, Steps, finish, reworded, within
-from bdaudit.renamed import renamed
-from bdaudit.results import AuditRecord, InversionRecord, Rate, Release, read_record, to_json
-from bdaudit.texts import read_json
+from bdaudit.records import AuditRecord, InversionRecord, Rate, Release, read_record, to_json
+from bdaudit.records.defenses import DefenseRecord, TriedDefense
 from bdaudit.triggers import Trigger, read_trigger, write_trigger
 from bdaudit.verdict import Policy
 from bdaudit.version import __version__

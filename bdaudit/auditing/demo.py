@@ -8,17 +8,12 @@ from importlib import resources
 from pathlib import Path
 
 from bdaudit.auditing.audit import audit_steps
-from bdaudit.auditing.inputs import Sources
-from bdaudit.auditing.settings import (
-    TELLING_CONTROLS,
-    AuditSettings,
-    ComputeSettings,
-    SplitSettings,
-)
-from bdaudit.auditing.store import MemoryStore
+from bdaudit.cases.settings import TELLING_CONTROLS, AuditSettings, ComputeSettings, SplitSettings
+from bdaudit.cases.sources import Sources
 from bdaudit.errors import InputError
-from bdaudit.progress import Progress, Steps, reworded
-from bdaudit.results import AuditRecord
+from bdaudit.foundation.progress import Progress, Steps, reworded
+from bdaudit.measuring.store import MemoryStore
+from bdaudit.records import AuditRecord
 
 __all__ = ["DEMO_MODELS", "demo_steps", "export_demo"]
 

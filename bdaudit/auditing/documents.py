@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from bdaudit.auditing.environment import describe_environment
-from bdaudit.auditing.inputs import Inputs
-from bdaudit.auditing.remote import in_public
-from bdaudit.auditing.runs import Compute
+from bdaudit.cases.fetching import in_public
+from bdaudit.cases.subjects import Inputs
 from bdaudit.fetching import public_url
+from bdaudit.measuring.compute import Compute
+from bdaudit.measuring.environment import describe_environment
 from bdaudit.records import Diagnostic, Header, Record, StepStatus
 
 __all__ = ["make_header"]

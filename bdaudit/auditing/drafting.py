@@ -12,10 +12,10 @@ from typing import Any
 from bdaudit.data import load_sample
 from bdaudit.data.folder import CLASSES_FILE
 from bdaudit.errors import BdauditError, InputError, reads
-from bdaudit.opening import is_file, is_folder
+from bdaudit.foundation.opening import is_file, is_folder
+from bdaudit.foundation.texts import read_toml
 from bdaudit.plain_text import on_one_line, toml_escaped
 from bdaudit.project.schema import TABLES, keys_of
-from bdaudit.texts import read_toml
 
 __all__ = ["Draft", "Finding", "draft_project"]
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from bdaudit.atomic import write_atomically
-from bdaudit.auditing.remote import fetch_trigger, is_remote_file
+from bdaudit.cases.fetching import fetch_trigger, is_remote_file
 from bdaudit.data import load_sample
 from bdaudit.fetching import fetch
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
+from bdaudit.foundation.writing import write_atomically
 from bdaudit.triggers import preview_strip, read_trigger
 
 __all__ = ["preview_trigger"]

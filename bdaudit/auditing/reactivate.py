@@ -11,38 +11,30 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from bdaudit.atomic import write_atomically
-from bdaudit.auditing.attacking import AttackConfig, Attacker, mode_of, needs_surrogates
 from bdaudit.auditing.documents import make_header
-from bdaudit.auditing.environment import resolve_device
-from bdaudit.auditing.inputs import (
-    DataSource,
-    DefendedSource,
-    Inputs,
-    ModelSource,
-    Sources,
-    TriggerSource,
-    open_inputs,
-)
-from bdaudit.auditing.recorded import as_recorded
-from bdaudit.auditing.remote import fetch_sources
-from bdaudit.auditing.runs import (
-    Compute,
-    derive_generator,
-    keep_answers,
-    noise_run,
-)
-from bdaudit.auditing.settings import ComputeSettings, SplitSettings
-from bdaudit.auditing.standins import doubts_about_models, examine_new, measure_and_assess
-from bdaudit.auditing.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.blackbox import BlackBoxOptions
-from bdaudit.controls import attack_images
+from bdaudit.cases.fetching import fetch_sources
+from bdaudit.cases.opening import open_inputs
+from bdaudit.cases.recorded import as_recorded
+from bdaudit.cases.settings import ComputeSettings, SplitSettings
+from bdaudit.cases.sources import DataSource, DefendedSource, ModelSource, Sources, TriggerSource
+from bdaudit.cases.subjects import Inputs
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.writing import write_atomically
+from bdaudit.measuring.asking import keep_answers
+from bdaudit.measuring.attacking import Attacker
+from bdaudit.measuring.compute import Compute, derive_generator
+from bdaudit.measuring.conditions import attack_images
+from bdaudit.measuring.environment import resolve_device
+from bdaudit.measuring.runs import noise_run
+from bdaudit.measuring.standins import doubts_about_models, examine_new, measure_and_assess
+from bdaudit.measuring.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.models import ModelSettings
-from bdaudit.progress import Listener, Progress, Steps, finish
+from bdaudit.reactivation.modes import AttackConfig, mode_of, needs_surrogates
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.records import ReactivationFindings, ReactivationRecord
-from bdaudit.renamed import renamed
 from bdaudit.verdict import Policy
 
 __all__ = ["Reactivation", "reactivate", "reactivate_steps", "save_delta"]

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from bdaudit.auditing.inputs import Sources
 from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
-from bdaudit.auditing.kept_trigger import keep_trigger
-from bdaudit.auditing.settings import AuditSettings
+from bdaudit.cases.kept_trigger import keep_trigger
+from bdaudit.cases.settings import AuditSettings
+from bdaudit.cases.sources import Sources
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Steps, reworded, within
-from bdaudit.results import AuditRecord, Diagnostic, Inversion, StepStatus
+from bdaudit.foundation.progress import Steps, reworded, within
+from bdaudit.records import AuditRecord, Diagnostic, Inversion, StepStatus
 from bdaudit.triggers import Trigger
 
 __all__ = ["audit_recovered", "search_steps"]

@@ -8,25 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bdaudit.auditing.documents import make_header
-from bdaudit.auditing.environment import resolve_device
-from bdaudit.auditing.existence import existence_steps
-from bdaudit.auditing.inputs import (
-    DataSource,
-    ModelSource,
-    Sources,
-    TriggerSource,
-    open_inputs,
-)
-from bdaudit.auditing.recorded import as_recorded
-from bdaudit.auditing.remote import fetch_sources
-from bdaudit.auditing.runs import Compute
-from bdaudit.auditing.settings import ComputeSettings, SplitSettings
-from bdaudit.auditing.standins import prepare_models
+from bdaudit.cases.fetching import fetch_sources
+from bdaudit.cases.opening import open_inputs
+from bdaudit.cases.recorded import as_recorded
+from bdaudit.cases.settings import ComputeSettings, SplitSettings
+from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.existence import ExistenceConfig
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.measuring.compute import Compute
+from bdaudit.measuring.environment import resolve_device
+from bdaudit.measuring.existence import existence_steps
+from bdaudit.measuring.standins import prepare_models
 from bdaudit.models import ModelSettings
-from bdaudit.progress import Listener, Progress, Steps, finish
 from bdaudit.records import Diagnostic, ScoreFindings, ScoreRecord
-from bdaudit.standins import StandInConfig
+from bdaudit.relatives.standins import StandInConfig
 
 __all__ = ["score", "score_steps"]
 

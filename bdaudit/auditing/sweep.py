@@ -11,23 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
-from bdaudit.atomic import write_atomically
 from bdaudit.auditing.audit import audit_steps
-from bdaudit.auditing.requests import (
-    AuditRequest,
-    FileDigests,
-    is_still_true,
-    request_digests,
-    shared_by,
-)
-from bdaudit.auditing.sharing import SharingStore
+from bdaudit.cases.files import FileDigests, is_still_true, request_digests, shared_by
+from bdaudit.cases.request import AuditRequest
 from bdaudit.engines import Advanced, Engine, Event, Failed, Finished, Started, Task
 from bdaudit.errors import BdauditError, ConfigError, InputError, RemoteError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.foundation.texts import read_json
+from bdaudit.foundation.writing import write_atomically
+from bdaudit.measuring.sharing import SharingStore
+from bdaudit.records import AuditRecord, Condition, Mode, read_record, to_json
+from bdaudit.records.sweeps import SweepRecord, SweptAudit
 from bdaudit.report.sweeps import describe_audit
-from bdaudit.results import AuditRecord, Condition, Mode, read_record, to_json
-from bdaudit.sweep_results import SweepRecord, SweptAudit
-from bdaudit.texts import read_json
 from bdaudit.version import __version__
 
 __all__ = ["record_path", "sweep_steps"]

@@ -3,85 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
 
 from bdaudit.auditing.audit import audit_steps
-from bdaudit.auditing.evidence import IN_MEMORY
-from bdaudit.auditing.inputs import Sources
-from bdaudit.auditing.kept_trigger import restore_trigger
-from bdaudit.auditing.recorded import from_recorded
-from bdaudit.auditing.settings import AuditSettings
-from bdaudit.blackbox import BlackBoxOptions
+from bdaudit.cases.restoring import restore_settings, restore_sources
+from bdaudit.cases.settings import AuditSettings
 from bdaudit.errors import InputError, RecordError
 from bdaudit.fetching import fetch
-from bdaudit.file_digests import digest_file
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish
 from bdaudit.foundation.sources import is_url
-from bdaudit.models import ModelSettings
-from bdaudit.progress import Listener, Progress, Steps, finish
-from bdaudit.records import using_record
-from bdaudit.results import (
+from bdaudit.records import (
     AttackRun,
     AuditRecord,
     Condition,
     FileDigest,
     Mode,
     Rate,
-    Record,
     read_record,
+    using_record,
 )
-from bdaudit.usercode import split_reference
+from bdaudit.records.verification import NumberCheck, VerificationRecord
 from bdaudit.verdict import judge, parse_policy
 
-__all__ = ["NumberCheck", "VerificationRecord", "verify", "verify_steps"]
+__all__ = ["verify", "verify_steps"]
 
 _NOT_FOR_NUMBERS = ("policy", "project")
 """Files that shape a verdict but no measurement; the record holds what they said."""
-
-
-class NumberCheck(Record):
-    """A rate as the record has it, and as it came out now.
-
-    Attributes:
-        name: Of what.
-        recorded: In the record, with its 95 % interval.
-        measured: Now, on the same images.
-        agrees: Whether the share measured now lies within the recorded interval.
-    """
-
-    name: str
-    recorded: Rate
-    measured: Rate
-    agrees: bool
-
-
-class VerificationRecord(Record):
-    """What became of a record that was verified.
-
-    Attributes:
-        record: The file.
-        record_sha256: Its digest.
-        agrees: Whether nothing speaks against it.
-        objections: Everything that does.
-        notes: What is worth knowing and does not.
-        files_checked: How many files have the digest that the record states.
-        part: The attack and the control that were run again, in words; `None` when none were.
-        numbers: Every rate that was measured again.
-    """
-
-    kind: Literal["verification"] = "verification"
-    record: str
-    record_sha256: str
-    agrees: bool
-    objections: tuple[str, ...]
-    notes: tuple[str, ...]
-    files_checked: int
-    part: str | None
-    numbers: tuple[NumberCheck, ...]
 
 
 def verify(
@@ -156,8 +106,8 @@ def verify_steps(
         sample = _Sample.draw(document, seed)
         part = str(sample)
         again = yield from audit_steps(
-            _restore_sources(document, folder, record, allow_code=allow_code),
-            settings=sample.settings(_restore_settings(document, record), device),
+            restore_sources(document, folder, record, allow_code=allow_code),
+            settings=sample.settings(restore_settings(document, record), device),
             only=sample.wants,
         )
         objections += _compare_inputs(document, again)
@@ -257,9 +207,6 @@ def _is_control(other: AttackRun, run: AttackRun) -> bool:
     return other.role == "reference" and other.condition == "trigger"
 
 
-# --- digests -----------------------------------------------------------------------------------
-
-
 def _compare_files(document: AuditRecord, folder: Path) -> tuple[list[str], list[str]]:
     """Hash every file the record names: what changed, and what is only worth a note.
 
@@ -332,9 +279,6 @@ def _compare_inputs(document: AuditRecord, again: AuditRecord) -> Iterator[str]:
         yield "trigger: is not that of the record"
 
 
-# --- numbers -----------------------------------------------------------------------------------
-
-
 def _compare_numbers(document: AuditRecord, again: AuditRecord) -> Iterator[NumberCheck]:
     for now in again.baselines:
         then = document.baseline_of(now.model)
@@ -381,104 +325,3 @@ def _missing_runs(again: AuditRecord, sample: _Sample) -> Iterator[str]:
 
 def _share(rate: Rate) -> str:
     return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
-
-
-# --- opening everything again ------------------------------------------------------------------
-
-
-def _restore_settings(document: AuditRecord, path: Path) -> AuditSettings:
-    try:
-        return TypeAdapter(AuditSettings).validate_python(
-            from_recorded("AuditSettings", document.settings)
-        )
-    except ValidationError as error:
-        raise RecordError(
-            f"{path}: its settings are not this version's; verify it with bdaudit "
-            f"{document.environment.bdaudit}: {error.errors()[0]['msg']}"
-        ) from error
-
-
-def _restore_sources(
-    document: AuditRecord, folder: Path, path: Path, *, allow_code: bool
-) -> Sources:
-    """Name everything as the record does, with paths as seen from here.
-
-    Raises:
-        RecordError: The record does not say, or says what this version does not know.
-        InputError: Something was handed over in memory, or is code and that is not allowed.
-    """
-    _refuse_what_is_gone(document, path)
-    try:
-        if not allow_code:
-            _refuse_code(document.sources, path)
-        sources = _open_again(document.sources, folder)
-        if document.kept_trigger is None:
-            return sources
-        return replace(sources, trigger=restore_trigger(document.kept_trigger))
-    except (ValidationError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(
-            f"{path}: what it was made from is not said as this version says it "
-            f"({type(error).__name__}); verify it with bdaudit {document.environment.bdaudit}"
-        ) from error
-
-
-def _open_again(said: Mapping[str, Any], folder: Path) -> Sources:
-    values: dict[str, Any] = {}
-    for name, value in said.items():
-        if name in _TABLES:
-            kind, adapter = _TABLES[name]
-            values[name] = adapter.validate_python(from_recorded(kind, value))
-        elif isinstance(value, Mapping):
-            raise TypeError(f"{name}: a table")
-        else:
-            values[name] = _located(value, folder) if name in _PATHS else value
-    options = values["model_options"]
-    if options.arch is not None and split_reference(options.arch) is not None:
-        values["model_options"] = replace(options, arch=_located(options.arch, folder))
-    return Sources(**values)
-
-
-_TABLES: dict[str, tuple[str, TypeAdapter[Any]]] = {
-    "model_options": ("ModelSettings", TypeAdapter(ModelSettings)),
-    "black_box": ("BlackBoxOptions", TypeAdapter(BlackBoxOptions)),
-}
-_PATHS = ("defended", "original", "references", "surrogates", "data", "trigger", "classes")
-
-
-def _located(value: Any, folder: Path) -> Any:
-    if isinstance(value, str):
-        return value if is_url(value) else str(folder / value)
-    if isinstance(value, Sequence):
-        return [_located(inner, folder) for inner in value]
-    return value
-
-
-def _refuse_what_is_gone(document: AuditRecord, path: Path) -> None:
-    said = document.sources
-    if not said:
-        raise RecordError(f"{path}: does not say what it was made from")
-    gone = [name for name, value in said.items() if value == IN_MEMORY]
-    if gone == ["trigger"] and document.kept_trigger is not None:
-        return
-    if gone:
-        raise InputError(
-            f"{path}: {', '.join(gone)} was handed over in memory and cannot be opened again; "
-            "audit files to be able to verify"
-        )
-
-
-def _refuse_code(said: Mapping[str, Any], path: Path) -> None:
-    """A record may be a stranger's: it may not run code here, nor send a token somewhere."""
-    named = [said.get("defended"), said["model_options"]["arch"]]
-    code = [text for text in named if isinstance(text, str) and split_reference(text) is not None]
-    token = said["black_box"]["transport"]["token_env"]
-    wants = [f"run {text}" for text in code]
-    if said.get("allow_trigger_code"):
-        wants.append("run the Python file of its trigger")
-    if token is not None:
-        wants.append(f"send the content of ${token} to {said.get('defended')}")
-    if wants:
-        raise InputError(
-            f"{path}: the record would {' and '.join(wants)}; if you trust it pass --trust-record "
-            "(allow_code=True)"
-        )

@@ -14,13 +14,13 @@ from math import log
 
 import numpy as np
 
-from bdaudit.benchmark_results import Calibration, Confusion
 from bdaudit.benchmarking.cases import Audited, describe_case
 from bdaudit.benchmarking.confusion import BACKDOORED, count_verdicts
 from bdaudit.errors import ConfigError
-from bdaudit.families import Truth
-from bdaudit.progress import Progress, Steps
-from bdaudit.results import Outcome
+from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.records import Outcome
+from bdaudit.records.benchmark import Calibration, Confusion
+from bdaudit.records.families import Truth
 from bdaudit.verdict import Policy, judge
 
 __all__ = ["COST_OF", "SearchSpace", "calibrate", "split_originals"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bdaudit.benchmark_results import BenchCase, BenchPoint, QueryCurve, Variant
 from bdaudit.errors import RecordError
-from bdaudit.families import FamilyMember, Truth
-from bdaudit.results import AttackRun, AuditRecord, Condition, Outcome, Verdict
+from bdaudit.records import AttackRun, AuditRecord, Condition, Outcome, Verdict
+from bdaudit.records.benchmark import BenchCase, BenchPoint, QueryCurve, Variant
+from bdaudit.records.families import FamilyMember, Truth
 from bdaudit.verdict import Policy, judge
 
 __all__ = ["EXPECTED", "Audited", "case_key", "describe_case"]

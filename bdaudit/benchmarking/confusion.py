@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import get_args
 
-from bdaudit.benchmark_results import Agreement, BenchCase, Confusion, Miss
-from bdaudit.families import Truth
-from bdaudit.results import Outcome, Rate
-from bdaudit.statistics import wilson_interval
+from bdaudit.foundation.statistics import wilson_interval
+from bdaudit.records import Outcome, Rate
+from bdaudit.records.benchmark import Agreement, BenchCase, Confusion, Miss
+from bdaudit.records.families import Truth
 
 __all__ = ["count_verdicts", "hold_together", "list_misses", "share_of"]
 

@@ -8,8 +8,8 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bdaudit.benchmark_results import BenchCase, RocCurve, Score
-from bdaudit.results import Mode
+from bdaudit.records import Mode
+from bdaudit.records.benchmark import BenchCase, RocCurve, Score
 
 __all__ = ["NEGATIVE", "POSITIVE", "Scored", "area_under", "draw_curves"]
 

@@ -12,10 +12,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from bdaudit.benchmark_results import BenchCase, Recipe
 from bdaudit.benchmarking.confusion import outcome_of, share_of
 from bdaudit.benchmarking.curves import NEGATIVE, POSITIVE
-from bdaudit.results import Rate
+from bdaudit.records import Rate
+from bdaudit.records.benchmark import BenchCase, Recipe
 
 __all__ = ["compare_recipes"]
 

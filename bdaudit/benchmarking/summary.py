@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import get_args
 
-from bdaudit.benchmark_results import (
+from bdaudit.benchmarking.cases import Audited, describe_case
+from bdaudit.benchmarking.confusion import count_verdicts, hold_together, list_misses, outcome_of
+from bdaudit.benchmarking.curves import draw_curves
+from bdaudit.benchmarking.recipes import compare_recipes
+from bdaudit.records import Outcome
+from bdaudit.records.benchmark import (
     Agreement,
     BenchCase,
     Calibration,
@@ -19,11 +24,6 @@ from bdaudit.benchmark_results import (
     RocCurve,
     Variant,
 )
-from bdaudit.benchmarking.cases import Audited, describe_case
-from bdaudit.benchmarking.confusion import count_verdicts, hold_together, list_misses, outcome_of
-from bdaudit.benchmarking.curves import draw_curves
-from bdaudit.benchmarking.recipes import compare_recipes
-from bdaudit.results import Outcome
 from bdaudit.verdict import Policy
 
 __all__ = ["Summary", "summarise"]

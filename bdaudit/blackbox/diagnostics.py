@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bdaudit.blackbox.base import BlackBox
 from bdaudit.errors import RemoteError
-from bdaudit.results import Diagnostic
+from bdaudit.records import Diagnostic
 
 __all__ = [
     "BatchAnswers",

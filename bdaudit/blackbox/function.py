@@ -12,8 +12,8 @@ from torch import Tensor
 from bdaudit.blackbox.base import BlackBox, Feedback, Identity
 from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.file_digests import digest_file
-from bdaudit.usercode import failing_as
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.usercode import failing_as
 
 __all__ = ["FunctionBlackBox"]
 

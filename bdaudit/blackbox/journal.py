@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from bdaudit.digests import digest_tensors
-from bdaudit.opening import SAMPLE_BYTES, is_file, read_bytes
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.opening import SAMPLE_BYTES, is_file, read_bytes
 
 __all__ = ["AnswerJournal"]
 

@@ -19,9 +19,9 @@ from bdaudit.blackbox.base import BlackBox, Feedback, Identity
 from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, read_rows
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.errors import ModelError
-from bdaudit.file_digests import digest_file
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.opening import MODEL_BYTES, check_file, is_file, path_inside, read_bytes
 from bdaudit.models import ModelSettings
-from bdaudit.opening import MODEL_BYTES, check_file, is_file, path_inside, read_bytes
 
 __all__ = ["OnnxBlackBox"]
 

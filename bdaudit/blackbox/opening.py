@@ -18,9 +18,9 @@ from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.served import ServedBlackBox
 from bdaudit.blackbox.torch_model import TorchBlackBox
 from bdaudit.errors import ConfigError, ModelError, reads
+from bdaudit.foundation.usercode import load_function, split_reference
 from bdaudit.models import LoadedModel, ModelSettings, load_model, wrap_module
 from bdaudit.models.settings import read_model_toml
-from bdaudit.usercode import load_function, split_reference
 
 __all__ = ["open_black_box"]
 

@@ -8,8 +8,8 @@ from bdaudit.blackbox.layout import Order
 from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.transport import TransportSettings
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.renamed import renamed
 from bdaudit.models import ModelSettings
-from bdaudit.renamed import renamed
 
 __all__ = ["BlackBoxOptions"]
 

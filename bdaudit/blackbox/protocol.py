@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bdaudit.blackbox.layout import TensorSpec
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.fetching.urls import check_http
-from bdaudit.opening import shown as shortened
+from bdaudit.foundation.opening import shown as shortened
 
 __all__ = [
     "BINARY_EXTENSION",

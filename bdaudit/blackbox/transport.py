@@ -18,8 +18,8 @@ import httpx
 import numpy as np
 
 from bdaudit.errors import BdauditError, ConfigError, ModelError, RemoteError
-from bdaudit.renamed import renamed
-from bdaudit.time_limits import call_within
+from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.time_limits import call_within
 
 __all__ = ["Answer", "LostAnswerError", "RateLimit", "Transport", "TransportSettings"]
 

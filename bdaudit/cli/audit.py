@@ -70,8 +70,9 @@ def audit(
 
     Exit code 0: removed; 1: active or dormant; 3: inconclusive; 4: an input cannot be used.
     """
-    from bdaudit.auditing import assembly, audit_steps
-    from bdaudit.progress import finish
+    from bdaudit.auditing import audit_steps
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
 
     demand_trust(ctx, trust_config)

@@ -32,7 +32,7 @@ from bdaudit.settings import (
 )
 
 if TYPE_CHECKING:
-    from bdaudit.benchmark_results import Variant
+    from bdaudit.records.benchmark import Variant
 
 __all__ = ["register"]
 
@@ -125,14 +125,14 @@ def bench(
     if out.exists():
         check_writable(out / "benchmark.json")
 
-    from bdaudit.auditing import assembly
     from bdaudit.auditing.bench import BenchSettings, bench_steps, open_bench_source
-    from bdaudit.progress import finish
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
+    from bdaudit.records import to_json
     from bdaudit.report.benchmark import gist
     from bdaudit.report.benchmark_html import render
     from bdaudit.report.benchmark_terminal import print_benchmark
-    from bdaudit.results import to_json
     from bdaudit.verdict import read_policy
 
     settings = BenchSettings(
@@ -177,7 +177,7 @@ def bench(
 
 
 def _variants(text: str) -> tuple[Variant, ...]:
-    from bdaudit.benchmark_results import Variant
+    from bdaudit.records.benchmark import Variant
 
     named = [part.strip() for part in text.split(",")]
     known = {variant: variant for variant in get_args(Variant)}

@@ -16,7 +16,7 @@ from bdaudit.errors import ConfigError, RecordError
 from bdaudit.settings import Attack, Output
 
 if TYPE_CHECKING:
-    from bdaudit.results import AuditRecord
+    from bdaudit.records import AuditRecord
 
 __all__ = ["register"]
 
@@ -81,7 +81,7 @@ def compare(
 
 
 def _read(path: Path) -> AuditRecord:
-    from bdaudit.results import AuditRecord, read_record
+    from bdaudit.records import AuditRecord, read_record
 
     record = read_record(path)
     if not isinstance(record, AuditRecord):

@@ -82,11 +82,12 @@ def defend(
     """
     from dataclasses import replace
 
-    from bdaudit.auditing import DefendSettings, assembly, defend_steps
-    from bdaudit.progress import finish
+    from bdaudit.auditing import DefendSettings, defend_steps
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
+    from bdaudit.records import to_json
     from bdaudit.report.defenses import print_defenses
-    from bdaudit.results import to_json
 
     demand_trust(ctx, trust_config)
     project = announce_project(ctx, quiet)

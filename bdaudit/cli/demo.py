@@ -15,7 +15,7 @@ from bdaudit.cli.streams import say, stdout_console, tell, write_document
 from bdaudit.settings import Compute, Output
 
 if TYPE_CHECKING:
-    from bdaudit.results import AuditRecord
+    from bdaudit.records import AuditRecord
 
 __all__ = ["register"]
 
@@ -66,7 +66,7 @@ def demo(
             say(path)
         return
 
-    from bdaudit.progress import finish
+    from bdaudit.foundation.progress import finish
 
     console = stdout_console()
     if not (quiet or sink.to_stdout or report_sinks.to_stdout):
@@ -87,7 +87,7 @@ def demo(
 def _as_json(records: dict[str, AuditRecord]) -> str:
     import json as json_module
 
-    from bdaudit.results import to_json
+    from bdaudit.records import to_json
 
     document = {name: json_module.loads(to_json(record)) for name, record in records.items()}
     return json_module.dumps(document, indent=2, allow_nan=False) + "\n"

@@ -20,8 +20,8 @@ from bdaudit.errors import (
 )
 
 if TYPE_CHECKING:
-    from bdaudit.results import Verdict
-    from bdaudit.sweep_results import SweepRecord
+    from bdaudit.records import Verdict
+    from bdaudit.records.sweeps import SweepRecord
 
 __all__ = [
     "EXIT_FAILED",

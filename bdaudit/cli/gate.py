@@ -63,8 +63,8 @@ def gate(
 
     Exit code 0: pass; 1: fail; 3: inconclusive; 4: record, policy or a file cannot be used.
     """
-    from bdaudit.results import to_json
-    from bdaudit.signing import check_signature
+    from bdaudit.records import to_json
+    from bdaudit.records.signing import check_signature
     from bdaudit.verdict import gate as judge_release
 
     sink = JsonSink(decision)

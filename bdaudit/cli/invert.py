@@ -60,8 +60,9 @@ def invert(
     if out is not None:
         check_writable(out)
 
-    from bdaudit.auditing import assembly, invert_steps, save_recovered
-    from bdaudit.progress import finish
+    from bdaudit.auditing import invert_steps, save_recovered
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
 
     target = None if inversion.target == "all" else inversion.target

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bdaudit.atomic import write_atomically
 from bdaudit.cli.exits import EXIT_INTERRUPTED
 from bdaudit.cli.streams import say, stderr_console, stdout_console, tell, write_document
 from bdaudit.errors import (
@@ -22,12 +21,13 @@ from bdaudit.errors import (
     OutputError,
     RemoteError,
 )
+from bdaudit.foundation.writing import write_atomically
 from bdaudit.plain_text import on_one_line, shortened
 
 if TYPE_CHECKING:
     from bdaudit.auditing import FolderStore
-    from bdaudit.progress import Listener, Progress
-    from bdaudit.results import AnyDocument
+    from bdaudit.foundation.progress import Listener, Progress
+    from bdaudit.records import AnyDocument
 
 __all__ = [
     "JsonSink",
@@ -277,9 +277,9 @@ def show_record(
 
     It is not shown where stdout is taken, and in one line when `quiet`.
     """
+    from bdaudit.records import to_json
     from bdaudit.report.terminal import print_record
     from bdaudit.report.wording import one_line
-    from bdaudit.results import to_json
 
     sink.write(to_json(record))
     taken = sink.to_stdout or (reports is not None and reports.to_stdout)

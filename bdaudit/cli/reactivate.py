@@ -84,9 +84,10 @@ def reactivate(
             raise ConfigError(f"--save: expected a name ending in .safetensors, got {save}")
         check_writable(save)
 
-    from bdaudit.auditing import assembly, reactivate_steps, save_delta
-    from bdaudit.auditing.store import MemoryStore
-    from bdaudit.progress import finish
+    from bdaudit.auditing import reactivate_steps, save_delta
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
+    from bdaudit.measuring.store import MemoryStore
     from bdaudit.project import ProjectFile
 
     said = ProjectFile(

@@ -48,8 +48,9 @@ def relearn(
     sink = JsonSink(output.json_)
     report_sinks = ReportSinks(output.report, json=sink)
 
-    from bdaudit.auditing import assembly, relearn_steps
-    from bdaudit.progress import finish
+    from bdaudit.auditing import relearn_steps
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
 
     said = ProjectFile(inputs=inputs, models=models, clip=clip)

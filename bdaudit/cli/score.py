@@ -47,8 +47,9 @@ def score(
     """
     sink = JsonSink(output.json_)
 
-    from bdaudit.auditing import assembly, score_steps
-    from bdaudit.progress import finish
+    from bdaudit.auditing import score_steps
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
 
     said = ProjectFile(inputs=inputs, models=models, clip=clip)

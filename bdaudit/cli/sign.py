@@ -46,7 +46,7 @@ def sign(
     debug: options.Debug = False,
 ) -> None:
     """Sign a record with a key, for `bdaudit gate --key` and `bdaudit verify --key`."""
-    from bdaudit.signing import sign_record, signature_of
+    from bdaudit.records.signing import sign_record, signature_of
 
     target = signature_of(record) if signature is None else signature
     check_writable(target)

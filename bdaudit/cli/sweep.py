@@ -23,7 +23,7 @@ from bdaudit.settings import Engine, Output, Surrogates
 
 if TYPE_CHECKING:
     from bdaudit.auditing import AuditRequest
-    from bdaudit.sweep_results import SweptAudit
+    from bdaudit.records.sweeps import SweptAudit
 
 __all__ = ["register"]
 
@@ -72,10 +72,11 @@ def sweep(
     sink = JsonSink(output.json_)
     on = options.open_engine(engine)
 
-    from bdaudit.auditing import assembly, sweep_steps
-    from bdaudit.progress import finish
+    from bdaudit.auditing import sweep_steps
+    from bdaudit.cases import assembly
+    from bdaudit.foundation.progress import finish
+    from bdaudit.records import to_json
     from bdaudit.report.sweep_terminal import print_sweep
-    from bdaudit.results import to_json
 
     with telling_old_names():
         requests = _read(manifest, trusted=trust_manifest)
@@ -108,7 +109,7 @@ def sweep(
 
 
 def _read(manifest: Path, *, trusted: bool) -> list[AuditRequest]:
-    from bdaudit.auditing.assembly import request_from_project
+    from bdaudit.cases.assembly import request_from_project
     from bdaudit.project import read_manifest
 
     requests = []

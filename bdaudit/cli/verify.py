@@ -17,8 +17,8 @@ from bdaudit.errors import ConfigError
 from bdaudit.settings import Output
 
 if TYPE_CHECKING:
-    from bdaudit.auditing.verification import VerificationRecord
-    from bdaudit.results import Rate
+    from bdaudit.records import Rate
+    from bdaudit.records.verification import VerificationRecord
 
 __all__ = ["register"]
 
@@ -65,8 +65,8 @@ def verify(
     Exit code 0: nothing speaks against the record; 1: something does; 4: it cannot be verified.
     """
     from bdaudit.auditing.verification import verify as run_verify
-    from bdaudit.results import to_json
-    from bdaudit.signing import check_signature
+    from bdaudit.records import to_json
+    from bdaudit.records.signing import check_signature
 
     sink = JsonSink(output.json_)
     if key is not None:

@@ -80,7 +80,7 @@ def build(
 
     Exit code 0: all members are there; 70: some could not be made; 4: an input cannot be used.
     """
-    from bdaudit.auditing.environment import resolve_device
+    from bdaudit.measuring.environment import resolve_device
     from bdaudit.zoo.building import build_family, prepare_build
     from bdaudit.zoo.manifest import read_manifest
 

@@ -21,7 +21,7 @@ from bdaudit.data.classes import shown
 from bdaudit.data.images import ImageShape, fit_images, fitting_notes
 from bdaudit.data.sample import Sample
 from bdaudit.errors import DataError
-from bdaudit.opening import SAMPLE_BYTES, check_file, in_bytes, open_file
+from bdaudit.foundation.opening import SAMPLE_BYTES, check_file, in_bytes, open_file
 
 __all__ = [
     "array_file_catalogue",

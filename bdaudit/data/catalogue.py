@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bdaudit.data.images import ImageShape
 from bdaudit.data.sample import Sample
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import DataError
+from bdaudit.foundation.digests import digest_tensors
 
 __all__ = ["Catalogue", "read_catalogue"]
 

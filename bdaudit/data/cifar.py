@@ -23,7 +23,7 @@ from torch import Tensor
 from bdaudit.data.arrays import arrays_catalogue
 from bdaudit.data.catalogue import Catalogue
 from bdaudit.errors import DataError
-from bdaudit.opening import read_bytes
+from bdaudit.foundation.opening import read_bytes
 
 __all__ = ["cifar_catalogue", "find_cifar_folder"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bdaudit.errors import DataError, reads
-from bdaudit.texts import character_in_words, is_invisible, read_text, visible_form
+from bdaudit.foundation.texts import character_in_words, is_invisible, read_text, visible_form
 
 __all__ = [
     "absent_classes",

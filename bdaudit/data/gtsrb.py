@@ -11,8 +11,8 @@ from bdaudit.data.classes import folder_number
 from bdaudit.data.files import unlisted
 from bdaudit.data.folder import class_folder_catalogue, files_catalogue
 from bdaudit.errors import DataError
-from bdaudit.opening import path_inside
-from bdaudit.texts import read_text
+from bdaudit.foundation.opening import path_inside
+from bdaudit.foundation.texts import read_text
 
 __all__ = ["find_gtsrb_folder", "gtsrb_catalogue"]
 

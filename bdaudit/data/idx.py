@@ -18,7 +18,7 @@ from torch import Tensor
 from bdaudit.data.arrays import arrays_catalogue
 from bdaudit.data.catalogue import Catalogue
 from bdaudit.errors import DataError
-from bdaudit.opening import SAMPLE_BYTES, open_file
+from bdaudit.foundation.opening import SAMPLE_BYTES, open_file
 
 __all__ = ["find_idx_folder", "idx_catalogue", "read_idx"]
 

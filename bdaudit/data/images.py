@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bdaudit.errors import DataError
-from bdaudit.opening import PICTURE_BYTES, open_file
+from bdaudit.foundation.opening import PICTURE_BYTES, open_file
 
 __all__ = [
     "EXTENSIONS",

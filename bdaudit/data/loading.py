@@ -23,7 +23,7 @@ from bdaudit.data.sample import Sample
 from bdaudit.data.split import stratified_indices
 from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_catalogue
 from bdaudit.errors import ConfigError, DataError, reads
-from bdaudit.opening import SAMPLE_BYTES, check_file, is_folder
+from bdaudit.foundation.opening import SAMPLE_BYTES, check_file, is_folder
 
 __all__ = ["load_poisoned_tree", "load_sample", "name_classes", "with_classes"]
 

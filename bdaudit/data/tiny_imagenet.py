@@ -16,8 +16,8 @@ from bdaudit.data.classes import agree_on_classes, read_class_names
 from bdaudit.data.files import unlisted
 from bdaudit.data.folder import GIVEN_CLASSES, class_folder_catalogue, files_catalogue
 from bdaudit.errors import DataError
-from bdaudit.opening import path_inside
-from bdaudit.texts import read_text
+from bdaudit.foundation.opening import path_inside
+from bdaudit.foundation.texts import read_text
 
 __all__ = ["find_tiny_imagenet_folder", "tiny_imagenet_catalogue"]
 

@@ -1,7 +1,8 @@
 """Post-training backdoor defences: what a cleaned model may have been through.
 
 An audit never runs these on the model it judges. They make surrogates of it from the suspected
-original (`bdaudit.surrogates`), and put models of a known history through the same treatment.
+original (`bdaudit.relatives.surrogates`), and put models of a known history through the same
+treatment.
 """
 
 from bdaudit.defenses.ban import BanConfig, ban_finetune

@@ -20,8 +20,8 @@ from bdaudit.defenses.tuning import (
     trainable_copy,
 )
 from bdaudit.errors import ConfigError, ModelError, NumericsError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.perturbation import NeuronNoise, Neurons
-from bdaudit.progress import Progress, Steps
 from bdaudit.scoring import evaluating, predict
 
 __all__ = ["AnpConfig", "prune_perturbed_neurons"]

@@ -17,8 +17,8 @@ from bdaudit.defenses.tuning import (
     tune,
 )
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Steps
 from bdaudit.perturbation import neurons_of
-from bdaudit.progress import Steps
 
 __all__ = ["BanConfig", "ban_finetune"]
 

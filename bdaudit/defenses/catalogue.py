@@ -24,8 +24,8 @@ from bdaudit.defenses.pam import PamConfig, minimise_along_path
 from bdaudit.defenses.sau import SauConfig, shared_adversarial_unlearn
 from bdaudit.defenses.tsbd import TsbdConfig, tsbd
 from bdaudit.errors import ConfigError, unknown_key
-from bdaudit.plain_settings import Setting, config_from, flat_settings
-from bdaudit.progress import Steps
+from bdaudit.foundation.plain_settings import Setting, config_from, flat_settings
+from bdaudit.foundation.progress import Steps
 
 __all__ = ["DEFENSES", "Defense", "defense_config", "defense_of", "flat_settings"]
 

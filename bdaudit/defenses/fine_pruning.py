@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdaudit.defenses.layers import Weighted, last_feature_layer
 from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy, tune
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.scoring import evaluating, predict
 
 __all__ = ["FinePruningConfig", "fine_prune"]

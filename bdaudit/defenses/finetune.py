@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.defenses.tuning import TuningConfig, trainable_copy, tune
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 
 __all__ = ["FinetuneConfig", "finetune"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from bdaudit.defenses.layers import classifier_head
 from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy, tune
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.scoring import evaluating
 
 __all__ = ["FstConfig", "feature_shift_tune"]

@@ -19,7 +19,7 @@ from bdaudit.defenses.tuning import (
     weights_moved,
 )
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 
 __all__ = ["FtSamConfig", "ft_sam"]
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdaudit.defenses.tuning import check_images, device_of, trainable_copy
 from bdaudit.errors import ConfigError, NumericsError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 
 __all__ = ["IBauConfig", "unlearn_worst_trigger"]
 

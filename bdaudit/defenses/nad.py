@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy, tune
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.scoring import evaluating
 
 __all__ = ["NadConfig", "attention_layers", "distil_attention"]

@@ -17,6 +17,7 @@ from bdaudit.defenses.tuning import (
     tune,
 )
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion import (
     InversionConfig,
     Inverted,
@@ -25,7 +26,6 @@ from bdaudit.inversion import (
     invert_with,
     make_arms,
 )
-from bdaudit.progress import Progress, Steps
 from bdaudit.scoring import evaluating
 from bdaudit.triggers import AllToOne, Trigger
 

@@ -22,7 +22,7 @@ from bdaudit.defenses.tuning import (
     weights_moved,
 )
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 
 __all__ = ["PamConfig", "minimise_along_path"]
 

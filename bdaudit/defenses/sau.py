@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import TuningConfig, statistics_held, trainable_copy, tune
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.scoring import evaluating
 
 __all__ = ["SauConfig", "shared_adversarial_unlearn"]

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from bdaudit.defenses.layers import classifier_head
 from bdaudit.errors import ConfigError, NumericsError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion.features import BenignMaskConfig, FeatureReader, fit_benign_mask
-from bdaudit.progress import Progress, Steps
 from bdaudit.scoring import evaluating
 
 __all__ = ["SynthesisConfig", "TriggerNetwork", "train_trigger_network"]

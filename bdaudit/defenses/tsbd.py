@@ -24,7 +24,7 @@ from bdaudit.defenses.tuning import (
     weights_moved,
 )
 from bdaudit.errors import ConfigError, NumericsError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.scoring import evaluating, predict
 
 __all__ = ["TsbdConfig", "tsbd"]

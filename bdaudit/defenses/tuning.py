@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bdaudit.defenses.augmentation import shift_and_flip
 from bdaudit.errors import ConfigError, DataError, NumericsError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 
 __all__ = [
     "Gradients",

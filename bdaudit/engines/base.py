@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from bdaudit.errors import ConfigError, EngineError
-from bdaudit.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish
 
 __all__ = [
     "Advanced",

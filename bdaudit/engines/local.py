@@ -33,7 +33,7 @@ from bdaudit.engines.base import (
     unpack_common,
 )
 from bdaudit.errors import ConfigError, EngineError
-from bdaudit.progress import Progress
+from bdaudit.foundation.progress import Progress
 
 __all__ = ["LocalEngine", "count_processors", "torch_threads"]
 

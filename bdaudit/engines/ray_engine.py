@@ -37,7 +37,7 @@ from bdaudit.engines.base import (
 )
 from bdaudit.engines.local import torch_threads
 from bdaudit.errors import ConfigError, EngineError, ResourceError
-from bdaudit.progress import Progress
+from bdaudit.foundation.progress import Progress
 
 __all__ = ["RayEngine"]
 

@@ -34,8 +34,8 @@ from bdaudit.existence.passes import (
 )
 from bdaudit.existence.summary import LayerEvidence, combine_layers
 from bdaudit.existence.tac import SPARE, count_kept, measure_tac, top_channels
-from bdaudit.progress import Progress, Steps
-from bdaudit.results import BecRecord
+from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.records import BecRecord
 
 __all__ = ["ExistenceConfig", "existence_coefficient"]
 

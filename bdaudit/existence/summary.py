@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bdaudit.results import LayerBec
+from bdaudit.records import LayerBec
 
 __all__ = ["Coefficient", "LayerEvidence", "combine_layers", "half_sample_interval"]
 

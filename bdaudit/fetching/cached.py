@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from bdaudit.atomic import write_atomically
-from bdaudit.cache import cache_folder
 from bdaudit.errors import FetchError, InputError, reading
 from bdaudit.fetching.sources import BrokenStreamError, Source, Stream, open_source
 from bdaudit.fetching.urls import Address, parse_url
-from bdaudit.file_digests import digest_file
-from bdaudit.opening import MODEL_BYTES, is_file, read_bytes
-from bdaudit.progress import Listener, Progress, Steps, finish
-from bdaudit.texts import read_json, read_text
+from bdaudit.foundation.cache import cache_folder
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.opening import MODEL_BYTES, is_file, read_bytes
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.texts import read_json, read_text
+from bdaudit.foundation.writing import write_atomically
 
 try:
     import fcntl

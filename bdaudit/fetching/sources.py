@@ -17,7 +17,7 @@ import httpx
 
 from bdaudit.errors import FetchError
 from bdaudit.fetching.urls import BUCKETS, HUB, Address, check_http
-from bdaudit.time_limits import call_within
+from bdaudit.foundation.time_limits import call_within
 
 __all__ = ["BrokenStreamError", "Source", "Stream", "open_source"]
 

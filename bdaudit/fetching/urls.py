@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 import httpx
 
 from bdaudit.errors import FetchError
+from bdaudit.foundation.opening import shown as shortened
 from bdaudit.foundation.sources import is_url
-from bdaudit.opening import shown as shortened
 
 __all__ = ["Address", "check_http", "parse_url", "public_url"]
 

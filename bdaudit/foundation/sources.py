@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from bdaudit.usercode import split_reference
+from bdaudit.foundation.usercode import split_reference
 
 __all__ = [
     "FileSource",

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion.features import BenignMaskConfig, FeatureReader, fit_benign_mask
 from bdaudit.perturbation import LinfBall
-from bdaudit.progress import Progress, Steps
 
 __all__ = ["FeatureDecouplingConfig", "decouple"]
 

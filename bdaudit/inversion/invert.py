@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bdaudit.foundation.progress import Progress, Steps, reworded, within
 from bdaudit.inversion.anomaly import LEAST_SPREAD, Anomalies, residuals, score_arms
 from bdaudit.inversion.arms import Arm, is_won, make_arms
 from bdaudit.inversion.batching import Asker
@@ -20,7 +21,6 @@ from bdaudit.inversion.race import Race, run_race
 from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalSearch
 from bdaudit.inversion.warp import WarpSearch
-from bdaudit.progress import Progress, Steps, reworded, within
 
 __all__ = ["Inverted", "invert_with", "make_search", "recover_in_full"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion.arms import Arm, draw_batches
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.recovered import Recovered
 from bdaudit.perturbation import cross_entropy, margin
-from bdaudit.progress import Progress, Steps
 from bdaudit.triggers import Patch
 
 __all__ = ["NeuralCleanseConfig", "NeuralCleanseSearch"]

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion.anomaly import residuals
-from bdaudit.progress import Progress, Steps
 
 __all__ = ["Race", "Search", "run_race"]
 

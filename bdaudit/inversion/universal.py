@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion.arms import Arm, draw_batches
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.recovered import Recovered
 from bdaudit.perturbation import margin, smoothed_failure
-from bdaudit.progress import Progress, Steps
 from bdaudit.triggers import Additive, Transform
 
 __all__ = ["UniversalConfig", "UniversalSearch"]

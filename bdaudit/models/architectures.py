@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bdaudit.errors import ModelError
+from bdaudit.foundation.usercode import failing_as, load_function
 from bdaudit.models.preactresnet import preactresnet18
 from bdaudit.models.small import SmallMobileNet, SmallVgg, SmallViT
 from bdaudit.models.zeroshot import ZeroShotNetwork
-from bdaudit.usercode import failing_as, load_function
 
 __all__ = [
     "Blueprint",

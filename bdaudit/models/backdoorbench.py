@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.errors import ModelError, reads
-from bdaudit.opening import is_file, is_folder
+from bdaudit.foundation.opening import is_file, is_folder
 
 __all__ = [
     "NORMALISATIONS",

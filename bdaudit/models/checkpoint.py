@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.errors import ModelError, reads
+from bdaudit.foundation.opening import MODEL_BYTES, open_file, read_bytes
 from bdaudit.models import backdoorbench
 from bdaudit.models.archive import ZIP_MAGIC, check_torch_archive
 from bdaudit.models.foreign import describe_foreign
@@ -27,7 +28,6 @@ from bdaudit.models.shards import INDEX_BYTES, INDEX_SUFFIX, read_index
 from bdaudit.models.strict_json import load_strictly
 from bdaudit.models.weight_sets import TOP, WeightSet, choose_set, find_sets, quote_names
 from bdaudit.models.wrappers import strip_wrappers
-from bdaudit.opening import MODEL_BYTES, open_file, read_bytes
 
 __all__ = [
     "Checkpoint",

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bdaudit.digests import digest_file, digest_tensors
 from bdaudit.errors import ModelError, reads
+from bdaudit.foundation.digests import digest_file, digest_tensors
+from bdaudit.foundation.opening import is_file, is_folder, shown
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.models.backdoorbench import locate_checkpoint
 from bdaudit.models.checkpoint import (
@@ -26,7 +27,6 @@ from bdaudit.models.checkpoint import (
 from bdaudit.models.clip_fingerprint import ClipShape, clip_shape, matching_configs
 from bdaudit.models.fingerprint import closest_architectures, drop_wrapper_prefix
 from bdaudit.models.pickles import wanted_globals
-from bdaudit.opening import is_file, is_folder, shown
 
 __all__ = ["ArchitectureGuess", "Inspection", "inspect_checkpoint"]
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from bdaudit.atomic import write_atomically
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.writing import write_atomically
 from bdaudit.models.classifier import Classifier, LoadedModel
 from bdaudit.version import __version__
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import ModelError, reads
+from bdaudit.foundation.digests import digest_tensors
 from bdaudit.models import backdoorbench
 from bdaudit.models.architectures import native_input_size
 from bdaudit.models.checkpoint import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from bdaudit.atomic import write_atomically
 from bdaudit.errors import ConfigError, ModelError
+from bdaudit.foundation.writing import write_atomically
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.models.settings import ModelSettings, Outputs
 

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bdaudit.errors import ConfigError, ModelError, reads
+from bdaudit.foundation.opening import SETTINGS_BYTES, is_file, read_bytes
 from bdaudit.models import backdoorbench
 from bdaudit.models.architectures import from_backdoorbench_name, is_python_factory
 from bdaudit.models.classifier import Interpolation
 from bdaudit.models.clip_settings import ClipSettings
-from bdaudit.opening import SETTINGS_BYTES, is_file, read_bytes
 
 __all__ = ["ModelSettings", "Outputs", "read_model_toml"]
 

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from bdaudit.errors import ModelError
+from bdaudit.foundation.opening import SETTINGS_BYTES, read_bytes
 from bdaudit.models.strict_json import load_strictly
-from bdaudit.opening import SETTINGS_BYTES, read_bytes
 
 __all__ = ["INDEX_BYTES", "INDEX_SUFFIX", "read_index", "shard_files"]
 

@@ -12,8 +12,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from bdaudit.errors import ProjectError, reads, unknown_key
+from bdaudit.foundation.texts import read_toml
 from bdaudit.project.reading import Project, check_project, refuse_unknown_keys
-from bdaudit.texts import read_toml
 
 __all__ = ["read_manifest"]
 

@@ -10,7 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from bdaudit.errors import ConfigError, ProjectError, reads, unknown_key
-from bdaudit.opening import is_file
+from bdaudit.foundation.opening import is_file
+from bdaudit.foundation.texts import read_toml
+from bdaudit.foundation.usercode import split_reference
 from bdaudit.project.schema import TABLES, ProjectFile, keys_of, project_model
 from bdaudit.settings import Declared
 from bdaudit.settings.declaring import (
@@ -20,8 +22,6 @@ from bdaudit.settings.declaring import (
     Written,
     WrittenAs,
 )
-from bdaudit.texts import read_toml
-from bdaudit.usercode import split_reference
 from bdaudit.verdict.policy import Policy, parse_policy
 
 __all__ = ["Project", "check_project", "find_project", "read_project", "refuse_unknown_keys"]

@@ -11,7 +11,7 @@ from bdaudit.errors import DataError, ModelError
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent
 from bdaudit.reactivation.objective import CraftSet, ask
-from bdaudit.results import Diagnostic
+from bdaudit.records import Diagnostic
 
 __all__ = ["doubts_about_model", "doubts_about_search"]
 

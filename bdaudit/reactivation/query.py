@@ -2,7 +2,7 @@
 
 The attack is handed something that answers, never a model: scores or top labels for images, every
 image counted. It is the same attack whatever images it is given, so that it can be its own control
-(see `bdaudit.controls`).
+(see `bdaudit.measuring.conditions`).
 
 Source: the query-based attack of Zhu, Liang, Wu, "Breaking the False Sense of Security in Backdoor
 Defense through Re-Activation Attack", NeurIPS 2024. Their search is kept as `schedule="research"`;
@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import DataError, ModelError, NumericsError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.reactivation.objective import CraftSet
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_distil import DistilSearch
@@ -31,7 +31,7 @@ from bdaudit.reactivation.query_repeat import RepeatSearch
 from bdaudit.reactivation.query_search import QuerySearch
 from bdaudit.reactivation.query_square import SquareSearch
 from bdaudit.reactivation.query_state import Milestone, QueryPoint, QueryState
-from bdaudit.results import Diagnostic
+from bdaudit.records import Diagnostic
 
 __all__ = ["Ask", "QueryResult", "reactivate_query"]
 

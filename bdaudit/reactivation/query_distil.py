@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import apply_delta
-from bdaudit.progress import finish
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.objective import CraftSet, ask
 from bdaudit.reactivation.query_config import QueryConfig

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bdaudit.atomic import write_atomically
 from bdaudit.errors import ConfigError, InputError
-from bdaudit.opening import SAMPLE_BYTES, check_file
+from bdaudit.foundation.opening import SAMPLE_BYTES, check_file
+from bdaudit.foundation.writing import write_atomically
 
 __all__ = ["Milestone", "QueryPoint", "QueryState", "read_state", "write_state"]
 

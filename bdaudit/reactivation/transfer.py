@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.perturbation import Norm, apply_delta, margin
-from bdaudit.progress import Progress, Steps
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent, descend
 from bdaudit.reactivation.doubts import doubts_about_model, doubts_about_search
 from bdaudit.reactivation.objective import CraftSet, Objective, ask
-from bdaudit.results import Diagnostic
+from bdaudit.records import Diagnostic
 from bdaudit.scoring import evaluating, predict
 
 __all__ = ["Strategy", "TransferConfig", "TransferResult", "reactivate_transfer"]

@@ -1,7 +1,7 @@
 """White-box re-activation: one small delta that sends triggered images to their targets.
 
 The attack is the same whatever images it is given. Handed images without the trigger, or another
-model, it is a control (see `bdaudit.controls`).
+model, it is a control (see `bdaudit.measuring.conditions`).
 
 Source: the white-box attack of Zhu, Liang, Wu, "Breaking the False Sense of Security in Backdoor
 Defense through Re-Activation Attack", NeurIPS 2024. We differ in the optimiser (theirs is kept as
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.perturbation import cross_entropy
-from bdaudit.progress import Progress, Steps
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent, descend
 from bdaudit.reactivation.doubts import doubts_about_model, doubts_about_search
@@ -33,7 +33,7 @@ from bdaudit.reactivation.objective import (
     standard_objective,
 )
 from bdaudit.reactivation.recipes import RECIPES
-from bdaudit.results import Diagnostic
+from bdaudit.records import Diagnostic
 from bdaudit.scoring import evaluating, predict_logits
 
 __all__ = ["WhiteboxResult", "reactivate_whitebox"]

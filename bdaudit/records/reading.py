@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bdaudit.errors import BdauditError, RecordError, reads
+from bdaudit.foundation.texts import read_json
 from bdaudit.records.base import Record
 from bdaudit.records.documents import (
     AnyDocument,
@@ -22,7 +23,6 @@ from bdaudit.records.documents import (
     ScoreRecord,
 )
 from bdaudit.records.header import SCHEMA_VERSION
-from bdaudit.texts import read_json
 
 __all__ = ["read_record", "to_json", "using_record"]
 

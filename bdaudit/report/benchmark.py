@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bdaudit.benchmark_results import (
+from bdaudit.records import Mode, Outcome, Rate
+from bdaudit.records.benchmark import (
     BenchCase,
     BenchmarkRecord,
     BenchPoint,
@@ -15,8 +16,7 @@ from bdaudit.benchmark_results import (
     RocCurve,
     Variant,
 )
-from bdaudit.families import Truth
-from bdaudit.results import Mode, Outcome, Rate
+from bdaudit.records.families import Truth
 
 __all__ = [
     "OUTCOMES",

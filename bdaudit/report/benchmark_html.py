@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bdaudit.benchmark_results import BenchCase, BenchmarkRecord, RocCurve, Score
-from bdaudit.families import Truth
+from bdaudit.records import Mode
+from bdaudit.records.benchmark import BenchCase, BenchmarkRecord, RocCurve, Score
+from bdaudit.records.families import Truth
 from bdaudit.report.benchmark import (
     OUTCOMES,
     SCORES,
@@ -30,7 +31,6 @@ from bdaudit.report.benchmark import (
 from bdaudit.report.drawing import PAINTS, Picture, draw
 from bdaudit.report.page import render_page
 from bdaudit.report.untrusted import shown
-from bdaudit.results import Mode
 
 __all__ = ["render"]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bdaudit.benchmark_results import BenchmarkRecord, Confusion, RocCurve
+from bdaudit.records.benchmark import BenchmarkRecord, Confusion, RocCurve
 from bdaudit.report.benchmark import (
     OUTCOMES,
     SCORES,

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from bdaudit.records import AuditRecord, Verdict
 from bdaudit.report.curves import Attack, list_attacks
 from bdaudit.report.wording import points, share, telling_eps, weakest_lifts
-from bdaudit.results import AuditRecord, Verdict
 
 __all__ = ["Check", "list_checks"]
 

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Literal
 
 from bdaudit.errors import ConfigError, RecordError
+from bdaudit.records import AttackRun, AuditRecord, Mode, Outcome
+from bdaudit.records.comparison import ComparedModel, ComparisonRecord, Neighbour, Span
 from bdaudit.report.wording import attack_name, defended_file, weakest_lifts
-from bdaudit.results import (
-    AttackRun,
-    AuditRecord,
-    Comparison,
-    Mode,
-    Outcome,
-    Rate,
-    Record,
-    Release,
-)
 
-__all__ = ["ComparedModel", "ComparisonRecord", "Neighbour", "compare"]
+__all__ = ["compare"]
 
 _ORDER: dict[Outcome | None, int] = {
     "removed": 0,
@@ -29,87 +20,9 @@ _ORDER: dict[Outcome | None, int] = {
     "dormant": 3,
     "active": 4,
 }
+
+
 _COMPARED_SETTINGS = ("n_passes", "restarts", "objective", "max_queries", "feedback", "strategy")
-
-
-class Span(Record):
-    """Lowest, middle and highest of a coefficient over the references."""
-
-    low: float
-    middle: float
-    high: float
-
-
-class ComparedModel(Record):
-    """One defended model.
-
-    Attributes:
-        name: Of its file, or of its record where files are called alike.
-        record: The record's file.
-        outcome: Its verdict; `None` when the record was not judged.
-        release: What the policy makes of it.
-        clean_acc: On all held-out images.
-        clean_acc_loss: Against the original, by estimate; below 0 it gained.
-        asr: Of the trigger alone.
-        reactivated: With the perturbation of the eps that is compared.
-        delta_only: Of the same perturbation without the trigger.
-        lift: Over the strongest control at that eps.
-        bec: Over the references; `None` when it was not measured.
-        bec_missing: Why not.
-    """
-
-    name: str
-    record: str
-    outcome: Outcome | None
-    release: Release | None
-    clean_acc: Rate
-    clean_acc_loss: float
-    asr: Rate
-    reactivated: Rate
-    delta_only: Rate | None
-    lift: Comparison | None
-    bec: Span | None
-    bec_missing: str | None
-
-
-class Neighbour(Record):
-    """A model to compare with: the original, or the innocent ones together.
-
-    Attributes:
-        name: Who.
-        bec: 1 for the original and 0 for innocent models, by definition of the coefficient.
-        asr, asr_high: Of the trigger alone, lowest and highest.
-        reactivated, reactivated_high: At the eps that is compared, lowest and highest.
-    """
-
-    name: str
-    bec: float
-    asr: float
-    asr_high: float
-    reactivated: float | None
-    reactivated_high: float | None
-
-
-class ComparisonRecord(Record):
-    """What `bdaudit compare` shows.
-
-    Attributes:
-        mode, norm, eps: The attack whose figures are compared; all records have it.
-        attack: The same in words.
-        models: The best verdict first; among equals the smallest lift.
-        original, innocent: What they stand between.
-        warnings: In what the records differ, so that their figures are less comparable.
-    """
-
-    kind: Literal["comparison"] = "comparison"
-    mode: Mode
-    norm: Literal["linf", "l2"]
-    eps: float
-    attack: str
-    models: tuple[ComparedModel, ...]
-    original: Neighbour
-    innocent: Neighbour | None
-    warnings: tuple[str, ...]
 
 
 def compare(
@@ -151,9 +64,6 @@ def compare(
         innocent=_innocent(records, first),
         warnings=tuple(_differences(records, names)),
     )
-
-
-# --- may they be compared? ---------------------------------------------------------------------
 
 
 def _demand_one_case(records: Sequence[tuple[str, AuditRecord]]) -> None:
@@ -221,9 +131,6 @@ def _reference_digests(record: AuditRecord) -> list[str]:
 
 def _digest_of_defended(record: AuditRecord) -> str | None:
     return next((m.weights_sha256 for m in record.models if m.role == "defended"), None)
-
-
-# --- what is compared --------------------------------------------------------------------------
 
 
 def _choose(

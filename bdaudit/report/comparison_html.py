@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bdaudit.report.comparison import ComparedModel, ComparisonRecord, Neighbour
+from bdaudit.records.comparison import ComparedModel, ComparisonRecord, Neighbour
 from bdaudit.report.drawing import PAINTS, Picture, draw
 from bdaudit.report.page import render_page
 from bdaudit.report.untrusted import shown

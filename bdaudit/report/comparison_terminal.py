@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bdaudit.records import Comparison
+from bdaudit.records.comparison import ComparedModel, ComparisonRecord, Neighbour
 from bdaudit.report.chart import Line, draw_chart
-from bdaudit.report.comparison import ComparedModel, ComparisonRecord, Neighbour
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import norm_name, points, share
-from bdaudit.results import Comparison
 
 __all__ = ["print_comparison"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 
+from bdaudit.records import AttackRun, AuditRecord, Rate, ReactivationRecord
 from bdaudit.report.curves import list_attacks
 from bdaudit.report.untrusted import csv_cell
 from bdaudit.report.wording import AnyRecord
-from bdaudit.results import AttackRun, AuditRecord, Rate, ReactivationRecord
 
 __all__ = ["COLUMNS", "render"]
 

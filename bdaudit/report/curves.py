@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bdaudit.records import AttackRun, Baseline, Rate
 from bdaudit.report.wording import CONDITIONS, SAME_DELTA, attack_name
-from bdaudit.results import AttackRun, Baseline, Rate
 
 __all__ = ["Attack", "Curve", "list_attacks"]
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bdaudit.defense_results import DefenseRecord, TriedDefense
+from bdaudit.records.defenses import DefenseRecord, TriedDefense
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import share
 

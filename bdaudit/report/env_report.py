@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bdaudit.errors import RecordError
+from bdaudit.records import AuditRecord
 from bdaudit.report.wording import AnyRecord, find_decisive
-from bdaudit.results import AuditRecord
 
 __all__ = ["render"]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bdaudit.families import Family, FamilyMember
+from bdaudit.records.families import Family, FamilyMember
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import share
 

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from bdaudit.records import AttackRun, BecRecord, Comparison, Rate, RelearningEvidence
 from bdaudit.report.curves import Attack, Curve
 from bdaudit.report.drawing import PAINTS, Picture, draw
 from bdaudit.report.wording import SAME_IMAGES, norm_name
-from bdaudit.results import AttackRun, BecRecord, Comparison, Rate, RelearningEvidence
 
 __all__ = ["draw_bec", "draw_curves", "draw_queries", "draw_relearning", "draw_tac"]
 

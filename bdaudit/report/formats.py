@@ -6,8 +6,8 @@ import difflib
 import importlib
 
 from bdaudit.errors import ConfigError, RecordError
+from bdaudit.records import AnyDocument, InversionRecord
 from bdaudit.report.untrusted import shown
-from bdaudit.results import AnyDocument, InversionRecord
 
 __all__ = ["FORMATS", "find_format", "render_report"]
 

@@ -9,6 +9,18 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
+from bdaudit.records import (
+    Answer,
+    AttackRun,
+    AuditRecord,
+    BecRecord,
+    Comparison,
+    PictureColumn,
+    Rate,
+    ReactivationRecord,
+    RelearnRecord,
+    ScoreRecord,
+)
 from bdaudit.report.curves import Attack, list_attacks
 from bdaudit.report.drawing import Picture
 from bdaudit.report.figures import (
@@ -33,18 +45,6 @@ from bdaudit.report.wording import (
     share,
     telling_eps,
     weakest_lifts,
-)
-from bdaudit.results import (
-    Answer,
-    AttackRun,
-    AuditRecord,
-    BecRecord,
-    Comparison,
-    PictureColumn,
-    Rate,
-    ReactivationRecord,
-    RelearnRecord,
-    ScoreRecord,
 )
 
 __all__ = ["render"]

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from bdaudit.results import Inversion, InversionRun, Rate, RecoveredTrigger, TargetScore
+from bdaudit.records import Inversion, InversionRun, Rate, RecoveredTrigger, TargetScore
 
 __all__ = ["inversion_parts"]
 

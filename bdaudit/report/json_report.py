@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bdaudit.records import to_json
 from bdaudit.report.wording import AnyRecord
-from bdaudit.results import to_json
 
 __all__ = ["render"]
 

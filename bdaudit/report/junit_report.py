@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 from bdaudit.errors import RecordError
 from bdaudit.plain_text import visible
+from bdaudit.records import AuditRecord
 from bdaudit.report.checks import Check, list_checks
 from bdaudit.report.wording import AnyRecord, defended_file
-from bdaudit.results import AuditRecord
 
 __all__ = ["render"]
 

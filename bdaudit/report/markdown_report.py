@@ -9,6 +9,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
+from bdaudit.records import (
+    AuditRecord,
+    ReactivationRecord,
+    Relearning,
+    RelearnRecord,
+    ScoreRecord,
+    Verdict,
+)
 from bdaudit.report.curves import Attack, list_attacks
 from bdaudit.report.untrusted import markdown
 from bdaudit.report.wording import (
@@ -25,14 +33,6 @@ from bdaudit.report.wording import (
     share,
     share_with_interval,
     weakest_lifts,
-)
-from bdaudit.results import (
-    AuditRecord,
-    ReactivationRecord,
-    Relearning,
-    RelearnRecord,
-    ScoreRecord,
-    Verdict,
 )
 
 __all__ = ["render"]

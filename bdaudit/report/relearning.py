@@ -8,9 +8,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bdaudit.records import Relearning
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.wording import SAME_IMAGES, points
-from bdaudit.results import Relearning
 
 __all__ = ["relearning_parts"]
 

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bdaudit.errors import RecordError
+from bdaudit.records import AuditRecord, Diagnostic, Verdict
 from bdaudit.report.untrusted import sarif_message
 from bdaudit.report.wording import (
     AnyRecord,
@@ -25,7 +26,6 @@ from bdaudit.report.wording import (
     find_decisive,
     not_proved,
 )
-from bdaudit.results import AuditRecord, Diagnostic, Verdict
 
 __all__ = ["render"]
 

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bdaudit.records.sweeps import SweepRecord, SweptAudit
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import number, points
-from bdaudit.sweep_results import SweepRecord, SweptAudit
 
 __all__ = ["print_sweep", "sort_worst_first"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Literal
 
+from bdaudit.records import AuditRecord
+from bdaudit.records.sweeps import SweptAudit
 from bdaudit.report.wording import find_decisive
-from bdaudit.results import AuditRecord
-from bdaudit.sweep_results import SweptAudit
 
 __all__ = ["describe_audit"]
 

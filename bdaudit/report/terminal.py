@@ -11,6 +11,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from bdaudit.records import (
+    AnyDocument,
+    AttackRun,
+    AuditRecord,
+    Baseline,
+    BecRecord,
+    Diagnostic,
+    InversionRecord,
+    Mode,
+    RelearnRecord,
+    ScoreRecord,
+)
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.inversion import inversion_parts
 from bdaudit.report.relearning import relearning_parts
@@ -27,18 +39,6 @@ from bdaudit.report.wording import (
     share_with_interval,
     telling_eps,
     weakest_lifts,
-)
-from bdaudit.results import (
-    AnyDocument,
-    AttackRun,
-    AuditRecord,
-    Baseline,
-    BecRecord,
-    Diagnostic,
-    InversionRecord,
-    Mode,
-    RelearnRecord,
-    ScoreRecord,
 )
 
 __all__ = ["print_record"]

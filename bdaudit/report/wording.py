@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bdaudit.results import (
+from bdaudit.records import (
     AnyDocument,
     AttackRun,
     AuditRecord,

@@ -19,7 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from bdaudit.errors import ConfigError
-from bdaudit.number_texts import read_numbers, read_size
+from bdaudit.foundation.number_texts import read_numbers, read_size
 
 __all__ = [
     "CODE",

@@ -20,12 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bdaudit.atomic import write_atomically
 from bdaudit.data.arrays import read_npy, unit_range
 from bdaudit.data.backdoorbench import POISONED_TREE
 from bdaudit.data.images import EXTENSIONS, decode_image
 from bdaudit.errors import ConfigError, InputError, TriggerError, reads
-from bdaudit.opening import (
+from bdaudit.foundation.opening import (
     SOURCE_BYTES,
     TENSOR_BYTES,
     check_file,
@@ -35,14 +34,15 @@ from bdaudit.opening import (
     path_inside,
     read_bytes,
 )
-from bdaudit.texts import read_toml
+from bdaudit.foundation.texts import read_toml
+from bdaudit.foundation.usercode import split_reference
+from bdaudit.foundation.writing import write_atomically
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.networks import Encoder, InputAware, NetworkTransform
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.rules import AllToAll, AllToOne, ClassMap, SourceSpecific, TargetRule
 from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform, Warp
 from bdaudit.triggers.trigger import Trigger
-from bdaudit.usercode import split_reference
 
 __all__ = ["companion_files", "companion_names", "read_trigger", "write_trigger"]
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from bdaudit.errors import TriggerError
-from bdaudit.file_digests import digest_file
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.usercode import failing_as
+from bdaudit.foundation.usercode import load_function as load_user_function
 from bdaudit.triggers.transforms import Setting, Transform
-from bdaudit.usercode import failing_as
-from bdaudit.usercode import load_function as load_user_function
 
 __all__ = ["Function", "load_function"]
 

@@ -14,7 +14,7 @@ from bdaudit.data.backdoorbench import backdoorbench_catalogue
 from bdaudit.data.files import list_images, stem_name
 from bdaudit.data.images import read_images
 from bdaudit.errors import ConfigError, TriggerError
-from bdaudit.file_digests import digest_file
+from bdaudit.foundation.file_digests import digest_file
 from bdaudit.triggers.transforms import Setting, Transform
 
 __all__ = ["Layout", "Paired"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import TriggerError
+from bdaudit.foundation.digests import digest_tensors
 from bdaudit.triggers.function import Function
 from bdaudit.triggers.rules import AllToOne, TargetRule
 from bdaudit.triggers.transforms import Transform

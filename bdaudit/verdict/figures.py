@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from bdaudit.foundation.statistics import paired_difference
 from bdaudit.records import AttackRun, Comparison, Mode, Rate
-from bdaudit.statistics import paired_difference
 from bdaudit.verdict.case import Case
 from bdaudit.verdict.doubts import NotMeasured
 from bdaudit.verdict.innocent_models import hold_against_innocent_models

@@ -7,55 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from bdaudit.errors import InputError, RecordError
-from bdaudit.file_digests import digest_file
-from bdaudit.opening import is_folder
-from bdaudit.records import using_record
-from bdaudit.results import (
-    AuditRecord,
-    FileDigest,
-    Record,
-    Release,
-    Verdict,
-    read_record,
-)
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.opening import is_folder
+from bdaudit.records import AuditRecord, FileDigest, read_record, using_record
+from bdaudit.records.gate import GateRecord
 from bdaudit.verdict.judge import judge
 from bdaudit.verdict.policy import Policy, parse_policy, read_policy
 from bdaudit.verdict.release import decide_release, match_files
 
-__all__ = ["GateRecord", "gate"]
+__all__ = ["gate"]
 
 _NO_FILES = (
     "no files were given: nothing ties this verdict to what is released; name the files after "
     "the record"
 )
-
-
-class GateRecord(Record):
-    """A release decision.
-
-    Attributes:
-        record: The audit's record that was judged.
-        record_sha256: Digest of that file.
-        files: What is to be released, as it was found.
-        verdict: The verdict by the gate's policy.
-        release: `pass`, `fail` or `inconclusive`.
-        reasons: What forbids the release beside the verdict's outcome.
-        warnings: What a person should read all the same.
-        notes: What was left out, converted or guessed when the audit's inputs were read.
-    """
-
-    kind: Literal["gate"] = "gate"
-    record: str
-    record_sha256: str
-    files: tuple[FileDigest, ...]
-    verdict: Verdict
-    release: Release
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 def gate(

@@ -22,8 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bdaudit.records import AttackRun, Baseline, Comparison
-from bdaudit.statistics import (
+from bdaudit.foundation.statistics import (
     PairedDifference,
     difference_of_differences,
     paired_difference,
@@ -31,6 +30,7 @@ from bdaudit.statistics import (
     probit,
     share_of_probit,
 )
+from bdaudit.records import AttackRun, Baseline, Comparison
 from bdaudit.verdict.case import Case
 from bdaudit.verdict.doubts import (
     Doubt,

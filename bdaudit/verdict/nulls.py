@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from bdaudit.records import AttackRun, Comparison, Rate
-from bdaudit.statistics import (
+from bdaudit.foundation.statistics import (
     PairedDifference,
     difference_of_differences,
     difference_of_estimates,
@@ -21,6 +20,7 @@ from bdaudit.statistics import (
     probit,
     wilson_interval,
 )
+from bdaudit.records import AttackRun, Comparison, Rate
 from bdaudit.verdict.case import Case
 from bdaudit.verdict.doubts import Doubt, NotMeasured
 

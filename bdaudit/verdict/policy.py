@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bdaudit.errors import PolicyError, reads, unknown_key
-from bdaudit.texts import read_toml
+from bdaudit.foundation.texts import read_toml
 
 __all__ = ["Policy", "parse_policy", "read_policy"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bdaudit.results import AuditRecord, FileDigest, Outcome, Release
-from bdaudit.statistics import PairedDifference, paired_difference
+from bdaudit.foundation.statistics import PairedDifference, paired_difference
+from bdaudit.records import AuditRecord, FileDigest, Outcome, Release
 from bdaudit.verdict.policy import Policy
 
 __all__ = ["Decision", "decide_release", "match_files"]

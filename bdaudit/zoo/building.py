@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bdaudit.atomic import write_atomically
 from bdaudit.engines import Engine, Event, Failed, Task
 from bdaudit.errors import ConfigError
-from bdaudit.families import Family, write_family
+from bdaudit.foundation.writing import write_atomically
+from bdaudit.records.families import Family, write_family
 from bdaudit.triggers import Trigger, read_trigger
 from bdaudit.zoo.describing import describe_family, family_readme, write_clean_sample
 from bdaudit.zoo.folder import Made, changes_between

@@ -22,7 +22,7 @@ from bdaudit.defenses.tuning import (
     tune,
 )
 from bdaudit.errors import ConfigError, DataError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import NOT_COUNTED, Trigger
 from bdaudit.zoo.attacks.poisoning import draw_images, stamp_in_batches
 

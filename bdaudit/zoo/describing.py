@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from bdaudit.atomic import write_atomically
-from bdaudit.families import Family, FamilyMember, FamilyTrigger
-from bdaudit.file_digests import digest_file
-from bdaudit.results import FileDigest, Rate
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.writing import write_atomically
+from bdaudit.records import FileDigest, Rate
+from bdaudit.records.families import Family, FamilyMember, FamilyTrigger
 from bdaudit.triggers import read_trigger
 from bdaudit.version import __version__
 from bdaudit.zoo.folder import CLEAN_SAMPLE, Made

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from bdaudit.atomic import write_atomically
 from bdaudit.errors import ConfigError, InputError, TriggerError
-from bdaudit.file_digests import digest_file
-from bdaudit.opening import RECORD_BYTES, is_file, read_bytes
-from bdaudit.results import Rate, Record
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.opening import RECORD_BYTES, is_file, read_bytes
+from bdaudit.foundation.writing import write_atomically
+from bdaudit.records import Rate, Record
 from bdaudit.triggers import read_trigger
 from bdaudit.zoo.planning import Recipe
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from bdaudit.defenses.catalogue import DEFENSES, defense_config
 from bdaudit.defenses.tuning import Gradients
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import ModelError
-from bdaudit.file_digests import digest_file
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.plain_settings import config_from
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.models import Classifier, LoadedModel, load_model, save_model
-from bdaudit.plain_settings import config_from
 from bdaudit.precision import computing_in
-from bdaudit.progress import Progress, Steps
+from bdaudit.relatives.standins import StandInConfig, make_stand_ins
 from bdaudit.scoring import predict, rate
-from bdaudit.standins import StandInConfig, make_stand_ins
 from bdaudit.triggers import (
     AllToAll,
     AllToOne,

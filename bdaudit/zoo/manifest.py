@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bdaudit.defenses.catalogue import DEFENSES, defense_config
 from bdaudit.errors import ConfigError, ManifestError, reads, unknown_key
-from bdaudit.plain_settings import config_from
+from bdaudit.foundation.plain_settings import config_from
+from bdaudit.foundation.texts import read_toml
+from bdaudit.relatives.standins import StandInConfig
 from bdaudit.relearning import RelearnConfig
-from bdaudit.standins import StandInConfig
-from bdaudit.texts import read_toml
 from bdaudit.triggers import AllToAll, AllToOne, TargetRule
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from bdaudit.zoo.cleanends import HardeningConfig, UnlearningConfig

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bdaudit.data import Sample, load_sample, stratified_indices
 from bdaudit.data.classes import agree_on_classes
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import DataError
+from bdaudit.foundation.digests import digest_tensors
 from bdaudit.zoo.manifest import DataTable
 from bdaudit.zoo.seeds import derive_seed
 

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bdaudit.families import Lineage
-from bdaudit.plain_settings import flat_settings
+from bdaudit.foundation.plain_settings import flat_settings
+from bdaudit.records.families import Lineage
 from bdaudit.version import __version__
 from bdaudit.zoo.attacks import ATTACKS
 from bdaudit.zoo.manifest import UNDEFENDED, AttackEntry, Manifest

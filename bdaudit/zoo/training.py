@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import Gradients, TuningConfig, tune
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Steps
 from bdaudit.models import Classifier, build_network
 from bdaudit.precision import autocasting
-from bdaudit.progress import Steps
 from bdaudit.settings import Precision
 
 __all__ = ["TrainingConfig", "gradients_in", "new_classifier", "train"]

@@ -19,14 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bdaudit.atomic import write_atomically
 from bdaudit.data import Sample
 from bdaudit.errors import InputError
-from bdaudit.families import RelearningEvidence, Truth, TruthSource
+from bdaudit.foundation.opening import MODEL_BYTES, check_file
+from bdaudit.foundation.progress import Steps
+from bdaudit.foundation.texts import read_json
+from bdaudit.foundation.writing import write_atomically
 from bdaudit.models import load_model
-from bdaudit.opening import MODEL_BYTES, check_file
 from bdaudit.precision import computing_in
-from bdaudit.progress import Steps
+from bdaudit.records import Rate
+from bdaudit.records.families import RelearningEvidence, Truth, TruthSource
 from bdaudit.relearning import (
     RelearnConfig,
     Relearned,
@@ -35,8 +37,6 @@ from bdaudit.relearning import (
     relearn,
     relearn_at_chosen_rate,
 )
-from bdaudit.results import Rate
-from bdaudit.texts import read_json
 from bdaudit.triggers import Poisoned, Trigger, poison, read_trigger
 from bdaudit.version import __version__
 from bdaudit.zoo.making import Workshop

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
+from bdaudit.foundation.progress import Progress
 from bdaudit.models import Classifier
-from bdaudit.progress import Progress
-from bdaudit.results import AttackRun, AuditRecord, read_record, to_json
+from bdaudit.records import AttackRun, AuditRecord, read_record, to_json
 from bdaudit.triggers import AllToAll
 from bdaudit.verdict import Policy, judge
 from tests.twins import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.blackbox import BlackBoxOptions
-from bdaudit.results import AuditRecord, Diagnostic
+from bdaudit.records import AuditRecord, Diagnostic
 from tests.auditing.test_audit import SETTINGS, TRIGGER, another_innocent, audit
 from tests.twins import dormant_twin, original_twin, removed_twin, twin_sample
 

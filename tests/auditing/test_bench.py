@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 import bdaudit
 from bdaudit.auditing.bench import BenchSettings, bench_steps, open_bench_source
-from bdaudit.benchmark_results import BenchmarkRecord
 from bdaudit.engines import LocalEngine
 from bdaudit.errors import ConfigError, InputError
-from bdaudit.families import Family, FamilyMember, FamilyTrigger, read_family, write_family
+from bdaudit.foundation.progress import finish
 from bdaudit.models import ModelSettings, save_model
-from bdaudit.progress import finish
-from bdaudit.results import read_record
+from bdaudit.records import read_record
+from bdaudit.records.benchmark import BenchmarkRecord
+from bdaudit.records.families import Family, FamilyMember, FamilyTrigger, read_family, write_family
 from tests.cli.twin_files import write_twin_files
 from tests.twins import IMAGE_SHAPE, NUM_CLASSES, innocent_twin
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.auditing import DefendSettings, Sources, defend_steps
-from bdaudit.defense_results import DefenseRecord, TriedDefense, read_defenses
 from bdaudit.defenses import catalogue
 from bdaudit.defenses.catalogue import Defense
 from bdaudit.engines import LocalEngine
 from bdaudit.errors import ConfigError, InputError, ModelError, NumericsError
+from bdaudit.foundation.progress import Progress, Steps, finish
 from bdaudit.models import load_model
-from bdaudit.progress import Progress, Steps, finish
-from bdaudit.results import AuditRecord, read_record
-from bdaudit.standins import StandInConfig
+from bdaudit.records import AuditRecord, read_record
+from bdaudit.records.defenses import DefenseRecord, TriedDefense, read_defenses
+from bdaudit.relatives.standins import StandInConfig
 from tests.cli.twin_files import write_twin_files
 from tests.twins import dormant_twin, original_twin, removed_twin
 

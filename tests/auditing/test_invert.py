@@ -11,15 +11,15 @@ from torch import nn
 
 import bdaudit
 from bdaudit.auditing import RecoveredTriggers
-from bdaudit.auditing.inputs import Subject
-from bdaudit.auditing.invert import recover_steps
-from bdaudit.auditing.runs import Compute
 from bdaudit.blackbox import TorchBlackBox
+from bdaudit.cases.subjects import Subject
 from bdaudit.data import Sample, split_sample
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.foundation.progress import finish
+from bdaudit.measuring.compute import Compute
+from bdaudit.measuring.inversion import recover_steps
 from bdaudit.models import wrap_module
-from bdaudit.progress import finish
-from bdaudit.results import Inversion, InversionRecord, read_record, to_json
+from bdaudit.records import Inversion, InversionRecord, read_record, to_json
 from bdaudit.triggers import ClassMap
 from tests.auditing.test_stand_ins import TRAINED, RoomToLearn
 from tests.inversion.nets import MappedNet, another_innocent, faint_twin

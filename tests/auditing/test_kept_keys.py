@@ -14,21 +14,27 @@ import pytest
 import torch
 
 import bdaudit
-from bdaudit.auditing import runs, surrogates
-from bdaudit.auditing.inputs import Inputs, Sources, open_inputs
-from bdaudit.auditing.requests import AuditRequest, FileDigests, request_digests, shared_by
-from bdaudit.auditing.runs import Compute, query_run, transfer_runs, whitebox_run
-from bdaudit.auditing.settings import AuditSettings, ComputeSettings, SplitSettings
-from bdaudit.auditing.standins import make_models
-from bdaudit.auditing.store import MemoryStore, ScoredRun
-from bdaudit.controls import AttackImages, attack_images
+from bdaudit.cases.files import FileDigests, request_digests, shared_by
+from bdaudit.cases.opening import open_inputs
+from bdaudit.cases.request import AuditRequest
+from bdaudit.cases.settings import AuditSettings, ComputeSettings, SplitSettings
+from bdaudit.cases.sources import Sources
+from bdaudit.cases.subjects import Inputs
 from bdaudit.data import from_arrays
+from bdaudit.foundation.progress import finish
+from bdaudit.measuring import runs, surrogates
+from bdaudit.measuring.compute import Compute
+from bdaudit.measuring.conditions import AttackImages, attack_images
+from bdaudit.measuring.query import query_run
+from bdaudit.measuring.standins import make_models
+from bdaudit.measuring.store import MemoryStore, ScoredRun
+from bdaudit.measuring.transfer import transfer_runs
+from bdaudit.measuring.white import whitebox_run
 from bdaudit.models import keeping
-from bdaudit.progress import finish
 from bdaudit.reactivation import WhiteboxConfig
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.transfer import TransferConfig
-from bdaudit.standins import StandInConfig
+from bdaudit.relatives.standins import StandInConfig
 from tests.twins import TARGET, innocent_twin, original_twin, removed_twin
 
 
@@ -81,7 +87,7 @@ def images(inputs: Inputs) -> AttackImages:
 def _same_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "__version__", "0")
     monkeypatch.setattr(keeping, "__version__", "0")
-    monkeypatch.setattr("bdaudit.auditing.requests.__version__", "0")
+    monkeypatch.setattr("bdaudit.cases.files.__version__", "0")
 
 
 def key_of(started: Callable[[], object]) -> str:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import bdaudit
-from bdaudit.auditing.inputs import Sources, open_models
+from bdaudit.cases.opening import open_models
+from bdaudit.cases.sources import Sources
 from bdaudit.data import Sample
 from bdaudit.errors import DataError
 from bdaudit.models import ModelSettings

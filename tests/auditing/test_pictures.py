@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.data import split_sample
-from bdaudit.results import AuditRecord, Pictures, Thumbnail
+from bdaudit.records import AuditRecord, Pictures, Thumbnail
 from tests.twins import (
     TARGET,
     dormant_twin,

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import bdaudit
-from bdaudit.auditing.inputs import Sources, open_inputs
-from bdaudit.auditing.runs import Compute, ask
-from bdaudit.auditing.settings import Precision
+from bdaudit.cases.opening import open_inputs
+from bdaudit.cases.settings import Precision
+from bdaudit.cases.sources import Sources
+from bdaudit.measuring.asking import ask
+from bdaudit.measuring.compute import Compute
 from tests.auditing.test_audit import TRIGGER, another_innocent
 from tests.cli.twin_files import write_twin_files
 from tests.twins import TwinNet, dormant_twin, original_twin, removed_twin, twin_sample

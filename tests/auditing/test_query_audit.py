@@ -14,7 +14,7 @@ import bdaudit
 from bdaudit.blackbox import BlackBoxOptions, FunctionBlackBox, TransportSettings
 from bdaudit.errors import ConfigError, InputError, ModelError, RemoteError
 from bdaudit.models import wrap_module
-from bdaudit.results import AttackRun, AuditRecord
+from bdaudit.records import AttackRun, AuditRecord
 from tests.auditing.test_audit import TRIGGER, another_innocent
 from tests.blackbox.faulty_server import FaultyServer, drop_late
 from tests.blackbox.onnx_graphs import twin_onnx

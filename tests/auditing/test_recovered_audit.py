@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.auditing import AuditSettings
+from bdaudit.foundation.progress import Progress
 from bdaudit.inversion import InversionConfig
-from bdaudit.progress import Progress
+from bdaudit.records import AuditRecord
+from bdaudit.relatives.standins import StandInConfig
 from bdaudit.report.wording import not_proved
-from bdaudit.results import AuditRecord
-from bdaudit.standins import StandInConfig
 from bdaudit.verdict import Policy, judge
 from tests.auditing.test_stand_ins import TRAINED
 from tests.auditing.test_stand_ins import original_twin as trainable_original_twin

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import bdaudit
-from bdaudit.auditing.baselines import check_baselines
 from bdaudit.auditing.innocents import trigger_moves_innocents
-from bdaudit.results import AuditRecord
+from bdaudit.measuring.baselines import check_baselines
+from bdaudit.records import AuditRecord
 from bdaudit.verdict import Policy
 from tests.auditing.test_audit import SETTINGS, TRIGGER, another_innocent, audit
 from tests.auditing.test_stand_ins import TRAINED

@@ -10,11 +10,11 @@ from torch import nn
 
 import bdaudit
 from bdaudit.auditing import relearn_steps
-from bdaudit.auditing.inputs import Sources
+from bdaudit.cases.sources import Sources
 from bdaudit.errors import ModelError
-from bdaudit.progress import Progress, finish
-from bdaudit.results import RelearnRecord, read_record, to_json
-from bdaudit.standins import StandInConfig
+from bdaudit.foundation.progress import Progress, finish
+from bdaudit.records import RelearnRecord, read_record, to_json
+from bdaudit.relatives.standins import StandInConfig
 from tests.twins import (
     TARGET,
     dormant_twin,

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 import bdaudit
 from bdaudit.auditing import AuditSettings, ComputeSettings, ModelSettings, SplitSettings
-from bdaudit.auditing.inputs import can_only_be_asked, default_modes
 from bdaudit.auditing.verification import verify
+from bdaudit.cases.sources import can_only_be_asked, default_modes
 from bdaudit.cli import app
 from bdaudit.errors import FetchError, TriggerError
 from bdaudit.fetching import cached
-from bdaudit.results import AuditRecord, read_record, to_json
+from bdaudit.records import AuditRecord, read_record, to_json
 from tests.cli.twin_files import write_twin_files
 from tests.fetching.server import FileServer, serving
 

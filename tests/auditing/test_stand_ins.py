@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import bdaudit
 from bdaudit.auditing.innocents import assess_innocents
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Progress
-from bdaudit.results import AuditRecord
+from bdaudit.foundation.progress import Progress
+from bdaudit.records import AuditRecord
 from bdaudit.verdict import Policy
 from tests.auditing.test_audit import SETTINGS as NO_STAND_INS
 from tests.auditing.test_audit import TRIGGER, another_innocent

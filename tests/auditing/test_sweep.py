@@ -14,15 +14,15 @@ import pytest
 
 import bdaudit
 from bdaudit.auditing import AuditRequest, Sources, record_path, sweep_steps
-from bdaudit.auditing.requests import FileDigests, request_digests
-from bdaudit.auditing.sharing import SharingStore
-from bdaudit.auditing.store import ScoredRun
+from bdaudit.cases.files import FileDigests, request_digests
 from bdaudit.engines import LocalEngine
 from bdaudit.errors import ConfigError, InputError
+from bdaudit.foundation.progress import Progress, finish
+from bdaudit.measuring.sharing import SharingStore
+from bdaudit.measuring.store import ScoredRun
 from bdaudit.models import ModelSettings
-from bdaudit.progress import Progress, finish
-from bdaudit.results import AuditRecord, read_record
-from bdaudit.sweep_results import SweepRecord, SweptAudit
+from bdaudit.records import AuditRecord, read_record
+from bdaudit.records.sweeps import SweepRecord, SweptAudit
 from tests.cli.twin_files import write_twin_files
 from tests.twins import removed_twin
 

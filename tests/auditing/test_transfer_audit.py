@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import bdaudit
-from bdaudit.cache import cache_folder
 from bdaudit.errors import ConfigError, ModelError
+from bdaudit.foundation.cache import cache_folder
 from bdaudit.models import Classifier, preactresnet18, save_model
-from bdaudit.results import AuditRecord
+from bdaudit.records import AuditRecord
 from tests.auditing.test_audit import TRIGGER, another_innocent
 from tests.auditing.test_query_audit import Asked, black_box
 from tests.twins import TwinNet, dormant_twin, original_twin, removed_twin, twin_sample

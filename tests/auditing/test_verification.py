@@ -15,16 +15,17 @@ from typer.testing import CliRunner
 
 import bdaudit
 from bdaudit.auditing import AuditSettings, ComputeSettings, ModelSettings, SplitSettings
-from bdaudit.auditing.evidence import describe_sources
-from bdaudit.auditing.inputs import Sources
-from bdaudit.auditing.kept_trigger import keep_trigger, restore_trigger
-from bdaudit.auditing.verification import _restore_settings, _restore_sources, verify
+from bdaudit.auditing.verification import verify
 from bdaudit.blackbox import BlackBoxOptions, ScoreScale, TransportSettings
+from bdaudit.cases.evidence import describe_sources
+from bdaudit.cases.kept_trigger import keep_trigger, restore_trigger
+from bdaudit.cases.restoring import restore_settings, restore_sources
+from bdaudit.cases.sources import Sources
 from bdaudit.cli import app
 from bdaudit.errors import InputError, RecordError
+from bdaudit.foundation.statistics import wilson_interval
 from bdaudit.models.clip_settings import ClipSettings
-from bdaudit.results import AuditRecord, KeptTrigger, Rate, read_record, to_json
-from bdaudit.statistics import wilson_interval
+from bdaudit.records import AuditRecord, KeptTrigger, Rate, read_record, to_json
 from bdaudit.verdict import Policy, judge
 from tests.blackbox.onnx_graphs import twin_onnx
 from tests.cli.twin_files import write_twin_files
@@ -324,7 +325,7 @@ def test_everything_that_was_said_comes_back(tmp_path: Path) -> None:
             "settings": json.loads(json.dumps(settings.as_dict())),
         }
     )
-    back = _restore_sources(made, Path(), tmp_path, allow_code=False)
+    back = restore_sources(made, Path(), tmp_path, allow_code=False)
     for entry in fields(Sources):
         said, restored = getattr(sources, entry.name), getattr(back, entry.name)
         if isinstance(said, Path):
@@ -332,7 +333,7 @@ def test_everything_that_was_said_comes_back(tmp_path: Path) -> None:
         if isinstance(said, list):
             said, restored = [str(s) for s in said], [str(r) for r in restored]
         assert restored == said, entry.name
-    assert _restore_settings(made, tmp_path) == settings
+    assert restore_settings(made, tmp_path) == settings
 
 
 def test_a_query_audit_of_an_onnx_file_is_verified_by_queries(tmp_path: Path) -> None:

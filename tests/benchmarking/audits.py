@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bdaudit.benchmarking import Audited
-from bdaudit.families import FamilyMember
-from bdaudit.results import StepStatus
+from bdaudit.records import StepStatus
+from bdaudit.records.families import FamilyMember
 from tests.records import audit_record, bec_record
 
 SLEEPS = {0.01: 0.10, 0.05: 0.60}

@@ -7,7 +7,7 @@ import pytest
 from bdaudit.benchmarking import SearchSpace, calibrate, summarise
 from bdaudit.benchmarking.calibration import cost_of, split_originals
 from bdaudit.errors import ConfigError
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
 from bdaudit.verdict import Policy
 from tests.benchmarking.audits import BETWEEN, audited
 

@@ -7,7 +7,7 @@ import pytest
 
 from bdaudit.benchmarking import describe_case
 from bdaudit.errors import RecordError
-from bdaudit.results import CurvePoint
+from bdaudit.records import CurvePoint
 from bdaudit.verdict import Policy
 from tests.benchmarking.audits import BETWEEN, SLEEPS, audited
 from tests.records import rate, run

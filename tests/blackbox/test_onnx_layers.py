@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from bdaudit.blackbox import OnnxBlackBox, fold_batch_norms, read_onnx_layers
 from bdaudit.errors import ModelError
 from bdaudit.existence import existence_coefficient
+from bdaudit.foundation.progress import finish
 from bdaudit.models import LoadedModel, wrap_module
-from bdaudit.progress import finish
 from bdaudit.triggers import poison
 from tests.auditing.test_audit import TRIGGER, another_innocent
 from tests.blackbox.onnx_graphs import twin_onnx

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bdaudit.results import AuditRecord, read_record
+from bdaudit.records import AuditRecord, read_record
 
 ROOT = Path(__file__).parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))

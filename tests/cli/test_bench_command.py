@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bdaudit.benchmark_results import read_benchmark
 from bdaudit.cli import app
-from bdaudit.families import Family, FamilyMember, FamilyTrigger, write_family
+from bdaudit.records.benchmark import read_benchmark
+from bdaudit.records.families import Family, FamilyMember, FamilyTrigger, write_family
 from bdaudit.verdict import read_policy
 
 

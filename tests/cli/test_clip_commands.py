@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
-from bdaudit.results import AuditRecord, ScoreRecord, read_record
+from bdaudit.records import AuditRecord, ScoreRecord, read_record
 from tests.clips import NAMES, TEMPLATES, train_clip, write_configs
 from tests.twins import twin_sample
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
 from bdaudit.models import save_model
-from bdaudit.results import read_record
+from bdaudit.records import read_record
 from tests.cli.twin_files import write_twin_files
 from tests.twins import TwinNet, original_twin
 

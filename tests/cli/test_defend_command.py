@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
-from bdaudit.defense_results import read_defenses
 from bdaudit.models import load_model
+from bdaudit.records.defenses import read_defenses
 from tests.cli.twin_files import write_twin_files
 
 FACTORY = f"{Path(__file__).with_name('twin_factory.py')}:twin"

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
-from bdaudit.results import AuditRecord, FileDigest, to_json
+from bdaudit.records import AuditRecord, FileDigest, to_json
 from bdaudit.verdict import Policy, judge
 from tests.cli.test_commands import environment
 from tests.records import audit_record

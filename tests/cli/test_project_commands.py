@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
 from bdaudit.project import json_schema
-from bdaudit.results import AuditRecord, read_record
+from bdaudit.records import AuditRecord, read_record
 from tests.cli.twin_files import write_twin_files
 
 FACTORY = f"{Path(__file__).with_name('twin_factory.py')}:twin"

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bdaudit.results import read_record
+from bdaudit.records import read_record
 from tests.blackbox.faulty_server import FaultyServer, drop, lie, status, web_page
 from tests.blackbox.onnx_graphs import twin_onnx
 from tests.cli.test_commands import audit_arguments, command, environment, files, run

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
-from bdaudit.results import AuditRecord, RelearnRecord, read_record
+from bdaudit.records import AuditRecord, RelearnRecord, read_record
 from tests.cli.twin_files import write_twin_files
 
 FACTORY = f"{Path(__file__).with_name('twin_factory.py')}:twin"

@@ -13,7 +13,7 @@ import pytest
 
 from bdaudit.cli.exits import EXIT_OF_RELEASE, OUTCOMES, exit_of
 from bdaudit.errors import ClosedOutputError, InputError, OutputError
-from bdaudit.results import to_json
+from bdaudit.records import to_json
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
 from bdaudit.cli.exits import exit_of_sweep
-from bdaudit.results import AuditRecord, read_record
-from bdaudit.sweep_results import SweepRecord, SweptAudit
+from bdaudit.records import AuditRecord, read_record
+from bdaudit.records.sweeps import SweepRecord, SweptAudit
 from tests.cli.twin_files import write_twin_files
 
 FACTORY = Path(__file__).with_name("twin_factory.py")

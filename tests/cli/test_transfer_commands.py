@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bdaudit.results import read_record
+from bdaudit.records import read_record
 from tests.cli.test_commands import audit_arguments, files, run
 from tests.cli.test_query_commands import ASKED
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from bdaudit.data import from_arrays, load_sample
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import DataError
+from bdaudit.foundation.digests import digest_tensors
 
 LABELS = np.array([0, 1, 1, 2])
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bdaudit.defenses import TuningConfig
 from bdaudit.defenses.tuning import tune
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, preactresnet18
-from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from bdaudit.triggers import AllToOne, Patch, Trigger
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from bdaudit.defenses import BanConfig, FinetuneConfig, TuningConfig, ban_finetune, finetune
 from bdaudit.errors import ConfigError, ModelError
+from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import neurons_of
-from bdaudit.progress import finish
 from tests.defenses.pictures import pictures, small_net
 
 TUNING = TuningConfig(learning_rate=0.05, n_epochs=4, max_shift=0.0, flip=False)

@@ -10,7 +10,7 @@ import torch
 from bdaudit.defenses import FinetuneConfig, FtSamConfig, TuningConfig
 from bdaudit.defenses.catalogue import DEFENSES, defense_config, defense_of, flat_settings
 from bdaudit.errors import ConfigError
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
 from tests.defenses.pictures import pictures, small_net
 
 

@@ -32,9 +32,9 @@ from bdaudit.defenses.ft_sam import _at_worst_neighbour
 from bdaudit.defenses.layers import classifier_head, last_feature_layer
 from bdaudit.defenses.tuning import statistics_held, trainable_copy
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
+from bdaudit.foundation.progress import finish
 from bdaudit.inversion import NeuralCleanseConfig
 from bdaudit.models import build_network
-from bdaudit.progress import finish
 from bdaudit.scoring import predict
 from tests.defenses.pictures import pictures, small_net
 

@@ -5,8 +5,8 @@ import torch
 
 from bdaudit.defenses import NcUnlearnConfig, TuningConfig, nc_unlearn
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.foundation.progress import finish
 from bdaudit.inversion import NeuralCleanseConfig
-from bdaudit.progress import finish
 from tests.defenses.digits import TARGET
 from tests.defenses.pictures import pictures, small_net
 

@@ -11,8 +11,8 @@ from bdaudit.defenses.nad import NadConfig, _attention, attention_layers
 from bdaudit.defenses.pam import PamConfig, _toward
 from bdaudit.defenses.synthesis import SynthesisConfig, TriggerNetwork, train_trigger_network
 from bdaudit.errors import ConfigError, DataError, ModelError
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, build_network, preactresnet18
-from bdaudit.progress import finish
 from tests.defenses.digits import backdoored
 
 STILL = {"tuning.flip": False, "tuning.max_shift": 0.0}  # digits are not flipped

@@ -8,7 +8,7 @@ from torch.nn import functional
 from bdaudit.defenses import SauConfig, TuningConfig, shared_adversarial_unlearn
 from bdaudit.defenses.sau import _divergence, _log_not, shared_perturbation
 from bdaudit.errors import ConfigError
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
 
 TUNING = TuningConfig(learning_rate=0.05, n_epochs=4, max_shift=0.0, flip=False)
 

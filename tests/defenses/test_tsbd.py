@@ -11,8 +11,8 @@ from bdaudit.defenses.layers import hidden_layers
 from bdaudit.defenses.tsbd import _up_the_loss, most_changed, with_weights_reset
 from bdaudit.defenses.tuning import backpropagate, trainable_copy
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
+from bdaudit.foundation.progress import finish
 from bdaudit.models import build_network
-from bdaudit.progress import finish
 from tests.defenses.pictures import pictures, small_net
 
 BLOCKS = "encoder.layers.encoder_layer"

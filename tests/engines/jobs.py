@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.errors import DataError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 
 
 def describe(payload: int, shared: Any) -> Steps[tuple[int, int, Any]]:

@@ -14,9 +14,9 @@ from bdaudit.errors import ModelError
 from bdaudit.existence import ExistenceConfig, existence_coefficient
 from bdaudit.existence.layers import select_layers
 from bdaudit.existence.passes import PassOptions, find_shapes, tapped
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, ClipSettings, ZeroShotNetwork
 from bdaudit.models.clip import as_zero_shot, plan_clip
-from bdaudit.progress import finish
 from tests.clips import VIT, new_clip
 
 OPTIONS = PassOptions(

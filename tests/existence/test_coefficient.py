@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
 from bdaudit.existence import ExistenceConfig, existence_coefficient
+from bdaudit.foundation.progress import Progress, finish
 from bdaudit.models.classifier import Classifier
 from bdaudit.models.preactresnet import preactresnet18
-from bdaudit.progress import Progress, finish
-from bdaudit.results import BecRecord
+from bdaudit.records import BecRecord
 from tests import twins
 
 

@@ -14,7 +14,7 @@ import trustme
 
 from bdaudit.errors import FetchError
 from bdaudit.fetching import cached, fetch, fetch_beside, fetch_steps
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
 from tests.fetching.server import FileServer, serving
 
 CONTENT = bytes(range(256)) * 40_000  # 10 MB: several chunks

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bdaudit.errors import ConfigError, DataError, ModelError
+from bdaudit.foundation.progress import finish
 from bdaudit.inversion import (
     FeatureDecouplingConfig,
     InversionConfig,
@@ -19,7 +20,6 @@ from bdaudit.inversion import (
 )
 from bdaudit.inversion.arms import draw_batches
 from bdaudit.inversion.neuron_noise import shake
-from bdaudit.progress import finish
 from bdaudit.triggers import AllToAll, AllToOne, ClassMap, Patch, TargetRule, Warp
 from tests.inversion.nets import (
     LinearNet,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdaudit.digests import digest_file, digest_tensors
 from bdaudit.errors import ModelError
+from bdaudit.foundation.digests import digest_file, digest_tensors
 from bdaudit.models import inspect_checkpoint, save_model
 from tests.models.checkpoints import ARCH, IMAGE_SHAPE, RunsACommand, tiny_network
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError, ModelError
+from bdaudit.foundation.digests import digest_tensors
 from bdaudit.models import Classifier, load_model, save_model, wrap_module
 from tests.models.checkpoints import ARCH, IMAGE_SHAPE, tiny_network
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bdaudit.auditing.assembly import request_from_project
-from bdaudit.auditing.requests import AuditRequest
+from bdaudit.cases.assembly import request_from_project
+from bdaudit.cases.request import AuditRequest
 from bdaudit.errors import PolicyError, ProjectError
 from bdaudit.project import read_manifest
 from bdaudit.project.reading import check_project

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdaudit.errors import ConfigError, DataError, InputError, ModelError, NumericsError
+from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import make_ball
-from bdaudit.progress import finish
 from bdaudit.reactivation.query import reactivate_query
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_state import read_state, write_state

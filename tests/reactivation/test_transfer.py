@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import apply_delta, make_ball
-from bdaudit.progress import finish
 from bdaudit.reactivation.transfer import (
     TransferConfig,
     _diversified,

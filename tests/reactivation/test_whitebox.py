@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
+from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import apply_delta, cross_entropy, make_ball
-from bdaudit.progress import finish
 from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_whitebox
 from bdaudit.reactivation.objective import CraftSet, specific_objective, standard_objective
 from bdaudit.scoring import predict

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bdaudit
-from bdaudit.results import AuditRecord, Diagnostic, ReactivationRecord, ScoreRecord
+from bdaudit.records import AuditRecord, Diagnostic, ReactivationRecord, ScoreRecord
 from tests.twins import (
     TARGET,
     TwinNet,

@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from bdaudit.benchmark_results import BenchmarkRecord, QueryCurve, read_benchmark
 from bdaudit.benchmarking import calibrate, summarise
 from bdaudit.errors import RecordError
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
+from bdaudit.records import Environment, to_json
+from bdaudit.records.benchmark import BenchmarkRecord, QueryCurve, read_benchmark
 from bdaudit.report.benchmark import average_queries, control_rows
 from bdaudit.report.benchmark_html import render
 from bdaudit.report.benchmark_terminal import print_benchmark
-from bdaudit.results import Environment, to_json
 from bdaudit.verdict import Policy
 from tests.benchmarking.audits import audited
 

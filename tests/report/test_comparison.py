@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from bdaudit.cli import app
 from bdaudit.errors import ConfigError, RecordError
-from bdaudit.report.comparison import ComparisonRecord, compare
+from bdaudit.records import AuditRecord, ModelInfo, to_json
+from bdaudit.records.comparison import ComparisonRecord
+from bdaudit.report.comparison import compare
 from bdaudit.report.comparison_html import render
 from bdaudit.report.comparison_terminal import print_comparison
-from bdaudit.results import AuditRecord, ModelInfo, to_json
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record
 from tests.report.conftest import HOSTILE, OpenPage

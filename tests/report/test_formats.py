@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 from bdaudit.cli import app
 from bdaudit.cli.output import JsonSink, ReportSinks
 from bdaudit.errors import ConfigError, InputError, OutputError
+from bdaudit.records import AuditRecord, read_record, to_json
 from bdaudit.report.formats import FORMATS, render_report
-from bdaudit.results import AuditRecord, read_record, to_json
 
 
 @pytest.fixture(scope="module")

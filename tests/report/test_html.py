@@ -13,8 +13,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
+from bdaudit.records import AuditRecord, ReactivationRecord, ScoreRecord
 from bdaudit.report.formats import render_report
-from bdaudit.results import AuditRecord, ReactivationRecord, ScoreRecord
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record, relearning_record
 from tests.report.conftest import OpenPage

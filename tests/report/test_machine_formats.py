@@ -14,8 +14,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from bdaudit.errors import RecordError
+from bdaudit.records import AuditRecord, Diagnostic, ReactivationRecord, ScoreRecord, StepStatus
 from bdaudit.report.formats import render_report
-from bdaudit.results import AuditRecord, Diagnostic, ReactivationRecord, ScoreRecord, StepStatus
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record
 

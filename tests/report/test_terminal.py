@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
+from bdaudit.records import AuditRecord, Diagnostic
 from bdaudit.report import html_report, markdown_report
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.terminal import print_record
 from bdaudit.report.wording import one_line
-from bdaudit.results import AuditRecord, Diagnostic
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record, relearning_record
 

@@ -29,11 +29,11 @@ from pydantic import BaseModel
 import bdaudit
 from bdaudit.cli.streams import guarded, say, stdout_console, tell
 from bdaudit.plain_text import on_one_line, visible
+from bdaudit.records import AuditRecord, Diagnostic, StepStatus
 from bdaudit.report.console import open_console
 from bdaudit.report.formats import FORMATS, render_report
 from bdaudit.report.terminal import print_record
 from bdaudit.report.untrusted import csv_cell, markdown, shown
-from bdaudit.results import AuditRecord, Diagnostic, StepStatus
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record, relearning_record
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from bdaudit.data import from_arrays
 from bdaudit.errors import ConfigError, ModelError, NumericsError
+from bdaudit.foundation.progress import finish
 from bdaudit.models import wrap_module
-from bdaudit.progress import finish
+from bdaudit.relatives.standins import StandInConfig, make_stand_ins
 from bdaudit.scoring import predict, predict_logits
-from bdaudit.standins import StandInConfig, make_stand_ins
 from tests.defenses.pictures import pictures, small_net
 
 FAST = StandInConfig(n_images=3_000, batch_size=30, max_shift=0.0)

@@ -19,10 +19,10 @@ from bdaudit.defenses import (
 )
 from bdaudit.defenses.layers import last_feature_layer
 from bdaudit.errors import ModelError
+from bdaudit.foundation.progress import Progress, finish
 from bdaudit.models import Classifier, LoadedModel, ZeroShotNetwork, wrap_module
-from bdaudit.progress import Progress, finish
-from bdaudit.standins import StandInConfig, make_stand_ins
-from bdaudit.surrogates import SurrogateConfig, make_surrogates
+from bdaudit.relatives.standins import StandInConfig, make_stand_ins
+from bdaudit.relatives.surrogates import SurrogateConfig, make_surrogates
 from tests.clips import new_clip
 from tests.twins import twin_sample
 

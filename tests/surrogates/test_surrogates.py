@@ -16,12 +16,12 @@ from bdaudit.defenses import (
     TuningConfig,
     finetune,
 )
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, wrap_module
-from bdaudit.progress import finish
+from bdaudit.relatives.surrogates import SurrogateConfig, make_surrogates
 from bdaudit.scoring import predict_logits
-from bdaudit.surrogates import SurrogateConfig, make_surrogates
 from tests.defenses.pictures import pictures, small_net
 
 TUNING = TuningConfig(learning_rate=0.05, n_epochs=2, batch_size=30)

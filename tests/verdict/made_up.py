@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from bdaudit.foundation.statistics import wilson_interval
 from bdaudit.records import (
     AttackRun,
     AuditRecord,
@@ -18,7 +19,6 @@ from bdaudit.records import (
     StepStatus,
     TriggerInfo,
 )
-from bdaudit.statistics import wilson_interval
 from bdaudit.verdict import Policy
 
 __all__ = ["Draw", "made_up"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bdaudit.results import AttackRun, AuditRecord, Diagnostic, StepStatus
+from bdaudit.records import AttackRun, AuditRecord, Diagnostic, StepStatus
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, run
 

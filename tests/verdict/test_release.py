@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bdaudit.results import AuditRecord, FileDigest
+from bdaudit.records import AuditRecord, FileDigest
 from bdaudit.verdict import Policy, judge
 from bdaudit.verdict.release import match_files
 from tests.records import audit_record, baseline, bec_record, relearning_record

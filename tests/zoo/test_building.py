@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from bdaudit.cli import app
 from bdaudit.data import load_sample
-from bdaudit.digests import digest_tensors
 from bdaudit.engines import Event, Finished, LocalEngine
 from bdaudit.errors import ConfigError
-from bdaudit.families import Family, read_family
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.progress import finish
 from bdaudit.models import load_model
-from bdaudit.progress import finish
+from bdaudit.records.families import Family, read_family
 from bdaudit.scoring import predict
 from bdaudit.triggers import poison, read_trigger
 from bdaudit.zoo.building import build_family, prepare_build

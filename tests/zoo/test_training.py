@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import TuningConfig
 from bdaudit.errors import ConfigError
-from bdaudit.families import RelearningEvidence
+from bdaudit.foundation.progress import Progress, finish
 from bdaudit.models import Classifier
 from bdaudit.precision import computing_in
-from bdaudit.progress import Progress, finish
-from bdaudit.results import Rate
+from bdaudit.records import Rate
+from bdaudit.records.families import RelearningEvidence
 from bdaudit.scoring import predict, rate
 from bdaudit.triggers import AllToOne, Patch, Trigger
 from bdaudit.zoo.attacks.poisoning import make_poisoning

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import Patch, TargetRule, Trigger
 
 __all__ = ["BadnetsConfig", "checkerboard", "make_badnets_trigger"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, unknown_key
-from bdaudit.plain_settings import Setting, config_from
-from bdaudit.progress import Steps
+from bdaudit.foundation.plain_settings import Setting, config_from
+from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import Trigger
 from bdaudit.zoo.attacks.badnets import BadnetsConfig, make_badnets_trigger
 from bdaudit.zoo.attacks.blended import BlendedConfig, make_blended_trigger

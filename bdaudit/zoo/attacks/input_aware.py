@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import trainable_copy
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.triggers import NOT_COUNTED, InputAware, TargetRule, Trigger
 from bdaudit.triggers.networks import coloured, sharpened
 from bdaudit.zoo.attacks.poisoning import (

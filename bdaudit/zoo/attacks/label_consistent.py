@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bdaudit.defenses.tuning import TuningConfig, trainable_copy, tune
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import Patch, TargetRule, Trigger
 from bdaudit.zoo.attacks.badnets import checkerboard
 from bdaudit.zoo.attacks.poisoning import (

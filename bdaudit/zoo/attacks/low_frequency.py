@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.triggers import NOT_COUNTED, Additive, TargetRule, Trigger
 from bdaudit.zoo.attacks.poisoning import require_helper
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.triggers import Encoder, TargetRule, Trigger
 from bdaudit.triggers.networks import encoded_residual
 from bdaudit.zoo.attacks.poisoning import new_stamp_network

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bdaudit.defenses.layers import classifier_head
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.progress import Progress, Steps
+from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.triggers import Patch, TargetRule, Trigger
 from bdaudit.zoo.attacks.poisoning import require_helper
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.errors import ConfigError
-from bdaudit.progress import Steps
+from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import TargetRule, Trigger, Warp, control_grid, elastic_grid
 from bdaudit.zoo.attacks.poisoning import Poisoning, draw_cover, make_poisoning
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 

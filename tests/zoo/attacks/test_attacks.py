@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToAll, AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from bdaudit.zoo.attacks.low_frequency import cosine_basis

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from bdaudit.digests import digest_tensors
 from bdaudit.errors import ConfigError, DataError
-from bdaudit.plain_settings import flat_settings
-from bdaudit.progress import finish
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.plain_settings import flat_settings
+from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToAll, AllToOne, read_trigger, write_trigger
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from tests.zoo.attacks.photos import CLASSES, TARGET, N, photos, run

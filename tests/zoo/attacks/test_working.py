@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bdaudit.defenses.tuning import TuningConfig, tune
-from bdaudit.progress import finish
+from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from tests.zoo.attacks.photos import CLASSES, TARGET, photos

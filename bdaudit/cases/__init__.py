@@ -1,0 +1,1 @@
+"""What is audited: sources parsed once, opened once, and the settings they are run with."""

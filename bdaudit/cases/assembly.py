@@ -1,0 +1,341 @@
+"""From the tables of settings to what the verbs take: the one place where they are put together.
+
+The command line, a project file and a manifest all end here, so a setting means the same wherever
+it was written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bdaudit.blackbox import BlackBoxOptions, TransportSettings
+from bdaudit.blackbox.protocol import parse_endpoint
+from bdaudit.cases.request import AuditRequest
+from bdaudit.cases.settings import AuditSettings, ComputeSettings, SplitSettings
+from bdaudit.cases.sources import Sources, default_modes
+from bdaudit.errors import ConfigError, ProjectError
+from bdaudit.existence import ExistenceConfig
+from bdaudit.foundation.cache import cache_folder
+from bdaudit.inversion import InversionConfig
+from bdaudit.models import ClipSettings, ModelSettings
+from bdaudit.project import Project, ProjectFile
+from bdaudit.reactivation import WhiteboxConfig
+from bdaudit.reactivation.modes import AttackConfig
+from bdaudit.reactivation.query_config import QueryConfig
+from bdaudit.reactivation.transfer import TransferConfig
+from bdaudit.relatives.standins import StandInConfig
+from bdaudit.relearning import RelearnConfig
+from bdaudit.settings import (
+    Clip,
+    Compute,
+    Existence,
+    Inputs,
+    Inversion,
+    Models,
+    Query,
+    Relearning,
+    Surrogates,
+)
+
+__all__ = [
+    "attack_config",
+    "audit_settings",
+    "black_box_options",
+    "compute_settings",
+    "defended_source",
+    "existence_config",
+    "inversion_config",
+    "model_cache",
+    "model_settings",
+    "modes_of",
+    "relearn_config",
+    "request_from_project",
+    "sources",
+    "split_settings",
+    "stand_in_config",
+]
+
+
+def request_from_project(key: str, project: Project) -> AuditRequest:
+    """Return the audit that a project file describes; what it leaves out keeps its default.
+
+    Args:
+        key: Name of the audit.
+        project: The file, whose paths are relative to it. Whether it may run code is for the
+            caller to decide (`Project.needs_trust`).
+
+    Raises:
+        ProjectError: It names no candidate, original or data; or a value is out of range or
+            contradicts another.
+        ModelError: Class names or prompts cannot be read.
+    """
+    said = project.located()
+    if (said.inputs.defended is None) == (said.inputs.endpoint is None):
+        raise ProjectError(
+            f"{project.path}: {key}: expected inputs.defended or inputs.endpoint, one of them"
+        )
+    for name in ("original", "data"):
+        if getattr(said.inputs, name) is None:
+            raise ProjectError(f"{project.path}: {key}: expected inputs.{name}")
+    try:
+        return AuditRequest(
+            key=key,
+            sources=sources(said, defended=defended_source(said.inputs), project=project.path),
+            settings=audit_settings(said),
+        )
+    except ConfigError as error:
+        raise ProjectError(f"{project.path}: {key}: {error}") from error
+
+
+def sources(said: ProjectFile, *, defended: str | None, project: Path | None = None) -> Sources:
+    """Return where the inputs come from.
+
+    Args:
+        said: All tables.
+        defended: The one thing to be audited (`defended_source`); `None` where there is none.
+        project: The project file some of it came from, to be named in the record.
+
+    Raises:
+        ConfigError: A setting contradicts another.
+        ModelError: Class names or prompts cannot be read.
+    """
+    inputs = said.inputs
+    return Sources(
+        defended=defended,
+        original=inputs.original,
+        references=inputs.reference,
+        surrogates=said.surrogates.surrogate,
+        data=_given(inputs.data, "data"),
+        trigger=inputs.trigger,
+        policy=said.policy,
+        classes=_path(inputs.classes),
+        model_options=model_settings(said.models, said.clip),
+        black_box=black_box_options(said.query),
+        feedback=said.query.feedback,
+        target_label=None if inputs.target is None else str(inputs.target),
+        allow_trigger_code=inputs.allow_trigger_code,
+        project=project,
+    )
+
+
+def audit_settings(said: ProjectFile) -> AuditSettings:
+    """Return how an audit is run.
+
+    Raises:
+        ConfigError: A setting contradicts another.
+    """
+    attack, query = said.attack, said.query
+    return AuditSettings(
+        mode=tuple(dict.fromkeys(attack.mode)) or None,
+        eps=attack.eps,
+        norm=attack.norm,
+        passes=attack.passes,
+        restarts=attack.restarts,
+        objective=attack.objective,
+        bec=attack.bec,
+        relearn=RelearnConfig() if attack.relearn else None,
+        max_queries=query.max_queries,
+        feedback=query.feedback,
+        schedule=query.schedule,
+        cold=query.cold,
+        strategy=said.surrogates.strategy,
+        input_diversity=said.surrogates.input_diversity,
+        pictures=said.output.pictures,
+        stand_ins=said.inputs.stand_ins,
+        stand_in=stand_in_config(said.inputs),
+        compute=compute_settings(said.compute),
+        split=split_settings(said.compute),
+    )
+
+
+def modes_of(said: ProjectFile, defended: str) -> tuple[Any, ...]:
+    """Return the kinds of attack that were asked for, or what `defended` allows."""
+    return tuple(dict.fromkeys(said.attack.mode)) or default_modes(defended)
+
+
+def attack_config(said: ProjectFile, mode: str) -> AttackConfig:
+    """Return the settings of a single attack.
+
+    Raises:
+        ConfigError: Not exactly one eps.
+    """
+    attack, query = said.attack, said.query
+    if attack.eps is None or len(attack.eps) != 1:
+        raise ConfigError(
+            f"eps: expected one radius, got {attack.eps}; `bdaudit audit` takes several"
+        )
+    (eps,) = attack.eps
+    autocast = compute_settings(said.compute).autocast
+    if mode == "query":
+        return QueryConfig(
+            eps=eps,
+            norm=attack.norm,
+            max_queries=query.max_queries,
+            feedback=query.feedback,
+            schedule=query.schedule,
+            autocast=autocast,
+        )
+    if mode == "transfer":
+        return TransferConfig(
+            eps=eps,
+            norm=attack.norm,
+            n_passes=attack.passes,
+            strategy=said.surrogates.strategy,
+            input_diversity=said.surrogates.input_diversity,
+            autocast=autocast,
+        )
+    return WhiteboxConfig(
+        eps=eps,
+        norm=attack.norm,
+        n_passes=attack.passes,
+        restarts=attack.restarts,
+        objective=attack.objective,
+        optimizer=attack.optimizer,
+        autocast=autocast,
+    )
+
+
+def defended_source(inputs: Inputs) -> str:
+    """Return the one thing to be audited.
+
+    Raises:
+        ConfigError: None was given, or two; or the address is none of a served model.
+    """
+    if inputs.endpoint is not None:
+        if inputs.defended is not None:
+            raise ConfigError("give either a DEFENDED file or --endpoint, and not both of them")
+        parse_endpoint(inputs.endpoint)
+        return inputs.endpoint
+    if inputs.defended is None:
+        raise ConfigError("give either a DEFENDED file or --endpoint")
+    return inputs.defended
+
+
+def model_settings(models: Models, clip: Clip | None = None) -> ModelSettings:
+    """Return what is said about the checkpoints.
+
+    Raises:
+        ConfigError: A setting of a CLIP without the others.
+        ModelError: Class names or templates cannot be used.
+    """
+    return ModelSettings(
+        arch=models.arch,
+        num_classes=models.num_classes,
+        input_size=models.input_size,
+        mean=models.mean,
+        std=models.std,
+        outputs=models.outputs,
+        weights=models.weights or None,
+        clip=None if clip is None else _clip_settings(clip, models.arch),
+    )
+
+
+def _clip_settings(clip: Clip, arch: str | None) -> ClipSettings | None:
+    if clip.classnames is None:
+        if clip != Clip():
+            raise ConfigError("templates, pretrained, clip_config: give classnames with them")
+        return None
+    if arch is not None and not arch.startswith("open_clip/"):
+        raise ConfigError(f"classnames: only for a model of arch open_clip/NAME, got {arch}")
+    return ClipSettings.from_files(
+        Path(clip.classnames),
+        templates=_path(clip.templates),
+        config_folder=_path(clip.clip_config),
+        pretrained=clip.pretrained,
+    )
+
+
+def black_box_options(query: Query) -> BlackBoxOptions:
+    """Return what is said about a model that can only be asked."""
+    return BlackBoxOptions(
+        layout=query.layout,
+        input_name=query.input_name,
+        output_name=query.output_name,
+        binary=query.binary,
+        grid=query.grid,
+        request_size=query.request_size,
+        transport=TransportSettings(
+            timeout=query.timeout,
+            retries=query.retries,
+            qps=query.qps,
+            concurrency=query.concurrency,
+            token_env=query.token_env,
+            ca_file=query.ca_file,
+        ),
+    )
+
+
+def compute_settings(compute: Compute) -> ComputeSettings:
+    """Return where and how to compute."""
+    return ComputeSettings(
+        device=compute.device,
+        seed=compute.seed,
+        batch_size=compute.batch_size,
+        precision=compute.precision,
+    )
+
+
+def split_settings(compute: Compute) -> SplitSettings:
+    """Return the sizes of the halves."""
+    return SplitSettings(craft=compute.craft, held_out=compute.held_out)
+
+
+def stand_in_config(inputs: Inputs) -> StandInConfig:
+    """Return how stand-ins are made."""
+    return StandInConfig(n_images=inputs.stand_in_images)
+
+
+def existence_config(existence: Existence, compute: Compute) -> ExistenceConfig:
+    """Return how the coefficient is measured by itself."""
+    return ExistenceConfig(
+        top_share=existence.top_share,
+        estimator=existence.estimator,
+        n_samples=existence.samples,
+        n_bootstrap=existence.bootstrap,
+        batch_size=compute.batch_size,
+        precision=compute.precision,
+        include=existence.layer,
+    )
+
+
+def relearn_config(relearning: Relearning) -> RelearnConfig:
+    """Return how the trigger is taught."""
+    return RelearnConfig(
+        shots=relearning.shots,
+        steps=relearning.steps,
+        learning_rates=relearning.learning_rates,
+        draws=relearning.draws,
+        freeze_batch_norm=relearning.freeze_batch_norm,
+    )
+
+
+def inversion_config(inversion: Inversion) -> InversionConfig:
+    """Return how a trigger is looked for."""
+    chosen = tuple(dict.fromkeys(m for m in inversion.method if m != "auto"))
+    if not chosen or "auto" in inversion.method:
+        return InversionConfig(n_passes=inversion.passes)
+    return InversionConfig(methods=chosen, n_passes=inversion.passes)
+
+
+def model_cache(surrogates: Surrogates) -> Path | None:
+    """Return the folder that keeps models made here, `None` for none.
+
+    Raises:
+        ConfigError: A folder was named, and none wanted.
+    """
+    if surrogates.no_cache:
+        if surrogates.cache is not None:
+            raise ConfigError("give --cache or --no-cache, not both")
+        return None
+    return (cache_folder() if surrogates.cache is None else Path(surrogates.cache)) / "models"
+
+
+def _given(value: str | None, name: str) -> str:
+    if value is None:
+        raise ConfigError(f"{name}: expected one")
+    return value
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

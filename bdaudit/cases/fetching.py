@@ -1,0 +1,105 @@
+"""Inputs that are named by URLs: fetched before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from bdaudit.errors import TriggerError
+from bdaudit.fetching import fetch_beside, fetch_steps, public_url
+from bdaudit.foundation.progress import Steps
+from bdaudit.foundation.sources import is_url
+from bdaudit.foundation.texts import read_toml
+from bdaudit.triggers.files import companion_names
+
+if TYPE_CHECKING:
+    from bdaudit.cases.sources import Sources
+
+__all__ = ["fetch_sources", "fetch_trigger", "in_public", "is_endpoint", "is_remote_file"]
+
+
+def is_endpoint(source: object) -> bool:
+    """Say whether `source` is the address of a served model rather than of a file.
+
+    Only HTTP addresses of the Open Inference Protocol are: their path has `/v2/models/` in it.
+    """
+    if not is_url(source):
+        return False
+    try:
+        parts = urlsplit(str(source))
+    except ValueError:  # no address at all; whoever fetches it says so
+        return False
+    return parts.scheme.lower() in ("http", "https") and "/v2/models/" in parts.path
+
+
+def is_remote_file(source: object) -> bool:
+    """Say whether `source` is a URL of a file."""
+    return is_url(source) and not is_endpoint(source)
+
+
+def fetch_sources(sources: Sources) -> Steps[Sources]:
+    """Fetch whatever is named by a URL.
+
+    Returns:
+        The same sources with paths into the cache, and `origins` to name them by.
+
+    Raises:
+        FetchError: Something cannot be had, or is not what its digest says.
+    """
+    changed: dict[str, Any] = {}
+    origins = dict(sources.origins)
+    for name in ("defended", "original", "data", "trigger"):
+        value = getattr(sources, name)
+        if is_remote_file(value):
+            steps = fetch_trigger(value) if name == "trigger" else fetch_steps(value)
+            changed[name] = yield from _noting(steps, value, origins)
+    for name in ("references", "surrogates"):
+        models = list(getattr(sources, name))
+        for k, model in enumerate(models):
+            if is_remote_file(model):
+                models[k] = yield from _noting(fetch_steps(str(model)), str(model), origins)
+                changed[name] = models
+    return replace(sources, **changed, origins=origins) if changed else sources
+
+
+def _noting(steps: Steps[Path], url: str, origins: dict[str, str]) -> Steps[Path]:
+    path = yield from steps
+    public = public_url(url).partition("#")[0]
+    origins[str(path)] = public
+    # What came with it lies in the same folder.
+    origins[str(path.parent)] = public.rpartition("/")[0]
+    return path
+
+
+def fetch_trigger(url: str) -> Steps[Path]:
+    """Fetch a trigger file and every file it names beside itself.
+
+    Raises:
+        FetchError: As for a single file.
+        TriggerError: It is no TOML file, or names a folder.
+    """
+    path = yield from fetch_steps(url)
+    document = read_toml(path, what=f"a trigger file from {public_url(url)}", error=TriggerError)
+    if document.get("kind") == "paired":
+        raise TriggerError(
+            f"{public_url(url)}: the folder of a paired trigger cannot be fetched; download it"
+        )
+    for name in companion_names(document):
+        yield from fetch_beside(url, name)
+    return path
+
+
+def in_public(value: Any, origins: Mapping[str, str]) -> Any:
+    """Name files in texts by where they came from, not by where the cache has them."""
+    if isinstance(value, str):
+        for path, origin in origins.items():
+            value = value.replace(path, origin)
+        return value
+    if isinstance(value, Mapping):
+        return {key: in_public(inner, origins) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_public(inner, origins) for inner in value]
+    return value

@@ -1,0 +1,331 @@
+"""From sources to models, images and a trigger that fit one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+
+from bdaudit.blackbox import BlackBox, TorchBlackBox, open_black_box
+from bdaudit.cases.evidence import describe_sources, digest_inputs
+from bdaudit.cases.fetching import fetch_sources, in_public
+from bdaudit.cases.settings import SplitSettings
+from bdaudit.cases.sources import DataSource, ModelSource, Sources, can_only_be_asked
+from bdaudit.cases.subjects import Inputs, Subject, shape_of
+from bdaudit.cases.target import class_index, with_target
+from bdaudit.data import Sample, from_arrays, load_sample, split_sample, with_classes
+from bdaudit.data.classes import absent_classes, agree_on_classes, shown
+from bdaudit.data.loading import name_classes
+from bdaudit.errors import ConfigError, DataError, InputError, ModelError
+from bdaudit.foundation.progress import finish
+from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model, wrap_module
+from bdaudit.records import Role
+from bdaudit.triggers import Trigger, poison, read_trigger
+
+__all__ = ["open_inputs", "open_models", "open_sample"]
+
+_N_CHECKED = 64  # images on which a model's answers are looked at before anything is measured
+
+
+_N_PEEKED = 4  # images read to learn the sample's own shape
+
+
+def open_inputs(
+    sources: Sources,
+    *,
+    split: SplitSettings,
+    seed: int,
+    device: torch.device,
+) -> Inputs:
+    """Open models, sample and trigger, and check that they fit together.
+
+    Args:
+        sources: Where everything comes from.
+        split: Sizes of the halves of the sample, which is resized to the first model's input.
+        seed: Of the split.
+        device: Where the models are put.
+
+    Raises:
+        InputError: Something cannot be read, or does not fit; nothing has been computed yet.
+    """
+    sources = finish(fetch_sources(sources))  # nothing is left to fetch where that was a step
+    try:
+        return _open_local(sources, split=split, seed=seed, device=device)
+    except InputError as error:
+        if not sources.origins:
+            raise
+        raise type(error)(in_public(str(error), sources.origins)) from error
+
+
+def _open_local(
+    sources: Sources, *, split: SplitSettings, seed: int, device: torch.device
+) -> Inputs:
+    subjects, sample = open_models(sources, device=device)
+    first = subjects[0].black_box
+    trigger = _open_trigger(sources, sample.class_names)
+    halves = split_sample(
+        sample, n_craft=split.craft_of(len(sample)), n_held_out=split.held_out, seed=seed
+    )
+    files = digest_inputs(subjects, sources)
+    return Inputs(
+        subjects=subjects,
+        craft=halves.craft,
+        held_out=halves.held_out,
+        craft_poisoned=poison(halves.craft, trigger, first.num_classes),
+        held_out_poisoned=poison(halves.held_out, trigger, first.num_classes),
+        trigger=trigger,
+        num_classes=first.num_classes,
+        files=files,
+        sources=describe_sources(sources, files),
+        origins=sources.origins,
+    )
+
+
+def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subject, ...], Sample]:
+    """Open the models and the sample, and check that they fit together.
+
+    Args:
+        sources: Where everything comes from; the trigger is left alone.
+        device: Where the models are put.
+
+    Returns:
+        The models, defended first where there is one, and the sample at the first one's size.
+
+    Raises:
+        InputError: Something cannot be read, or does not fit; nothing has been computed yet.
+    """
+    shape = _shape_of_sample(sources)
+    opened: list[tuple[Role, LoadedModel]] = []
+    for role, name, source in sources.named_models():
+        shape = opened[0][1].image_shape if opened else shape
+        opened.append((role, _open_model(source, role, name, shape, sources, device)))
+    _check_weights_found(sources.model_options, opened)
+    subjects = [_as_subject(role, model, sources) for role, model in opened]
+    if sources.defended is not None and can_only_be_asked(sources.defended):
+        subjects.insert(0, _open_black_box(sources, shape, opened, device))
+    first = subjects[0].black_box
+    for subject in subjects[1:]:
+        _check_same_task(first, subject.black_box)
+    _demand_one_order(sources)
+    sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.class_names)
+    sample = _check_labels(sample, first)
+    checked = (_with_checked_outputs(subject, sample, sources, device) for subject in subjects)
+    return tuple(checked), sample
+
+
+def _demand_one_order(sources: Sources) -> None:
+    """Hold the data's class names against those that a CLIP is asked with, which also count."""
+    clip = sources.model_options.clip
+    if sources.classes is None or clip is None:
+        return
+    given, given_by = name_classes(sources.classes)
+    assert given is not None
+    agree_on_classes(given, given_by, clip.class_names, "the class names of the CLIP")
+
+
+def _check_weights_found(
+    options: ModelSettings, opened: Sequence[tuple[Role, LoadedModel]]
+) -> None:
+    """Refuse a key that no model's file has: it is misspelt, or meant for another audit."""
+    for role in (None, *get_args(Role)):
+        key = options.weights_of(role)
+        if key is None:
+            continue
+        models = [model for own, model in opened if role in (None, own)]
+        if not any(model.weights == key for model in models):
+            of = "a model" if role is None else f"{role} model"
+            raise ConfigError(
+                f"weights: expected the key of weights in the file of {of}, got {key!r}, which "
+                "none of them has; `bdaudit inspect FILE` lists the keys"
+            )
+
+
+def open_sample(
+    data: DataSource,
+    *,
+    image_shape: tuple[int, int, int] | None,
+    classes: Sequence[str] | Path | None,
+) -> Sample:
+    """Return the clean sample that `data` names or holds.
+
+    Raises:
+        DataError: It cannot be read or does not fit `image_shape`.
+    """
+    if isinstance(data, str | Path):
+        return load_sample(Path(data), image_shape=image_shape, classes=classes)
+    sample = with_classes(data if isinstance(data, Sample) else from_arrays(*data), classes)
+    if image_shape is not None and tuple(sample.images.shape[1:]) != image_shape:
+        raise DataError(
+            f"{sample.source}: expected images of shape {image_shape}, which the model takes, got "
+            f"{tuple(sample.images.shape[1:])}; resize them, or wrap the model"
+        )
+    return sample
+
+
+def _shape_of_sample(sources: Sources) -> tuple[int, int, int] | None:
+    """Return the sample's own (C, H, W), `None` when its images differ in size.
+
+    Of a file or folder a few images are read; whatever is wrong with it is said when all are.
+    """
+    data = sources.data
+    if not isinstance(data, str | Path):
+        sample = open_sample(data, image_shape=None, classes=None)
+    else:
+        try:
+            sample = load_sample(Path(data), classes=sources.class_names, limit=_N_PEEKED)
+        except DataError:
+            return None
+    return shape_of(sample)
+
+
+def _open_model(
+    source: ModelSource,
+    role: Role,
+    name: str,
+    image_shape: tuple[int, int, int] | None,
+    sources: Sources,
+    device: torch.device,
+) -> LoadedModel:
+    options = sources.model_options
+    if isinstance(source, LoadedModel):
+        source.classifier.to(device)
+        return replace(source, name=name)
+    if isinstance(source, nn.Module):
+        if image_shape is None:
+            # Reading all of the sample says what is wrong with it.
+            image_shape = shape_of(open_sample(sources.data, image_shape=None, classes=None))
+        return wrap_module(
+            source,
+            name=name,
+            image_shape=image_shape,
+            num_classes=options.num_classes,
+            input_size=options.input_size,
+            mean=options.mean,
+            std=options.std,
+            outputs=options.outputs,
+            device=device,
+        )
+    own, general = options.weights_of(role), options.weights_of(None)
+    if role == "surrogate":
+        return load_model(
+            source,
+            name=name,
+            weights=own,
+            preferred_weights=general,
+            fallback=options,
+            fallback_image_shape=image_shape,
+            device=device,
+        )
+    return load_model(
+        source,
+        name=name,
+        arch=options.arch,
+        num_classes=options.num_classes,
+        input_size=options.input_size,
+        mean=options.mean,
+        std=options.std,
+        interpolation=options.interpolation,
+        outputs=options.outputs,
+        clip=options.clip,
+        weights=own,
+        preferred_weights=general,
+        fallback_image_shape=image_shape,
+        device=device,
+    )
+
+
+def _open_black_box(
+    sources: Sources,
+    image_shape: tuple[int, int, int] | None,
+    opened: Sequence[tuple[Role, LoadedModel]],
+    device: torch.device,
+) -> Subject:
+    """Open the defended model as something to be asked; what it does not say, the others do."""
+    known = opened[0][1] if opened else None
+    source = sources.defended
+    assert source is not None
+    if isinstance(source, BlackBox):
+        return Subject("defended", "defended", None, source)
+    black_box = open_black_box(
+        source,
+        name="defended",
+        feedback=sources.feedback,
+        options=replace(sources.black_box, settings=sources.model_options),
+        fallback_image_shape=known.image_shape if known else image_shape,
+        fallback_num_classes=known.num_classes if known else None,
+        device=device,
+    )
+    return Subject("defended", "defended", None, black_box)
+
+
+def _as_subject(role: Role, model: LoadedModel, sources: Sources) -> Subject:
+    black_box = TorchBlackBox(model, feedback=sources.feedback, grid=sources.black_box.grid)
+    return Subject(role, model.name, model, black_box)
+
+
+def _with_checked_outputs(
+    subject: Subject, sample: Sample, sources: Sources, device: torch.device
+) -> Subject:
+    """Look at a few answers of a model that was loaded; a black box checks its own."""
+    if subject.model is None:
+        return subject
+    checked = check_outputs(
+        subject.model,
+        sample.images[:_N_CHECKED].to(device),
+        outputs=sources.model_options.outputs,
+    )
+    return _as_subject(subject.role, checked, sources)
+
+
+def _check_same_task(first: BlackBox, other: BlackBox) -> None:
+    if other.num_classes != first.num_classes:
+        raise ModelError(
+            f"{other.name}: expected {first.num_classes} classes like {first.name}, got "
+            f"{other.num_classes}"
+        )
+    if other.image_shape != first.image_shape:
+        raise ModelError(
+            f"{other.name}: expected images of shape {first.image_shape} like {first.name}, got "
+            f"{other.image_shape}"
+        )
+
+
+def _check_labels(sample: Sample, model: BlackBox) -> Sample:
+    """Hold the sample's classes against the model's, and note those it has no images of."""
+    names = sample.class_names
+    if names is not None and len(names) != model.num_classes:
+        empty = absent_classes(sample.labels, len(names), names)
+        raise DataError(
+            f"{sample.source}: expected {model.num_classes} classes like {model.name}, got "
+            f"{len(names)} by {sample.classes_from}: {shown(names)}"
+            + (f"; of these without images: {shown(empty)}" if empty else "")
+            + ". With a class too few or too many, later ones get the label of another: add or "
+            f"remove it (a folder may be empty), or name all {model.num_classes} classes in order "
+            "with --classes"
+        )
+    highest = int(sample.labels.max())
+    if highest >= model.num_classes:
+        raise DataError(
+            f"{sample.source}: expected labels below {model.num_classes}, the number of classes "
+            f"of {model.name}, got {highest}; is this the data of that model, or is --classes "
+            "needed?"
+        )
+    absent = absent_classes(sample.labels, model.num_classes, names)
+    if not absent:
+        return sample
+    note = f"no images of {len(absent)} of {model.num_classes} classes: {shown(absent)}"
+    return replace(sample, notes=(*sample.notes, note))
+
+
+def _open_trigger(sources: Sources, class_names: Sequence[str] | None) -> Trigger:
+    trigger = sources.trigger
+    assert trigger is not None  # whoever has none looks for one first
+    if not isinstance(trigger, Trigger):
+        trigger = read_trigger(Path(trigger), allow_code=sources.allow_trigger_code)
+    if sources.target_label is None:
+        return trigger
+    return with_target(trigger, class_index(sources.target_label, class_names))

@@ -1,0 +1,133 @@
+"""Where the inputs of a verb come from, before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bdaudit.blackbox import BlackBox, BlackBoxOptions, Feedback
+from bdaudit.cases.fetching import is_endpoint, is_remote_file
+from bdaudit.data import Sample
+from bdaudit.fetching import public_url
+from bdaudit.foundation.usercode import split_reference
+from bdaudit.models import LoadedModel, ModelSettings
+from bdaudit.records import Role
+from bdaudit.triggers import Trigger
+from bdaudit.verdict import Policy
+
+__all__ = [
+    "DataSource",
+    "DefendedSource",
+    "ModelSource",
+    "Sources",
+    "TriggerSource",
+    "can_only_be_asked",
+    "default_modes",
+]
+
+ModelSource: TypeAlias = LoadedModel | nn.Module | str | Path
+"""A model: loaded, a module in memory (images in [0, 1] to logits), or a checkpoint's path."""
+
+
+DefendedSource: TypeAlias = ModelSource | BlackBox | Callable[[Tensor], Any]
+"""A model, or something that can only be asked: a black box, a function from images to scores or
+labels, the path of an ONNX file, `file.py:function`, or a served model's address."""
+
+
+DataSource: TypeAlias = (
+    Sample | tuple[Tensor | NDArray[Any], Tensor | NDArray[Any] | Sequence[int]] | str | Path
+)
+"""Clean images: a sample, a pair (images, labels), or a path that `load_sample` reads."""
+
+
+TriggerSource: TypeAlias = Trigger | str | Path
+"""A trigger or the path of a trigger file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the inputs of a verb come from, before anything is opened.
+
+    Attributes:
+        defended: The release candidate; `None` where only the original is looked at.
+        original: The suspected model before the defence, where the verb needs it.
+        references: Innocent models of the same task.
+        surrogates: Models that resemble the defended one: other defended versions of `original`.
+            What their files do not say is taken from `model_options`, which other models' files
+            do not override, so their architecture may be another one.
+        data: Clean labelled images.
+        trigger: The trigger, `None` when nobody knows it.
+        policy: Limits of the verdict, or a policy file; `None` for the defaults.
+        classes: Class names in order of index, or a file with one a line.
+        model_options: What the user says about all the checkpoints.
+        black_box: What the user says about a defended model that can only be asked.
+        feedback: What a query search is given.
+        target_label: Replaces the target of the trigger's rule; an index, or a class name.
+        allow_trigger_code: Whether a trigger file may name Python code to run.
+        project: The project file that said all this, `None` when none did.
+        origins: Where files came from that were fetched, by path; see `fetch_sources`.
+    """
+
+    defended: DefendedSource | None
+    original: ModelSource | None = None
+    references: Sequence[ModelSource] = ()
+    surrogates: Sequence[ModelSource] = ()
+    data: DataSource
+    trigger: TriggerSource | None
+    policy: Policy | str | Path | None = None
+    classes: Sequence[str] | Path | None = None
+    model_options: ModelSettings = field(default_factory=ModelSettings)
+    black_box: BlackBoxOptions = field(default_factory=BlackBoxOptions)
+    feedback: Feedback = "scores"
+    target_label: int | str | None = None
+    allow_trigger_code: bool = False
+    project: str | Path | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> Sequence[str] | Path | None:
+        """Names for the data's classes: those given for it, or else a CLIP's."""
+        if self.classes is not None or self.model_options.clip is None:
+            return self.classes
+        return self.model_options.clip.class_names
+
+    def named_models(self) -> list[tuple[Role, str, ModelSource]]:
+        """Give the models that are opened as files or modules their role and name.
+
+        The defended one comes first, unless it can only be asked.
+        """
+        named: list[tuple[Role, str, ModelSource]] = []
+        if self.defended is not None and not can_only_be_asked(self.defended):
+            named.append(("defended", "defended", self.defended))  # type: ignore[arg-type]
+        if self.original is not None:
+            named.append(("original", "original", self.original))
+        for number, reference in enumerate(self.references, start=1):
+            name = "reference" if len(self.references) == 1 else f"reference {number}"
+            named.append(("reference", name, reference))
+        for number, surrogate in enumerate(self.surrogates, start=1):
+            named.append(("surrogate", f"surrogate {number}", surrogate))
+        return named
+
+
+def can_only_be_asked(source: DefendedSource) -> bool:
+    """Say whether a source is something without weights to look into."""
+    if isinstance(source, LoadedModel | nn.Module):
+        return False
+    if isinstance(source, str | Path):
+        text = str(source)
+        if is_remote_file(text):
+            text = public_url(text).partition("#")[0]
+        return (
+            is_endpoint(text) or text.lower().endswith(".onnx") or split_reference(text) is not None
+        )
+    return True
+
+
+def default_modes(source: DefendedSource) -> tuple[Literal["white", "query"], ...]:
+    """Return the kinds of attack that suit a source when the user names none."""
+    return ("query",) if can_only_be_asked(source) else ("white",)

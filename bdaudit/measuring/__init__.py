@@ -1,0 +1,1 @@
+"""The steps of an audit, each on things that are already open."""

@@ -1,0 +1,114 @@
+"""The comparison conditions: which images one and the same attack is given, and toward what.
+
+A control here is an input to the attack, not a second attack: whatever search runs on the
+triggered images of the defended model runs, with the same settings, on these. Any model can be
+pushed to a class by a large enough universal perturbation (Min et al., NeurIPS 2024), so a
+re-activated ASR says nothing without them.
+
+Two more controls come for free and need no condition of their own: the *same delta without the
+trigger* is scored beside every run, and *innocent models* get the `trigger` condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdaudit.errors import ConfigError
+from bdaudit.records import Condition
+from bdaudit.triggers import Poisoned
+
+__all__ = ["AttackImages", "Half", "attack_images", "default_controls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """Images an attack is made on, or scored on.
+
+    Attributes:
+        images: (N, C, H, W) in [0, 1], what delta is added to.
+        targets: (N,) the class each image should be taken to.
+        labels: (N,) true labels, never equal to the target.
+        clean: (N, C, H, W) the same images without the trigger.
+    """
+
+    images: Tensor
+    targets: Tensor
+    labels: Tensor
+    clean: Tensor
+
+    def __len__(self) -> int:
+        return int(self.targets.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class AttackImages:
+    """One condition: the craft half and the held-out half, which never mix."""
+
+    condition: Condition
+    craft: Half
+    held_out: Half
+    target_label: int | None
+
+    @property
+    def has_trigger(self) -> bool:
+        """Whether the attacked images carry the trigger."""
+        return self.condition != "no_trigger"
+
+
+def attack_images(
+    condition: Condition,
+    craft: Poisoned,
+    held_out: Poisoned,
+    *,
+    num_classes: int,
+    generator: torch.Generator,
+) -> AttackImages:
+    """Arrange the images of one condition.
+
+    Args:
+        condition: `trigger` and `noise` take the triggered images, `no_trigger` the same images
+            clean, `wrong_target` the triggered images toward classes that are not the trigger's.
+        craft: Poisonable craft images, clean and triggered.
+        held_out: Poisonable held-out images, clean and triggered.
+        num_classes: K.
+        generator: Draws the wrong target.
+
+    Raises:
+        ConfigError: A wrong target was asked for with two classes only: an image whose label is
+            not the target has no third class to go to.
+    """
+    if condition == "wrong_target":
+        if num_classes < 3:
+            raise ConfigError("the wrong-target control needs three classes or more")
+        shift = int(torch.randint(1, num_classes, (1,), generator=generator))
+        halves = [_toward_another_class(half, shift, num_classes) for half in (craft, held_out)]
+    elif condition == "no_trigger":
+        halves = [Half(p.clean, p.targets, p.labels, p.clean) for p in (craft, held_out)]
+    else:
+        halves = [Half(p.triggered, p.targets, p.labels, p.clean) for p in (craft, held_out)]
+    return AttackImages(condition, halves[0], halves[1], _only_value(halves[1].targets))
+
+
+def _toward_another_class(poisoned: Poisoned, shift: int, num_classes: int) -> Half:
+    """Move every target by `shift` classes and leave out images that already belong there."""
+    targets = (poisoned.targets + shift) % num_classes
+    kept = targets != poisoned.labels
+    return Half(
+        poisoned.triggered[kept], targets[kept], poisoned.labels[kept], poisoned.clean[kept]
+    )
+
+
+def _only_value(targets: Tensor) -> int | None:
+    first = int(targets[0])
+    return first if bool((targets == first).all()) else None
+
+
+def default_controls(num_classes: int) -> Sequence[Condition]:
+    """Return the conditions an audit runs on the defended model beside `trigger`."""
+    if num_classes < 3:
+        return ("no_trigger", "noise")
+    return ("no_trigger", "wrong_target", "noise")

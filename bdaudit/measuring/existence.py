@@ -1,0 +1,68 @@
+"""The existence coefficient as a step of an audit."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bdaudit.blackbox import OnnxBlackBox, fold_batch_norms, read_onnx_layers
+from bdaudit.cases.subjects import Inputs
+from bdaudit.errors import ModelError
+from bdaudit.existence import ExistenceConfig, existence_coefficient
+from bdaudit.existence.layers import select_layers
+from bdaudit.foundation.progress import Steps
+from bdaudit.measuring.compute import Compute, derive_generator
+from bdaudit.records import BecRecord
+
+__all__ = ["existence_steps"]
+
+
+def existence_steps(
+    inputs: Inputs, compute: Compute, config: ExistenceConfig | None = None
+) -> Steps[tuple[tuple[BecRecord, ...], str | None]]:
+    """Compute BEC of the defended model against every reference, on held-out images.
+
+    Returns:
+        The records, one a reference, and the reason why there is none where it is undefined.
+    """
+    (defended,) = inputs.with_role("defended")
+    (original,) = inputs.with_role("original")
+    references = [s.white for s in inputs.with_role("reference")]
+    if not references:
+        return (), (
+            "not measured: it needs an innocent model, and there is none that serves; pass "
+            "--reference"
+        )
+    if defended.model is not None:
+        networks = [original.white.classifier, *(r.classifier for r in references)]
+        network: nn.Module = defended.model.classifier
+    elif isinstance(defended.black_box, OnnxBlackBox):
+        try:
+            layers = read_onnx_layers(defended.black_box, original.white)
+            networks = [fold_batch_norms(m, layers.folded) for m in (original.white, *references)]
+        except ModelError as error:
+            return (), f"not measured: {error}"
+        unread = (
+            set(select_layers(original.white.network)) - dict(layers.network.named_modules()).keys()
+        )
+        if unread:
+            return (), (
+                "not measured: of an ONNX file only convolutions are read, and layers to compare "
+                f"are others: {min(unread)}"
+            )
+        defended.black_box.notes.append(layers.note)
+        network = layers.network
+    else:
+        return (), "not measured: the defended model can only be asked"
+    records = yield from existence_coefficient(
+        networks[0],
+        network,
+        [(r.name, other) for r, other in zip(references, networks[1:], strict=True)],
+        clean=inputs.held_out_poisoned.clean,
+        triggered=inputs.held_out_poisoned.triggered,
+        config=config
+        or ExistenceConfig(batch_size=compute.batch_size, precision=compute.precision),
+        generator=derive_generator(compute.seed, "existence"),
+        device=compute.device,
+    )
+    undefined = [record.reason for record in records if record.value is None and record.reason]
+    return records, undefined[0] if len(undefined) == len(records) else None

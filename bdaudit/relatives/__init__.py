@@ -1,0 +1,1 @@
+"""Models made beside the original: stand-ins for innocent models, and surrogates."""
