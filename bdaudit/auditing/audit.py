@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from bdaudit.auditing.answers import Examined
 from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.invert import RecoveredTriggers
 from bdaudit.auditing.recovered import audit_recovered
@@ -31,6 +30,7 @@ from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.errors import BdauditError, ConfigError, RemoteError
 from bdaudit.foundation.memory import PeakMemory
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded
+from bdaudit.measuring.answers import Examined
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import Attacker
 from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
-from bdaudit.auditing.answers import examine_answers
 from bdaudit.auditing.documents import make_header
-from bdaudit.auditing.innocents import left_out_diagnostic
 from bdaudit.cases.evidence import describe_sources, digest_inputs
 from bdaudit.cases.fetching import fetch_sources
 from bdaudit.cases.opening import open_models
@@ -24,9 +22,11 @@ from bdaudit.errors import InputError
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.inversion import InversionConfig
+from bdaudit.measuring.answers import examine_answers
 from bdaudit.measuring.baselines import demand_matching_labels, learned_less, near_chance
 from bdaudit.measuring.compute import Compute
 from bdaudit.measuring.environment import resolve_device
+from bdaudit.measuring.innocents import left_out_diagnostic
 from bdaudit.measuring.inversion import _SHOWN, _clean_acc, lacking_accuracy, recover_steps
 from bdaudit.measuring.standins import MadeStandIns, make_models, n_missing
 from bdaudit.models import ModelSettings

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 
-from bdaudit.auditing.innocents import lacks_accuracy, looks_moved
 from bdaudit.cases.subjects import Subject, describe_trigger
 from bdaudit.data import Sample, Split
 from bdaudit.errors import ConfigError, InputError
@@ -28,6 +27,7 @@ from bdaudit.inversion import (
 from bdaudit.inversion.anomaly import LEAST_SPREAD, LEAST_SPREAD_OF_STAND_INS
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute
+from bdaudit.measuring.innocents import lacks_accuracy, looks_moved
 from bdaudit.records import Inversion, InversionRun, Rate, RecoveredTrigger, TargetScore
 from bdaudit.scoring import rate
 from bdaudit.triggers import AllToOne, ClassMap, TargetRule, Transform, Trigger, poison

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bdaudit.auditing.answers import Examined, examine_answers
-from bdaudit.auditing.innocents import assess_innocents, trigger_moves_innocents
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.data import Sample
 from bdaudit.errors import ModelError, NumericsError
 from bdaudit.foundation.progress import Steps
+from bdaudit.measuring.answers import Examined, examine_answers
 from bdaudit.measuring.baselines import check_baselines, demand_matching_labels, measure_baselines
 from bdaudit.measuring.compute import Compute, derive_generator
+from bdaudit.measuring.innocents import assess_innocents, trigger_moves_innocents
 from bdaudit.models import LoadedModel
 from bdaudit.records import Baseline, Diagnostic
 from bdaudit.relatives.standins import StandInConfig, make_stand_ins

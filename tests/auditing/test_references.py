@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import bdaudit
-from bdaudit.auditing.innocents import trigger_moves_innocents
 from bdaudit.measuring.baselines import check_baselines
+from bdaudit.measuring.innocents import trigger_moves_innocents
 from bdaudit.records import AuditRecord
 from bdaudit.verdict import Policy
 from tests.auditing.test_audit import SETTINGS, TRIGGER, another_innocent, audit
@@ -255,7 +255,7 @@ def test_a_trigger_that_moves_half_of_the_innocent_models_may_be_a_feature() -> 
         return [d.code for d in trigger_moves_innocents(baselines, Policy(), wide=False)]
 
     def bdaudit_reason(share: float) -> str | None:
-        from bdaudit.auditing.innocents import looks_moved
+        from bdaudit.measuring.innocents import looks_moved
         from tests.records import rate
 
         return looks_moved(rate(share), rate(0.01), 0.10)

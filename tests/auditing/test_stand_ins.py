@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import bdaudit
-from bdaudit.auditing.innocents import assess_innocents
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Progress
+from bdaudit.measuring.innocents import assess_innocents
 from bdaudit.records import AuditRecord
 from bdaudit.verdict import Policy
 from tests.auditing.test_audit import SETTINGS as NO_STAND_INS
