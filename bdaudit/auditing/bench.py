@@ -241,9 +241,10 @@ def bench_steps(
     started = time.perf_counter()
     policy = policy or Policy()
     device = resolve_device(settings.audit.compute.device)
+    for pattern in settings.only:
+        if not any(fnmatch(case.member.name, pattern) for case in source.cases):
+            raise ConfigError(f"only: no model is called {pattern}")
     planned = list(_plan(source, settings))
-    if not planned:
-        raise ConfigError(f"only: no model is called {', '.join(settings.only)}")
     requests = [
         AuditRequest(
             key=case_key(case.member.name, variant),

@@ -313,7 +313,9 @@ def relearn_config(relearning: Relearning) -> RelearnConfig:
 def inversion_config(inversion: Inversion) -> InversionConfig:
     """Return how a trigger is looked for."""
     chosen = tuple(dict.fromkeys(m for m in inversion.method if m != "auto"))
-    if not chosen or "auto" in inversion.method:
+    if chosen and "auto" in inversion.method:
+        raise ConfigError("--method: auto takes all methods; give it alone, or those you want")
+    if not chosen:
         return InversionConfig(n_passes=inversion.passes)
     return InversionConfig(methods=chosen, n_passes=inversion.passes)
 

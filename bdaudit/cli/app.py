@@ -41,6 +41,7 @@ from bdaudit.cli.exits import (
     EXIT_USAGE,
     exit_of,
 )
+from bdaudit.cli.once import OnceCommand
 from bdaudit.cli.streams import (
     drop_stdout,
     flush_stdout,
@@ -136,6 +137,9 @@ for module in (
     module.register(app)
 app.add_typer(trigger.app)
 app.add_typer(zoo.app)
+for commands in (app, trigger.app, zoo.app):
+    for command in commands.registered_commands:
+        command.cls = OnceCommand
 
 
 def main() -> None:

@@ -55,9 +55,10 @@ def build(
         typer.Option(help="Data set, in place of the family file's data.path.", show_default=False),
     ] = None,
     only: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Only members whose names match, and what they are made from: 'badnets-*'.",
+            help="Only members whose names match, and what they are made from: 'badnets-*'; may be "
+            "given again.",
             metavar="PATTERN",
             show_default=False,
         ),
@@ -88,7 +89,9 @@ def build(
     if data is not None:
         family_file = family_file.with_data(data)
     chosen = options.open_engine(engine)
-    build = prepare_build(family_file, out, only=only, device=str(resolve_device(compute.device)))
+    build = prepare_build(
+        family_file, out, only=only or (), device=str(resolve_device(compute.device))
+    )
     if not (quiet or json):
         _announce(build)
     if dry_run:

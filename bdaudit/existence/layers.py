@@ -61,6 +61,13 @@ def select_layers(
     """
     readable = _readable_modules(network)
     if include:
+        for pattern in include:
+            if not any(fnmatchcase(name, pattern) for name in readable):
+                some = ", ".join(list(readable)[:8]) or "none"
+                raise ModelError(
+                    f"no layer of {type(network).__name__} is called {pattern!r}; it has these "
+                    f"convolutions, linear and attention layers: {some}"
+                )
         chosen = {name for name in readable if _matches(name, include)}
     else:
         chosen = {*_trunk_convolutions(network, readable), *_transformer_outputs(network, readable)}

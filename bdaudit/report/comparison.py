@@ -46,6 +46,7 @@ def compare(
     if len(records) < 2:
         raise ConfigError("compare: expected two records or more")
     _demand_one_case(records)
+    _demand_one_order_of_classes(records)
     runs = [_choose(records, mode, eps, k) for k in range(len(records))]
     names = _names(records)
     models = [
@@ -71,6 +72,11 @@ def _demand_one_case(records: Sequence[tuple[str, AuditRecord]]) -> None:
         ("original", "compare defended versions of one original", _original_digest),
         ("trigger", "audit all of them with one trigger", lambda r: r.trigger.sha256),
         ("target", "audit all of them toward one target", lambda r: r.trigger.target_label),
+        (
+            "number of classes",
+            "the original has one number of classes, so one of the records is not about it",
+            lambda r: r.data.num_classes,
+        ),
     ):
         found = [(file, value(record)) for file, record in records]
         for file, digest in found[1:]:
@@ -78,6 +84,19 @@ def _demand_one_case(records: Sequence[tuple[str, AuditRecord]]) -> None:
                 raise RecordError(
                     f"{file}: another {what} than in {found[0][0]} ({_short(digest)} and "
                     f"{_short(found[0][1])}); {remedy}"
+                )
+
+
+def _demand_one_order_of_classes(records: Sequence[tuple[str, AuditRecord]]) -> None:
+    """Refuse records that have the same class under two indices; other names are only told."""
+    named = [(file, names) for file, r in records if (names := r.data.class_names) is not None]
+    for file, names in named[1:]:
+        first_file, first = named[0]
+        for index, name in enumerate(names):
+            if name in first and first[index] != name:
+                raise RecordError(
+                    f"{file}: class {index} is {name!r}, which is class {first.index(name)} in "
+                    f"{first_file}; one of them was audited with labels in another order"
                 )
 
 
@@ -101,6 +120,7 @@ def _differences(records: Sequence[tuple[str, AuditRecord]], names: Sequence[str
             "the number of held-out images",
             lambda r: r.data.n_held_out,
         ),
+        ("the names of the classes", lambda r: r.data.class_names),
         ("the seed", lambda r: r.seed),
         ("the innocent models (so the controls differ)", _reference_digests),
         (

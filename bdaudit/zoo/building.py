@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,19 +66,19 @@ class Built:
 
 
 def prepare_build(
-    manifest: Manifest, out: Path, *, only: str | None = None, device: str = "cpu"
+    manifest: Manifest, out: Path, *, only: Sequence[str] = (), device: str = "cpu"
 ) -> Build:
     """Read the images and find out what is left to do.
 
     Args:
         manifest: The family file.
         out: The family's folder, which may not exist yet; nothing is written to it.
-        only: Pattern of members, as a shell's; `None` takes all.
+        only: Patterns of members, as a shell's; a member that matches any is made, none takes all.
         device: Where networks are trained.
 
     Raises:
         DataError: The data set cannot be used.
-        ConfigError: No member matches `only`.
+        ConfigError: A pattern of `only` matches no member.
     """
     parts = load_parts(manifest.data, seed=manifest.family.seed)
     recipes = plan_family(manifest, parts)
@@ -139,16 +139,17 @@ def build_family(build: Build, engine: Engine) -> Generator[Event, None, Built]:
     return Built(family, failed)
 
 
-def _closure(recipes: Iterable[Recipe], only: str | None) -> tuple[Recipe, ...]:
+def _closure(recipes: Iterable[Recipe], only: Sequence[str]) -> tuple[Recipe, ...]:
     """Return the recipes that were asked for, with all they need, in order."""
     recipes = tuple(recipes)
-    if only is None:
+    if not only:
         return recipes
     by_name = {recipe.name: recipe for recipe in recipes}
     members = [recipe.name for recipe in recipes if recipe.kind == "member"]
-    pending = [name for name in members if fnmatchcase(name, only)]
-    if not pending:
-        raise ConfigError(f"--only: {only!r} matches none of {', '.join(members)}")
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in members):
+            raise ConfigError(f"--only: {pattern!r} matches none of {', '.join(members)}")
+    pending = [n for n in members if any(fnmatchcase(n, pattern) for pattern in only)]
     wanted = set[str]()
     while pending:
         recipe = by_name[pending.pop()]

@@ -80,3 +80,9 @@ def test_names_are_those_of_the_bare_network() -> None:
     net = preactresnet18(10, width=4)
     assert network_of(Classifier(net)) is net
     assert network_of(net) is net
+
+
+def test_a_pattern_that_names_no_layer_is_not_passed_over() -> None:
+    net = preactresnet18(10, width=4)
+    with pytest.raises(ModelError, match=r"is called 'layer5\.\*'"):
+        select_layers(net, include=("layer4.*.conv2", "layer5.*"))

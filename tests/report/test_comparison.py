@@ -249,3 +249,19 @@ def test_stand_ins_of_different_models_are_no_difference_and_unfit_ones_no_innoc
     assert fit.innocent.asr_high == pytest.approx(0.01)
     unfit = made(with_stand_ins("a", left_out="weak"), with_stand_ins("b", left_out="weak"))
     assert unfit.innocent is None
+
+
+def classed(made: AuditRecord, **update: object) -> AuditRecord:
+    return made.model_copy(update={"data": made.data.model_copy(update=update)})
+
+
+def test_records_whose_classes_contradict_each_other() -> None:
+    names = ("cat", "dog", "owl", "pig")
+    first = classed(SLEEPY, class_names=names)
+    with pytest.raises(RecordError, match=r"class 0 is 'dog', which is class 1 in 0\.json"):
+        made(first, classed(CLEAN, class_names=("dog", "cat", "owl", "pig")))
+    with pytest.raises(RecordError, match="another number of classes"):
+        made(first, classed(CLEAN, num_classes=7))
+    other = made(first, classed(CLEAN, class_names=("chat", "chien", "hibou", "cochon")))
+    assert any("the names of the classes" in warning for warning in other.warnings)
+    assert made(first, classed(CLEAN, class_names=names)).warnings == made(SLEEPY, CLEAN).warnings

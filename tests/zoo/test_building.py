@@ -49,7 +49,7 @@ def run_build(
 
     def building() -> Generator[Event, None, Family]:
         built = yield from build_family(
-            prepare_build(read_manifest(path), out, only=only), LocalEngine()
+            prepare_build(read_manifest(path), out, only=[only] if only else ()), LocalEngine()
         )
         assert not built.failed
         return built.family
@@ -218,8 +218,12 @@ def test_a_failure_leaves_the_others(
 def test_only_asks_for_a_name_that_exists(small_data: Path, tmp_path: Path) -> None:
     manifest = read_manifest(small_data / "family.toml")
     with pytest.raises(ConfigError, match=r"'sig-\*' matches none of badnets-r10-s1"):
-        prepare_build(manifest, tmp_path / "out", only="sig-*")
-    build = prepare_build(manifest, tmp_path / "out", only="*--innocent")
+        prepare_build(manifest, tmp_path / "out", only=["sig-*"])
+    with pytest.raises(ConfigError, match=r"'sig-\*' matches none"):
+        prepare_build(manifest, tmp_path / "out", only=["badnets-r10-s1", "sig-*"])
+    both = prepare_build(manifest, tmp_path / "out", only=["badnets-r10-s1", "*--innocent"])
+    build = prepare_build(manifest, tmp_path / "out", only=["*--innocent"])
+    assert {recipe.name for recipe in both.wanted} >= {"badnets-r10-s1", "badnets-r10-s1--innocent"}
     assert [recipe.name for recipe in build.wanted] == [
         *("trigger:badnets", "badnets-r10-s1", "badnets-r10-s1--innocent")
     ]
