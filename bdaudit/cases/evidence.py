@@ -52,7 +52,8 @@ def _files(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str,
     for subject in subjects:
         files = subject.black_box.files
         if subject.model is not None:
-            files = tuple(file.path for file in subject.model.files)
+            loaded, path = subject.model.files, subject.model.path
+            files = tuple(file.path for file in loaded) or (() if path is None else (path,))
         for path in files:
             yield subject.name, path
         if files and files[0].suffix != ".py":
