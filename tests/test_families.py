@@ -6,6 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from bdaudit.errors import RecordError
+from bdaudit.foundation.statistics import wilson_interval
+from bdaudit.records import Rate
 from bdaudit.records.families import (
     FAMILY_FILE,
     Family,
@@ -75,3 +77,31 @@ def test_a_file_that_is_none_says_what_is_wrong_with_it(tmp_path):
     (tmp_path / FAMILY_FILE).write_text(json.dumps({"name": "x"}))
     with pytest.raises(RecordError, match=r"not a family of models: dataset: Field required"):
         read_family(tmp_path)
+
+
+def test_members_that_may_be_guessing_are_not_audited():
+    def learned(share):
+        successes = round(1000 * share)
+        low, high = wilson_interval(successes, 1000)
+        return Rate(successes=successes, total=1000, low=low, high=high)
+
+    def defended(name, original, share):
+        held = {"lineage": "defended", "original": original, "trigger": "patch"}
+        return member(name, clean_acc=learned(share), **held)
+
+    described = family(
+        member("a", lineage="original", trigger="patch", clean_acc=learned(0.9)),
+        member("b", lineage="original", trigger="patch", clean_acc=learned(0.1)),
+        defended("a-ft", "a", 0.88),
+        defended("a-broken", "a", 0.14),
+        defended("b-ft", "b", 0.8),
+        member("i1", clean_acc=learned(0.1)),
+        member("i2"),
+        references=("i1", "i2"),
+    )
+
+    assert [m.name for m in described.to_audit()] == ["a-ft"]
+    left_out = described.did_not_learn()
+    assert set(left_out) == {"b", "a-broken", "b-ft", "i1"}
+    assert left_out["a-broken"] == ("did not learn the task: clean accuracy 14.0%, chance is 10.0%")
+    assert left_out["b-ft"].startswith("its original b did not learn the task")

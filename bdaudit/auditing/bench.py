@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -90,6 +90,7 @@ class BenchSource:
         data: The clean sample.
         references: Innocent models, the same for all.
         cases: Each model with its original and its trigger.
+        left_out: Why some models are not audited, by name: they did not learn the task.
     """
 
     name: str
@@ -98,6 +99,7 @@ class BenchSource:
     data: DataSource
     references: tuple[Path, ...]
     cases: tuple[_Case, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_bench_source(
@@ -141,11 +143,16 @@ def _from_family(
         for member in family.to_audit()
         if member.original is not None and member.trigger is not None
     )
+    left_out = family.did_not_learn()
     if not cases:
+        said = "".join(f"; {name} {why}" for name, why in left_out.items())
         raise InputError(
-            f"{folder}: no model of family {family.name} has an original and a trigger"
+            f"{folder}: no model of family {family.name} can be audited: none that learned the "
+            f"task has an original and a trigger{said}"
         )
-    own = tuple(folder / family.member(name).file for name in family.references)
+    own = tuple(
+        folder / family.member(name).file for name in family.references if name not in left_out
+    )
     return BenchSource(
         name=family.name,
         sha256=digest_file(folder / FAMILY_FILE),
@@ -153,6 +160,7 @@ def _from_family(
         data=folder / family.sample if data is None else data,
         references=(*own, *references),
         cases=cases,
+        left_out=left_out,
     )
 
 
@@ -284,6 +292,7 @@ def bench_steps(
         policy_source=policy_source,
         environment=describe_environment(device),
         calibration=calibration,
+        left_out=dict(source.left_out),
         elapsed_s=time.perf_counter() - started,
         **vars(found),
     )

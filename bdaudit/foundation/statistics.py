@@ -21,12 +21,28 @@ __all__ = [
     "PairedDifference",
     "difference_of_differences",
     "difference_of_estimates",
+    "may_be_chance",
     "paired_difference",
     "prediction_bound",
     "probit",
     "share_of_probit",
     "wilson_interval",
 ]
+
+
+def may_be_chance(low: float, num_classes: int) -> bool:
+    """Whether a model may do no better than guessing.
+
+    Args:
+        low: Lower end of the interval of its accuracy.
+        num_classes: K. The limit is one and a half times chance, or ten points above it where
+            classes are so few that this is less.
+
+    >>> [may_be_chance(0.14, 10), may_be_chance(0.16, 10), may_be_chance(0.61, 2)]
+    [True, False, False]
+    """
+    chance = 1.0 / num_classes
+    return low <= min(1.5 * chance, chance + 0.1)
 
 
 def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.data import Sample
 from bdaudit.errors import DataError
 from bdaudit.foundation.progress import Progress, Steps
-from bdaudit.foundation.statistics import paired_difference
+from bdaudit.foundation.statistics import may_be_chance, paired_difference
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute
 from bdaudit.measuring.label_checks import answers_by_class, doubt_labels
@@ -211,7 +211,7 @@ def _check_original(original: Baseline) -> Iterator[Diagnostic]:
 
 def near_chance(model: str, clean_acc: Rate, num_classes: int) -> Iterator[Diagnostic]:
     """Doubt a model that may do no better than guessing."""
-    if clean_acc.low <= _NEAR_CHANCE / num_classes:
+    if may_be_chance(clean_acc.low, num_classes):
         yield Diagnostic(
             code="clean_accuracy_near_chance",
             severity="error",

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bdaudit.errors import RecordError, reads
 from bdaudit.foundation.texts import read_json
@@ -311,6 +311,7 @@ class BenchmarkRecord(Record):
         family_sha256: Digest of its file.
         cases: All audits.
         confusion: By variant.
+        left_out: Why some models of the family were not audited, by name.
     """
 
     kind: Literal["benchmark"] = "benchmark"
@@ -332,6 +333,7 @@ class BenchmarkRecord(Record):
     costs: tuple[Cost, ...] = ()
     calibration: Calibration | None = None
     misses: tuple[Miss, ...] = ()
+    left_out: dict[str, str] = Field(default_factory=dict)
     elapsed_s: float
 
 

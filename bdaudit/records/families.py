@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from bdaudit.errors import RecordError, reads
 from bdaudit.foundation.opening import RECORD_BYTES, read_bytes
+from bdaudit.foundation.statistics import may_be_chance
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.records import FileDigest, Rate, Record, RelearningEvidence
 
@@ -29,6 +30,7 @@ __all__ = [
     "Truth",
     "TruthSource",
     "read_family",
+    "why_not_learned",
     "write_family",
 ]
 
@@ -174,9 +176,48 @@ class Family(Record):
             raise RecordError(f"family {self.name}: no member is called {name!r}")
         return found
 
+    def did_not_learn(self) -> dict[str, str]:
+        """Say of which members nothing can be learned, since they may do no better than guessing.
+
+        Returns:
+            By name, why: the model itself did not learn the task, or its original did not.
+        """
+        own = {
+            m.name: reason
+            for m in self.members
+            if (reason := why_not_learned(m.clean_acc, self.num_classes)) is not None
+        }
+        of_original = {
+            m.name: f"its original {m.original} {own[m.original]}"
+            for m in self.members
+            if m.original in own
+        }
+        return of_original | own
+
     def to_audit(self) -> tuple[FamilyMember, ...]:
-        """Return the members that can be audited: all with an original and a trigger."""
-        return tuple(m for m in self.members if m.original is not None and m.trigger is not None)
+        """Return the members that can be audited.
+
+        All that have an original and a trigger, and did learn the task, as their original did.
+        """
+        unfit = self.did_not_learn()
+        return tuple(
+            m
+            for m in self.members
+            if m.original is not None and m.trigger is not None and m.name not in unfit
+        )
+
+
+def why_not_learned(clean_acc: Rate | None, num_classes: int) -> str | None:
+    """Say that a model may do no better than guessing; `None` where it surely does, or who knows.
+
+    Args:
+        clean_acc: Its clean accuracy, `None` where it was not measured.
+        num_classes: K.
+    """
+    if clean_acc is None or not may_be_chance(clean_acc.low, num_classes):
+        return None
+    chance = 1.0 / num_classes
+    return f"did not learn the task: clean accuracy {clean_acc.value:.1%}, chance is {chance:.1%}"
 
 
 @reads(RecordError)

@@ -37,6 +37,8 @@ def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
     title = f"{record.family}: {n} models, {len(record.cases)} audits"
     console.print(Text(title, style="bold"))
     console.print(Text(gist(record)))
+    for name, why in record.left_out.items():
+        console.print(Text.assemble(("left out: ", "yellow"), f"{name} {why}"))
     for variant, found in record.confusion.items():
         console.print()
         console.print(Text(f"Verdict against truth, {VARIANTS[variant]}", style="bold"))

@@ -21,7 +21,13 @@ from bdaudit.zoo.folder import CLEAN_SAMPLE, Made
 from bdaudit.zoo.making import Workshop
 from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.planning import Recipe
-from bdaudit.zoo.truth import asr_of_original, judge_truth, kept_evidence, needs_relearning
+from bdaudit.zoo.truth import (
+    Ruling,
+    asr_of_original,
+    judge_truth,
+    kept_evidence,
+    needs_relearning,
+)
 
 __all__ = ["describe_family", "family_readme", "write_clean_sample"]
 
@@ -85,7 +91,7 @@ def describe_family(
                 size_bytes=sample.stat().st_size,
             ),
         ),
-        references=tuple(m.name for m in members if shop.recipes[m.name].is_reference),
+        references=tuple(r.name for r in shop.references if r.name in {m.name for m in members}),
         triggers=triggers,
         members=tuple(members),
         config=_config(manifest),
@@ -126,6 +132,9 @@ def _member(
         floor=floor,
         why_none=_why_no_evidence(recipe, shop, failed),
     )
+    why = shop.why_not_learned(recipe)
+    if why is not None:
+        ruling = Ruling("unknown", ruling.source, why)
     original = None if recipe.original is None else shop.recipes[recipe.original]
     return FamilyMember(
         name=recipe.name,

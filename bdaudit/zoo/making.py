@@ -21,6 +21,7 @@ from bdaudit.foundation.plain_settings import config_from
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.models import Classifier, LoadedModel, load_model, save_model
 from bdaudit.precision import computing_in
+from bdaudit.records.families import why_not_learned
 from bdaudit.relatives.standins import StandInConfig, make_stand_ins
 from bdaudit.scoring import predict, rate
 from bdaudit.triggers import (
@@ -80,8 +81,25 @@ class Workshop:
 
     @property
     def references(self) -> tuple[Recipe, ...]:
-        """The models that are set aside."""
-        return tuple(recipe for recipe in self.recipes.values() if recipe.is_reference)
+        """The models that are set aside, but for those that turned out not to have learned."""
+        return tuple(
+            recipe
+            for recipe in self.recipes.values()
+            if recipe.is_reference and self.why_not_learned(recipe) is None
+        )
+
+    def why_not_learned(self, recipe: Recipe) -> str | None:
+        """Say why nothing can be learned of a member, itself or its original; `None` otherwise."""
+        note = self.folder.note(recipe)
+        measured = None if note is None else note.measured
+        if measured is not None:
+            own = why_not_learned(measured.clean_acc, self.parts.num_classes)
+            if own is not None:
+                return own
+        if recipe.original is None:
+            return None
+        why = self.why_not_learned(self.recipes[recipe.original])
+        return None if why is None else f"its original {recipe.original} {why}"
 
     @property
     def training(self) -> TrainingConfig:

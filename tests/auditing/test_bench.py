@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 import bdaudit
@@ -15,10 +16,13 @@ from bdaudit.auditing.bench import BenchSettings, bench_steps, open_bench_source
 from bdaudit.engines import LocalEngine
 from bdaudit.errors import ConfigError, InputError
 from bdaudit.foundation.progress import finish
+from bdaudit.foundation.statistics import wilson_interval
 from bdaudit.models import ModelSettings, save_model
-from bdaudit.records import read_record
+from bdaudit.records import Rate, read_record
 from bdaudit.records.benchmark import BenchmarkRecord
 from bdaudit.records.families import Family, FamilyMember, FamilyTrigger, read_family, write_family
+from bdaudit.report import benchmark_html
+from bdaudit.report.benchmark_terminal import print_benchmark
 from tests.cli.twin_files import write_twin_files
 from tests.twins import IMAGE_SHAPE, NUM_CLASSES, innocent_twin
 
@@ -221,3 +225,32 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_unknown_variants_are_refused(variants: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="variants: expected some of"):
         BenchSettings(variants=variants)  # type: ignore[arg-type]
+
+
+def test_models_that_did_not_learn_are_left_out_of_the_counts_and_said(
+    family: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(family, tmp_path / "family"))
+    described = read_family(folder)
+    low, high = wilson_interval(250, 1000)
+    guessing = Rate(successes=250, total=1000, low=low, high=high)
+    changed = tuple(
+        m.model_copy(update={"clean_acc": guessing}) if m.name in ("removed", "innocent") else m
+        for m in described.members
+    )
+    write_family(folder, described.model_copy(update={"members": changed}))
+
+    source = open_bench_source(folder)
+    assert "removed" not in {case.member.name for case in source.cases}
+    assert source.references == ()
+    made = bench(folder, tmp_path / "out", replace(SETTINGS, only=("dormant",)))
+    assert set(made.left_out) == {"removed", "innocent"}
+    console = Console(record=True, width=200)
+    print_benchmark(made, console)
+    assert "left out: removed did not learn the task: clean accuracy 25.0%" in console.export_text()
+    assert "did not learn the task" in benchmark_html.render(made)
+
+    nobody = tuple(m.model_copy(update={"clean_acc": guessing}) for m in changed)
+    write_family(folder, described.model_copy(update={"members": nobody}))
+    with pytest.raises(InputError, match="none that learned the task"):
+        open_bench_source(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bdaudit.cli import app
@@ -25,6 +26,7 @@ from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.progress import finish
 from bdaudit.models import load_model
 from bdaudit.records.families import Family, read_family
+from bdaudit.report.family_terminal import print_family
 from bdaudit.scoring import predict
 from bdaudit.triggers import poison, read_trigger
 from bdaudit.zoo.building import build_family, prepare_build
@@ -213,6 +215,23 @@ def test_a_failure_leaves_the_others(
     assert "badnets-r10-s1--wild" in result.output
     assert "not finite" in result.output
     assert [member.name for member in read_family(copied).members] == NAMES
+
+
+def test_members_that_did_not_learn_are_of_unknown_truth_and_no_references(
+    small_data: Path, tmp_path: Path
+) -> None:
+    text = FAMILY.replace("learning_rate = 0.05", "learning_rate = 1e-9")
+    text = text.replace("epochs = 3", "epochs = 1").replace("_w2", "_w8")
+    family, made = run_build(small_data, text, tmp_path / "family")
+    assert family.references == ()
+    assert family.to_audit() == ()
+    assert not [key for key in made if key.startswith("relearning")]
+    for member in family.members:
+        assert member.truth == "unknown"
+        assert "did not learn the task: clean accuracy" in member.truth_note
+    console = Console(record=True, width=250)
+    print_family(family, console)
+    assert "unknown: reference-ft: did not learn the task" in console.export_text()
 
 
 def test_only_asks_for_a_name_that_exists(small_data: Path, tmp_path: Path) -> None:
