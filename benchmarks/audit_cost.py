@@ -84,7 +84,7 @@ def run_one(name: str) -> dict[str, object]:
     record = audit(
         network(case, 1),
         original=original,
-        references=[network(case, seed) for seed in (2, 3, 4)],
+        reference=[network(case, seed) for seed in (2, 3, 4)],
         data=(images, labels),
         trigger=Trigger(transform=patch, rule=AllToOne(0)),
         settings=AuditSettings(

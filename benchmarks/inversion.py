@@ -294,7 +294,7 @@ def measure_verdicts(study: Study, only: list[str]) -> None:
                         original=folder / f"{file}.safetensors",
                         data=Path(str(DEMO)) / "clean.npz",
                         trigger=read_trigger(path),
-                        references=[folder / f"{name}.safetensors" for name in references],
+                        reference=[folder / f"{name}.safetensors" for name in references],
                         settings=settings,
                         store=store,
                     )

@@ -53,7 +53,7 @@ def audit(
         original=arguments.original,
         data=sample,
         trigger=arguments.trigger,
-        references=references,
+        reference=references,
         settings=settings,
         store=store,
         cache_dir=arguments.cache,
@@ -131,12 +131,12 @@ def main() -> None:
     store = bdaudit.MemoryStore()
     for defended in arguments.defended:
         given = audit(
-            arguments, sample, defended, store, references=arguments.reference, stand_ins=0
+            arguments, sample, defended, store, reference=arguments.reference, stand_ins=0
         )
         made = audit(
-            arguments, sample, defended, store, references=[], stand_ins=arguments.stand_ins
+            arguments, sample, defended, store, reference=[], stand_ins=arguments.stand_ins
         )
-        none = audit(arguments, sample, defended, store, references=[], stand_ins=0)
+        none = audit(arguments, sample, defended, store, reference=[], stand_ins=0)
         bec_of = {b.reference: b.value for record in (given, made) for b in record.bec}
         ladder = " | ".join(f"eps {eps:g}" for eps in sorted(arguments.eps))
         print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -63,6 +64,36 @@ def test_a_function_is_called_by_an_old_name() -> None:
     with pytest.warns(DeprecationWarning, match="start: warm is now called cold"):
         assert start(warm=False)  # type: ignore[call-arg]
     assert not start()
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [
+        (bdaudit.audit, ("reference", "surrogate", "target")),
+        (bdaudit.score, ("reference", "target")),
+        (bdaudit.reactivate, ("reference", "surrogate", "target", "cold")),
+        (bdaudit.relearn, ("reference", "target")),
+        (bdaudit.invert, ("reference", "target")),
+        (bdaudit.defend, ("reference", "target")),
+    ],
+)
+def test_verbs_call_inputs_as_the_command_line_does(
+    verb: Callable[..., Any], names: tuple[str, ...]
+) -> None:
+    old = {
+        "reference": "references",
+        "surrogate": "surrogates",
+        "target": "target_label",
+        "cold": "warm",
+    }
+    assert set(names) <= inspect.signature(verb).parameters.keys()
+    for name in names:
+        # The warning comes first, and then the other arguments are missing.
+        with (
+            pytest.warns(DeprecationWarning, match=f"{old[name]} is now called {name}"),
+            pytest.raises(TypeError, match="missing"),
+        ):
+            verb(**{old[name]: ()})
 
 
 def test_a_record_keeps_its_names_and_is_read_by_them() -> None:

@@ -30,6 +30,7 @@ from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.errors import BdauditError, ConfigError, RemoteError
 from bdaudit.foundation.memory import PeakMemory
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded
+from bdaudit.foundation.renamed import renamed
 from bdaudit.measuring.answers import Examined
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import Attacker
@@ -76,19 +77,20 @@ Wanted: TypeAlias = Callable[[Mode, str, Condition, float], bool]
 """Says whether an attack is wanted: its kind, the model's name, the condition, eps."""
 
 
+@renamed({"references": "reference", "surrogates": "surrogate", "target_label": "target"})
 def audit(
     defended: DefendedSource,
     *,
     original: ModelSource,
     data: DataSource,
     trigger: TriggerSource | None = None,
-    references: Sequence[ModelSource] = (),
-    surrogates: Sequence[ModelSource] = (),
+    reference: Sequence[ModelSource] = (),
+    surrogate: Sequence[ModelSource] = (),
     settings: AuditSettings | None = None,
     policy: Policy | str | Path | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
-    target_label: int | str | None = None,
+    target: int | str | None = None,
     allow_trigger_code: bool = False,
     black_box: BlackBoxOptions | None = None,
     store: RunStore | None = None,
@@ -107,15 +109,15 @@ def audit(
         data: Clean labelled images: a path, a pair (images, labels), or a `Sample`.
         trigger: The trigger, or the path of a trigger file. `None` when nobody knows it: one is
             looked for in the original first, and everything says that it is recovered, not known.
-        references: Innocent models of the same task; three or more make the verdict firm. Where
+        reference: Innocent models of the same task; three or more make the verdict firm. Where
             there are fewer, stand-ins are made (docs/stand-ins.md).
-        surrogates: Other defended versions of `original`, of any architecture, for the transfer
+        surrogate: Other defended versions of `original`, of any architecture, for the transfer
             attack and as a start for queries; made from `original` where none are given.
         settings: Eps ladder, budget, controls, seed, device.
         policy: Limits of the verdict, or the path of a policy file; default limits otherwise.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        target_label: Replaces the target of an all-to-one trigger; an index, or a class name.
+        target: Replaces the target of an all-to-one trigger; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         black_box: What is known about a defended model that can only be asked.
         store: Finished attack runs to use and to add to; a `FolderStore` lets an audit that was
@@ -135,14 +137,14 @@ def audit(
     sources = Sources(
         defended=defended,
         original=original,
-        references=references,
-        surrogates=surrogates,
+        references=reference,
+        surrogates=surrogate,
         data=data,
         trigger=trigger,
         policy=policy,
         classes=classes,
         model_options=model_options or ModelSettings(),
-        target_label=target_label,
+        target_label=target,
         allow_trigger_code=allow_trigger_code,
         black_box=black_box or BlackBoxOptions(),
         feedback=(settings or AuditSettings()).feedback,

@@ -139,18 +139,19 @@ class _Job:
     earlier: TriedDefense | None
 
 
+@renamed({"references": "reference", "target_label": "target"})
 def defend(
     original: str | Path,
     *,
     data: DataSource,
     folder: Path,
     trigger: TriggerSource | None = None,
-    references: Sequence[ModelSource] = (),
+    reference: Sequence[ModelSource] = (),
     settings: DefendSettings | None = None,
     policy: Policy | str | Path | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
-    target_label: int | str | None = None,
+    target: int | str | None = None,
     allow_trigger_code: bool = False,
     engine: Engine | None = None,
     cache_dir: Path | None = None,
@@ -164,12 +165,12 @@ def defend(
         data: Clean labelled images; divided between the defences and the audits.
         folder: Made when missing; see `defend_steps`.
         trigger: The trigger, or the path of a trigger file; `None` has one looked for.
-        references: Innocent models of the same task.
+        reference: Innocent models of the same task.
         settings: Methods, their settings, how results are audited.
         policy: Limits of the verdicts, or the path of a policy file.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        target_label: Replaces the target of an all-to-one trigger; an index, or a class name.
+        target: Replaces the target of an all-to-one trigger; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         engine: What runs the methods; `None` runs one after the other in this process.
         cache_dir: Folder that keeps stand-ins for the next run; `None` keeps none.
@@ -186,13 +187,13 @@ def defend(
     sources = Sources(
         defended=None,
         original=original,
-        references=references,
+        references=reference,
         data=data,
         trigger=trigger,
         policy=policy,
         classes=classes,
         model_options=model_options or ModelSettings(),
-        target_label=target_label,
+        target_label=target,
         allow_trigger_code=allow_trigger_code,
     )
     steps = defend_steps(

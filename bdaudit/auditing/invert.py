@@ -20,6 +20,7 @@ from bdaudit.cases.target import class_index
 from bdaudit.data import Sample, split_sample
 from bdaudit.errors import InputError
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
+from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.inversion import InversionConfig
 from bdaudit.measuring.answers import examine_answers
@@ -54,12 +55,13 @@ class RecoveredTriggers:
     sample: Sample
 
 
+@renamed({"references": "reference", "target_label": "target"})
 def invert(
     original: ModelSource,
     *,
     data: DataSource,
-    references: Sequence[ModelSource] = (),
-    target_label: int | str | None = None,
+    reference: Sequence[ModelSource] = (),
+    target: int | str | None = None,
     config: InversionConfig | None = None,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
@@ -76,9 +78,9 @@ def invert(
     Args:
         original: The suspected model: a checkpoint's path, or a module in memory.
         data: Clean labelled images.
-        references: Innocent models of the same task, with which it is compared class by class.
+        reference: Innocent models of the same task, with which it is compared class by class.
             Without one, given or made, the outcome is never "found".
-        target_label: Only this class is suspected, by index or name; `None` tries all.
+        target: Only this class is suspected, by index or name; `None` tries all.
         config: Methods, their settings, and when a backdoor counts as found.
         compute: Device, seed, batch size, precision.
         split: Sizes of the halves: triggers are made on one and scored on the other.
@@ -103,12 +105,12 @@ def invert(
     sources = Sources(
         defended=None,
         original=original,
-        references=references,
+        references=reference,
         data=data,
         trigger=None,
         classes=classes,
         model_options=model_options or ModelSettings(),
-        target_label=target_label,
+        target_label=target,
     )
     steps = invert_steps(
         sources,

@@ -53,7 +53,15 @@ class Reactivation:
     delta: Tensor
 
 
-@renamed({"warm": "cold"}, through={"warm": not_})
+@renamed(
+    {
+        "references": "reference",
+        "surrogates": "surrogate",
+        "target_label": "target",
+        "warm": "cold",
+    },
+    through={"warm": not_},
+)
 def reactivate(
     defended: DefendedSource,
     *,
@@ -61,15 +69,15 @@ def reactivate(
     trigger: TriggerSource,
     config: AttackConfig,
     original: ModelSource | None = None,
-    references: Sequence[ModelSource] = (),
-    surrogates: Sequence[ModelSource] = (),
+    reference: Sequence[ModelSource] = (),
+    surrogate: Sequence[ModelSource] = (),
     cold: bool = False,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
     black_box: BlackBoxOptions | None = None,
-    target_label: int | str | None = None,
+    target: int | str | None = None,
     allow_trigger_code: bool = False,
     store: RunStore | None = None,
     cache_dir: Path | None = None,
@@ -85,8 +93,8 @@ def reactivate(
         config: `WhiteboxConfig` differentiates through the model, `QueryConfig` only asks it,
             `TransferConfig` makes delta on surrogates and only scores it on the model.
         original: Attacked alike for comparison, where given; surrogates are made from it.
-        references: Innocent models, attacked alike.
-        surrogates: Other defended versions of `original`, of any architecture, to be used in
+        reference: Innocent models, attacked alike.
+        surrogate: Other defended versions of `original`, of any architecture, to be used in
             place of ones made from it.
         cold: Whether a query search does without surrogates, as it must with neither of these.
         compute: Device, seed, batch size.
@@ -94,7 +102,7 @@ def reactivate(
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
         black_box: What is known about a model that can only be asked.
-        target_label: Replaces the target of the trigger's rule; an index, or a class name.
+        target: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         store: Where finished runs and a running search are kept; a `FolderStore` lets a search
             that was killed go on without paying for an answer twice.
@@ -113,15 +121,15 @@ def reactivate(
     sources = Sources(
         defended=defended,
         original=original,
-        references=references,
-        surrogates=surrogates,
+        references=reference,
+        surrogates=surrogate,
         data=data,
         trigger=trigger,
         classes=classes,
         model_options=model_options or ModelSettings(),
         black_box=black_box or BlackBoxOptions(),
         feedback=config.feedback if isinstance(config, QueryConfig) else "scores",
-        target_label=target_label,
+        target_label=target,
         allow_trigger_code=allow_trigger_code,
     )
     steps = reactivate_steps(

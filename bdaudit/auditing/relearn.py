@@ -14,6 +14,7 @@ from bdaudit.cases.recorded import as_recorded
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.renamed import renamed
 from bdaudit.measuring.compute import Compute
 from bdaudit.measuring.environment import resolve_device
 from bdaudit.measuring.relearning import measure_relearning
@@ -26,12 +27,13 @@ from bdaudit.relearning import RelearnConfig
 __all__ = ["relearn", "relearn_steps"]
 
 
+@renamed({"references": "reference", "target_label": "target"})
 def relearn(
     defended: ModelSource,
     *,
     data: DataSource,
     trigger: TriggerSource,
-    references: Sequence[ModelSource] = (),
+    reference: Sequence[ModelSource] = (),
     config: RelearnConfig | None = None,
     stand_ins: int | None = None,
     stand_in: StandInConfig | None = None,
@@ -40,7 +42,7 @@ def relearn(
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
-    target_label: int | str | None = None,
+    target: int | str | None = None,
     allow_trigger_code: bool = False,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
@@ -51,7 +53,7 @@ def relearn(
         defended: The model in question.
         data: Clean labelled images. Shots come from the craft half, rates from the held-out one.
         trigger: The trigger.
-        references: Innocent models of the same task; three or more, and put through a like
+        reference: Innocent models of the same task; three or more, and put through a like
             defence, make the comparison fair. Where there are fewer, stand-ins are made.
         config: Shots, steps, learning rates, draws.
         stand_ins: Innocent models to make; `None` makes what the references lack to three.
@@ -61,7 +63,7 @@ def relearn(
         split: Sizes of the halves.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        target_label: Replaces the target of the trigger's rule; an index, or a class name.
+        target: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
@@ -77,12 +79,12 @@ def relearn(
     """
     sources = Sources(
         defended=defended,
-        references=references,
+        references=reference,
         data=data,
         trigger=trigger,
         classes=classes,
         model_options=model_options or ModelSettings(),
-        target_label=target_label,
+        target_label=target,
         allow_trigger_code=allow_trigger_code,
     )
     steps = relearn_steps(

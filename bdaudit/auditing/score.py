@@ -15,6 +15,7 @@ from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.existence import ExistenceConfig
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.renamed import renamed
 from bdaudit.measuring.compute import Compute
 from bdaudit.measuring.environment import resolve_device
 from bdaudit.measuring.existence import existence_steps
@@ -26,13 +27,14 @@ from bdaudit.relatives.standins import StandInConfig
 __all__ = ["score", "score_steps"]
 
 
+@renamed({"references": "reference", "target_label": "target"})
 def score(
     defended: ModelSource,
     *,
     original: ModelSource,
     data: DataSource,
     trigger: TriggerSource,
-    references: Sequence[ModelSource] = (),
+    reference: Sequence[ModelSource] = (),
     existence: ExistenceConfig | None = None,
     stand_ins: int | None = None,
     stand_in: StandInConfig | None = None,
@@ -41,7 +43,7 @@ def score(
     split: SplitSettings | None = None,
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
-    target_label: int | str | None = None,
+    target: int | str | None = None,
     allow_trigger_code: bool = False,
     command: Sequence[str] | None = None,
     listener: Listener | None = None,
@@ -53,7 +55,7 @@ def score(
         original: The suspected model before the defence.
         data: Clean labelled images.
         trigger: The trigger.
-        references: Innocent models of the same task. Without one that serves a stand-in is made,
+        reference: Innocent models of the same task. Without one that serves a stand-in is made,
             and where that is switched off or fails the coefficient is undefined and the record
             says so.
         existence: Layers, share of channels, estimator, bootstrap.
@@ -64,7 +66,7 @@ def score(
         split: Sizes of the halves; the coefficient is measured on the held-out one.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        target_label: Replaces the target of the trigger's rule; an index, or a class name.
+        target: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         command: What to record as the command that reproduces this.
         listener: Told of progress.
@@ -79,12 +81,12 @@ def score(
     sources = Sources(
         defended=defended,
         original=original,
-        references=references,
+        references=reference,
         data=data,
         trigger=trigger,
         classes=classes,
         model_options=model_options or ModelSettings(),
-        target_label=target_label,
+        target_label=target,
         allow_trigger_code=allow_trigger_code,
     )
     compute = compute or ComputeSettings()

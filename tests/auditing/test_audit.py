@@ -51,7 +51,7 @@ def audit(defended: nn.Module, **changes: object) -> AuditRecord:
         "original": original_twin(),
         "data": twin_sample(400, seed=1),
         "trigger": TRIGGER,
-        "references": [another_innocent(1), another_innocent(2), another_innocent(3)],
+        "reference": [another_innocent(1), another_innocent(2), another_innocent(3)],
         "settings": SETTINGS,
     }
     return bdaudit.audit(defended, **(arguments | changes))  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def test_a_reference_that_the_trigger_moves_is_left_out_and_alone_it_is_a_doubt(
     backdoored = original_twin()
     with torch.no_grad():
         backdoored.linear.weight *= 1.01
-    record = audit(removed_twin(), references=[backdoored])
+    record = audit(removed_twin(), reference=[backdoored])
     alone = record.baseline_of("reference")
     assert alone is not None
     assert "the trigger alone takes 100.0%" in (alone.left_out or "")
@@ -182,7 +182,7 @@ def test_a_reference_that_the_trigger_moves_is_left_out_and_alone_it_is_a_doubt(
     assert record.verdict is not None
     assert record.verdict.outcome == "inconclusive"
     among_others = audit(
-        removed_twin(), references=[backdoored, another_innocent(1), another_innocent(2)]
+        removed_twin(), reference=[backdoored, another_innocent(1), another_innocent(2)]
     )
     assert "trigger_moves_innocents" not in {d.code for d in among_others.diagnostics}
     assert among_others.verdict is not None
@@ -190,7 +190,7 @@ def test_a_reference_that_the_trigger_moves_is_left_out_and_alone_it_is_a_doubt(
 
 
 def test_a_local_trigger_can_be_judged_without_references_and_bec_says_why_it_is_missing() -> None:
-    record = audit(dormant_twin(), references=())
+    record = audit(dormant_twin(), reference=())
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"
     assert record.bec == ()
@@ -209,7 +209,7 @@ def test_a_reference_of_another_architecture_still_serves_as_null() -> None:
             logits: Tensor = self.inner(images)
             return logits
 
-    record = audit(dormant_twin(), references=[Other()])
+    record = audit(dormant_twin(), reference=[Other()])
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"
     assert len(record.runs_of(role="reference")) == 2
@@ -226,7 +226,7 @@ def test_probabilities_are_taken_as_logs_and_change_nothing() -> None:
             probabilities: Tensor = self.inner(images).softmax(dim=1)
             return probabilities
 
-    record = audit(Softmax(dormant_twin()), references=())
+    record = audit(Softmax(dormant_twin()), reference=())
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"
     assert any("log" in note for note in record.model_named("defended").notes)
@@ -272,7 +272,7 @@ def test_other_references_change_the_runs_of_the_specific_objective_alone(
     settings = replace(SETTINGS, eps=(0.02,), bec=False, objective=objective)
     audit(dormant_twin(), store=store, settings=settings)
     size = len(store)
-    audit(dormant_twin(), store=store, settings=settings, references=[another_innocent(9)])
+    audit(dormant_twin(), store=store, settings=settings, reference=[another_innocent(9)])
     # One for the new reference; defended (three) and original look at it where they are specific.
     assert len(store) == size + n_new
 
@@ -305,9 +305,9 @@ def test_the_specific_objective_and_l2_run_through() -> None:
     ("change", "error", "said"),
     [
         ({"trigger": bdaudit.from_callable(twin_trigger, 7)}, TriggerError, "out of range"),
-        ({"target_label": 9}, TriggerError, "out of range"),
+        ({"target": 9}, TriggerError, "out of range"),
         (
-            {"trigger": bdaudit.from_callable(twin_trigger, AllToAll()), "target_label": 1},
+            {"trigger": bdaudit.from_callable(twin_trigger, AllToAll()), "target": 1},
             TriggerError,
             "no single target",
         ),
@@ -315,7 +315,7 @@ def test_the_specific_objective_and_l2_run_through() -> None:
         ({"data": (torch.rand(400, 1, 8, 8), torch.arange(400) % 6)}, DataError, "below 4"),
         ({"data": (torch.rand(400, 1, 8, 8), torch.zeros(400).long())}, DataError, "class"),
         ({"data": twin_sample(12, seed=1)}, DataError, "images"),
-        ({"references": [nn.Sequential(nn.Flatten(), nn.Linear(64, 5))]}, ModelError, "4 classes"),
+        ({"reference": [nn.Sequential(nn.Flatten(), nn.Linear(64, 5))]}, ModelError, "4 classes"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_before_anything_runs(
@@ -355,7 +355,7 @@ def test_score_puts_the_dormant_twin_above_the_removed_one() -> None:
             original=original_twin(),
             data=twin_sample(200, seed=2),
             trigger=TRIGGER,
-            references=[another_innocent(1)],
+            reference=[another_innocent(1)],
             compute=bdaudit.ComputeSettings(device="cpu"),
         )
         assert record.bec[0].value is not None
@@ -386,6 +386,6 @@ def test_reactivate_returns_a_delta_that_does_what_its_record_says() -> None:
 
 def test_a_module_with_its_own_preprocessing_is_audited_as_it_is() -> None:
     wrapped = Classifier(dormant_twin(), mean=(0.0,), std=(1.0,))
-    record = audit(wrapped, references=())
+    record = audit(wrapped, reference=())
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"

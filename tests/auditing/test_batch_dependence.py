@@ -58,7 +58,7 @@ def test_an_original_that_depends_on_the_batch_is_no_measure_either() -> None:
 
 
 def test_a_reference_that_depends_on_the_batch_is_left_out() -> None:
-    record = audit(removed_twin(), references=[another_innocent(1), BesideOthers(removed_twin())])
+    record = audit(removed_twin(), reference=[another_innocent(1), BesideOthers(removed_twin())])
     assert not told(record, "reference 2")
     alone = record.baseline_of("reference 2")
     assert alone is not None
@@ -119,7 +119,7 @@ def test_the_other_verbs_say_so(tmp_path: Path) -> None:
     assert told(scored)
     relearned = bdaudit.relearn(
         network,
-        references=[another_innocent(1)],
+        reference=[another_innocent(1)],
         stand_ins=0,
         config=bdaudit.RelearnConfig(shots=2, steps=(2,), draws=1, learning_rates=(0.001,)),
         **given,  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def test_the_other_verbs_say_so(tmp_path: Path) -> None:
     searched = bdaudit.invert(
         BesideOthers(original_twin()),
         data=given["data"],  # type: ignore[arg-type]
-        target_label=0,
+        target=0,
         stand_ins=0,
         config=bdaudit.InversionConfig(methods=("universal",)),
         compute=bdaudit.ComputeSettings(device="cpu"),
@@ -145,7 +145,7 @@ def test_the_other_verbs_say_so(tmp_path: Path) -> None:
 def test_transfer_says_so() -> None:
     settings = replace(SETTINGS, mode=("transfer",), eps=(0.05,), bec=False)
     record = audit(
-        BesideOthers(removed_twin()), settings=settings, surrogates=[BesideOthers(dormant_twin())]
+        BesideOthers(removed_twin()), settings=settings, surrogate=[BesideOthers(dormant_twin())]
     )
     assert [d.severity for d in told(record)] == ["error"]
     assert [d.severity for d in told(record, "surrogate 1")] == ["warning"]

@@ -311,7 +311,7 @@ def test_the_verb_takes_paths(files: Path, tmp_path: Path) -> None:
         data=files / "clean.npz",
         folder=tmp_path / "out",
         trigger=files / "trigger.toml",
-        references=[files / "innocent-1.safetensors"],
+        reference=[files / "innocent-1.safetensors"],
         settings=DefendSettings(audit=AUDIT, methods=("nothing",), defender_images=60),
         model_options=bdaudit.ModelSettings(arch=FACTORY),
     )

@@ -49,7 +49,7 @@ def test_models_settings_data_trigger_policy_project_and_code(files: Path) -> No
         original=files / "original.safetensors",
         data=files / "clean.npz",
         trigger=files / "trigger.toml",
-        references=[files / "innocent.safetensors"],
+        reference=[files / "innocent.safetensors"],
         policy=files / "policy.toml",
         project=files / "bdaudit.toml",
         classes=files / "classes.txt",

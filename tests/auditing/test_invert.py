@@ -31,7 +31,7 @@ INNOCENT = [another_innocent(k) for k in (1, 2, 3)]
 def invert(original: nn.Module, **changes: object) -> RecoveredTriggers:
     arguments: dict[str, object] = {
         "data": twin_sample(400, seed=1),
-        "references": INNOCENT,
+        "reference": INNOCENT,
         "config": bdaudit.InversionConfig(methods=("universal", "neural-cleanse")),
         "compute": bdaudit.ComputeSettings(device="cpu"),
         "split": bdaudit.SplitSettings(craft=100),
@@ -93,7 +93,7 @@ def test_a_clean_original_is_said_to_be_clean_by_these_methods() -> None:
 
 
 def test_without_innocent_models_nothing_is_ever_found() -> None:
-    inversion = invert(original_twin(), references=[], stand_ins=0).record.inversion
+    inversion = invert(original_twin(), reference=[], stand_ins=0).record.inversion
     assert inversion.outcome == "unsure"
     assert "--reference" in inversion.why
     assert inversion.candidates[0].target_label == 0
@@ -101,7 +101,7 @@ def test_without_innocent_models_nothing_is_ever_found() -> None:
 
 def test_innocent_models_that_are_missing_are_made_and_named() -> None:
     found = invert(
-        RoomToLearn(original_twin()), references=INNOCENT[:2], stand_in=TRAINED, stand_ins=None
+        RoomToLearn(original_twin()), reference=INNOCENT[:2], stand_in=TRAINED, stand_ins=None
     )
     inversion = found.record.inversion
     assert inversion.outcome == "found"
@@ -154,14 +154,14 @@ def test_a_stand_in_that_carries_the_backdoor_cannot_make_the_original_look_clea
 
 
 def test_one_target_is_tried_alone_but_not_judged_alone() -> None:
-    suspected = invert(original_twin(), target_label=0).record.inversion
+    suspected = invert(original_twin(), target=0).record.inversion
     assert suspected.outcome == "found"
     assert suspected.n_tests == 2  # one class, two methods
-    wrong = invert(original_twin(), target_label=2).record.inversion
+    wrong = invert(original_twin(), target=2).record.inversion
     assert wrong.outcome == "none"
     assert {c.target_label for c in wrong.candidates} == {2}
     with pytest.raises(ConfigError, match="expected a class from 0 to 3"):
-        invert(original_twin(), target_label=4)
+        invert(original_twin(), target=4)
 
 
 class TwoClasses(nn.Module):
@@ -181,11 +181,11 @@ def two_class_sample() -> Sample:
 def test_two_classes_need_two_innocent_models() -> None:
     kept = two_class_sample()
     references = [TwoClasses(net) for net in INNOCENT]
-    found = invert(TwoClasses(original_twin()), data=kept, references=references)
+    found = invert(TwoClasses(original_twin()), data=kept, reference=references)
     assert found.record.inversion.candidates[0].target_label == 0
     assert found.record.inversion.outcome == "found"
     assert {s.target_rule for s in found.record.inversion.runs[0].scores} == {"all-to-one"}
-    few = invert(TwoClasses(original_twin()), data=kept, references=references[:1], stand_ins=0)
+    few = invert(TwoClasses(original_twin()), data=kept, reference=references[:1], stand_ins=0)
     assert few.record.inversion.outcome == "unsure"
     assert "two innocent models are needed" in few.record.inversion.why
 
@@ -197,7 +197,7 @@ def test_none_is_not_said_where_nothing_could_have_been_noticed() -> None:
         found = invert(
             TwoClasses(another_innocent(9)),
             data=two_class_sample(),
-            references=[TwoClasses(net) for net in INNOCENT[:count]],
+            reference=[TwoClasses(net) for net in INNOCENT[:count]],
             stand_ins=0,
             config=bdaudit.InversionConfig(),
         ).record.inversion
@@ -227,7 +227,7 @@ def test_the_patch_of_the_demonstration_is_found(demo_files: Path) -> None:
     found = bdaudit.invert(
         demo_files / "original.safetensors",
         data=demo_files / "clean.npz",
-        references=[demo_files / f"innocent-{k}.safetensors" for k in (1, 2, 3)],
+        reference=[demo_files / f"innocent-{k}.safetensors" for k in (1, 2, 3)],
         config=bdaudit.InversionConfig(methods=("neural-cleanse",)),
         compute=bdaudit.ComputeSettings(device="cpu", precision="bfloat16"),
         split=bdaudit.SplitSettings(craft=300),

@@ -77,7 +77,7 @@ def audited(sample: Sample, **models: object) -> tuple[Diagnostic, ...]:
     record = bdaudit.audit(
         models.get("defended", removed_twin()),  # type: ignore[arg-type]
         original=original_twin(),
-        references=[innocent_twin()],
+        reference=[innocent_twin()],
         data=sample,
         trigger=bdaudit.from_callable(twin_trigger, TARGET),
         settings=bdaudit.AuditSettings(eps=(0.1,), bec=False, stand_ins=0),
@@ -120,7 +120,7 @@ def _defend(sample: Sample, folder: Path) -> object:
 def _relearn(sample: Sample, folder: Path) -> object:
     return bdaudit.relearn(
         removed_twin(),
-        references=[innocent_twin()],
+        reference=[innocent_twin()],
         data=sample,
         trigger=bdaudit.from_callable(twin_trigger, TARGET),
         model_options=OPTIONS,

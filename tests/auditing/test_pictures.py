@@ -32,7 +32,7 @@ def audit(defended: nn.Module, eps: tuple[float, ...], **settings: bool) -> Audi
     return bdaudit.audit(
         defended,
         original=original_twin(),
-        references=[innocent_twin()],
+        reference=[innocent_twin()],
         data=SAMPLE,
         trigger=bdaudit.from_callable(twin_trigger, TARGET),
         settings=bdaudit.AuditSettings(

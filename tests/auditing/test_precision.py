@@ -58,8 +58,8 @@ def audit(precision: Precision, **changes: object) -> None:
         original=original_twin(),
         data=twin_sample(400, seed=1),
         trigger=TRIGGER,
-        references=[another_innocent(1)],
-        surrogates=[removed_twin()],
+        reference=[another_innocent(1)],
+        surrogate=[removed_twin()],
         settings=settings,
     )
     assert record.settings["compute"]["precision"] == precision
@@ -78,7 +78,7 @@ def relearning(precision: Precision, folder: Path) -> None:
         dormant_twin(),
         data=twin_sample(400, seed=1),
         trigger=TRIGGER,
-        references=[another_innocent(1)],
+        reference=[another_innocent(1)],
         config=bdaudit.RelearnConfig(draws=1, steps=(2,)),
         stand_ins=0,
         compute=compute(precision),
@@ -91,7 +91,7 @@ def score(precision: Precision, folder: Path) -> None:
         original=original_twin(),
         data=twin_sample(400, seed=1),
         trigger=TRIGGER,
-        references=[another_innocent(1)],
+        reference=[another_innocent(1)],
         compute=compute(precision),
     )
 
@@ -103,7 +103,7 @@ def defend(precision: Precision, folder: Path) -> None:
         data=folder / "clean.npz",
         folder=folder / "out",
         trigger=folder / "trigger.toml",
-        references=[folder / "innocent.safetensors"],
+        reference=[folder / "innocent.safetensors"],
         settings=bdaudit.DefendSettings(
             methods=("finetune",),
             settings={"finetune": {"tuning.n_epochs": 1}},

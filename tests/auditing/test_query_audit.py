@@ -65,7 +65,7 @@ def audit(defended: object, **changes: object) -> AuditRecord:
         "original": original_twin(),
         "data": twin_sample(400, seed=1),
         "trigger": TRIGGER,
-        "references": [another_innocent(1)],
+        "reference": [another_innocent(1)],
         "settings": SETTINGS,
     }
     return bdaudit.audit(defended, **(arguments | changes))  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def audit(defended: nn.Module, **changes: object) -> AuditRecord:
     arguments: dict[str, object] = {
         "original": original_twin(),
         "data": twin_sample(400, seed=1),
-        "references": INNOCENT,
+        "reference": INNOCENT,
         "settings": SETTINGS,
     }
     return bdaudit.audit(defended, **(arguments | changes))  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_the_plain_case_needs_neither_trigger_nor_reference() -> None:
     record = audit(
         trainable_removed_twin(),
         original=trainable_original_twin(),
-        references=[],
+        reference=[],
         settings=settings,
     )
     inversion = record.inversion
@@ -131,7 +131,7 @@ def test_a_search_asks_nothing_of_what_can_only_be_asked() -> None:
     record = audit(
         answer,  # type: ignore[arg-type]
         original=trainable_original_twin(),
-        references=[],
+        reference=[],
         settings=settings,
         listener=listen,
     )
@@ -156,7 +156,7 @@ def test_a_stand_in_that_did_not_learn_the_task_is_named_and_serves_nowhere() ->
 
 def test_without_innocent_models_a_recovered_trigger_carries_no_verdict() -> None:
     """The attack runs, for its figures, but an innocent original could look the same."""
-    record = audit(removed_twin(), references=[])
+    record = audit(removed_twin(), reference=[])
     assert record.verdict is not None
     assert record.verdict.outcome == "inconclusive"
     assert "not sure that there is a backdoor" in record.verdict.why
@@ -168,7 +168,7 @@ def test_removed_is_never_said_of_a_trigger_that_does_not_wake_the_original() ->
     found = bdaudit.invert(
         another_innocent(9),
         data=twin_sample(400, seed=1),
-        references=INNOCENT,
+        reference=INNOCENT,
         config=InversionConfig(methods=("universal",)),
         compute=bdaudit.ComputeSettings(device="cpu"),
         split=bdaudit.SplitSettings(craft=100),

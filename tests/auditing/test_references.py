@@ -54,7 +54,7 @@ def outcome(record: AuditRecord) -> str:
 
 
 def test_a_reference_that_did_not_learn_is_left_out_everywhere() -> None:
-    record = audit(removed_twin(), references=[another_innocent(1), ignorant(2)])
+    record = audit(removed_twin(), reference=[another_innocent(1), ignorant(2)])
     assert reason(record, "reference 1") == ""
     assert "clean accuracy, 0.0%, is 100.0 points below the defended model's" in reason(
         record, "reference 2"
@@ -72,13 +72,13 @@ def test_the_references_that_remain_decide_what_may_be_said(twin: object) -> Non
     policy = Policy(min_references=3)
     defended = twin()  # type: ignore[operator]
     bad = [ignorant(1), ignorant(2), ignorant(3)]
-    record = audit(defended, references=bad, policy=policy)
+    record = audit(defended, reference=bad, policy=policy)
     assert outcome(record) == "inconclusive"
     assert record.verdict is not None
     assert "0 innocent model(s)" in record.verdict.why
     assert "reference 3 left out: its clean accuracy" in record.verdict.why
     good = [another_innocent(1), another_innocent(2), another_innocent(3)]
-    assert outcome(audit(defended, references=[*good, *bad], policy=policy)) in (
+    assert outcome(audit(defended, reference=[*good, *bad], policy=policy)) in (
         "removed",
         "dormant",
     )
@@ -89,7 +89,7 @@ def test_stand_ins_are_made_for_references_that_are_left_out() -> None:
     record = audit(
         teachable_removed_twin(),
         original=teachable_original_twin(),
-        references=[another_innocent(1), ignorant(2), ignorant(3)],
+        reference=[another_innocent(1), ignorant(2), ignorant(3)],
         settings=settings,
         policy=Policy(min_references=3),
     )
@@ -130,7 +130,7 @@ def test_a_copy_of_another_model_is_no_reference(model: object, whose: str, as_i
     net = model()  # type: ignore[operator]
     record = audit(
         removed_twin(),
-        references=[another_innocent(1), net if as_it_is else Wrapped(net), another_innocent(2)],
+        reference=[another_innocent(1), net if as_it_is else Wrapped(net), another_innocent(2)],
     )
     assert f"it is the same model as {whose}" in reason(record, "reference 2")
     assert reason(record, "reference 1") == reason(record, "reference 3") == ""
@@ -142,7 +142,7 @@ def test_a_copy_in_half_precision_is_a_copy() -> None:
     with torch.no_grad():
         for parameter in half.parameters():
             parameter.copy_(parameter.half().float())
-    record = audit(removed_twin(), references=[another_innocent(1), half])
+    record = audit(removed_twin(), reference=[another_innocent(1), half])
     assert "the same model as reference 1" in reason(record, "reference 2")
 
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_the_model_behind_an_onnx_file_is_no_reference(tmp_path:
     )
     record = audit(
         twin_onnx(tmp_path / "d.onnx", removed_twin()),  # type: ignore[arg-type]
-        references=[removed_twin(), another_innocent(1)],
+        reference=[removed_twin(), another_innocent(1)],
         settings=settings,
     )
     assert "it is the same model as defended: they give the same scores" in reason(
@@ -171,7 +171,7 @@ def test_score_and_relearn_hold_nothing_against_an_unfit_reference() -> None:
     given = {
         "data": twin_sample(400, seed=2),
         "trigger": TRIGGER,
-        "references": [ignorant(1), another_innocent(1)],
+        "reference": [ignorant(1), another_innocent(1)],
         "compute": bdaudit.ComputeSettings(device="cpu"),
         "split": bdaudit.SplitSettings(craft=100),
         "stand_ins": 0,
@@ -193,7 +193,7 @@ def test_score_makes_a_stand_in_where_no_reference_serves() -> None:
         original=teachable_original_twin(),
         data=twin_sample(400, seed=2),
         trigger=TRIGGER,
-        references=[ignorant(1)],
+        reference=[ignorant(1)],
         stand_in=TRAINED,
         split=bdaudit.SplitSettings(craft=100),
         compute=bdaudit.ComputeSettings(device="cpu"),
@@ -206,7 +206,7 @@ def test_reactivate_attacks_no_unfit_reference() -> None:
         dormant_twin(),
         data=twin_sample(400, seed=5),
         trigger=TRIGGER,
-        references=[ignorant(1), another_innocent(1)],
+        reference=[ignorant(1), another_innocent(1)],
         config=bdaudit.WhiteboxConfig(eps=0.05, n_passes=2),
         compute=bdaudit.ComputeSettings(device="cpu"),
     )
@@ -271,8 +271,8 @@ def test_a_search_for_the_trigger_leaves_out_an_unfit_reference() -> None:
     found = bdaudit.invert(
         original_twin(),
         data=twin_sample(400, seed=3),
-        references=[innocent_twin(), ignorant(1), Wrapped(copied)],
-        target_label=0,
+        reference=[innocent_twin(), ignorant(1), Wrapped(copied)],
+        target=0,
         stand_ins=0,
         config=bdaudit.InversionConfig(methods=("universal",)),
         compute=bdaudit.ComputeSettings(device="cpu"),

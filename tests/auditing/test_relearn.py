@@ -36,7 +36,7 @@ def relearn(defended: nn.Module, **changes: object) -> RelearnRecord:
     arguments: dict[str, object] = {
         "data": twin_sample(200, seed=1),
         "trigger": TRIGGER,
-        "references": [innocent_twin(), innocent_twin()],
+        "reference": [innocent_twin(), innocent_twin()],
         "config": CONFIG,
         "stand_ins": 0,
         "compute": COMPUTE,
@@ -112,7 +112,7 @@ def test_progress_rises_to_its_total() -> None:
 
 def test_without_an_innocent_model_there_is_nothing_to_compare() -> None:
     with pytest.raises(ModelError, match="pass --reference"):
-        relearn(dormant_twin(), references=[])
+        relearn(dormant_twin(), reference=[])
 
 
 def audit(defended: nn.Module, **changes: object) -> bdaudit.AuditRecord:
@@ -129,7 +129,7 @@ def audit(defended: nn.Module, **changes: object) -> bdaudit.AuditRecord:
         "original": original_twin(),
         "data": twin_sample(400, seed=1),
         "trigger": TRIGGER,
-        "references": [innocent_twin()],
+        "reference": [innocent_twin()],
         "settings": settings,
     }
     return bdaudit.audit(defended, **(arguments | changes))  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_an_audit_shows_it_beside_its_verdict() -> None:
 
 
 def test_that_it_could_not_be_measured_is_said_and_changes_nothing() -> None:
-    settled = audit(removed_twin(), references=[])
+    settled = audit(removed_twin(), reference=[])
     assert settled.relearning is None
     assert settled.relearning_missing is not None
     assert settled.verdict is not None

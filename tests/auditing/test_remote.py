@@ -56,7 +56,7 @@ def audit(server: FileServer, **changes: object) -> AuditRecord:
     host = server.url.removeprefix("http://")
     named: dict[str, object] = {
         "original": f"{server.url}/m/original.safetensors",
-        "references": [f"{server.url}/m/innocent.safetensors{SIGNED}"],
+        "reference": [f"{server.url}/m/innocent.safetensors{SIGNED}"],
         "data": f"{server.url}/m/clean.npz{SIGNED}",
         "trigger": f"{server.url}/m/trigger.toml",
     }

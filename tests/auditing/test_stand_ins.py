@@ -98,14 +98,14 @@ def test_an_audit_without_references_makes_three_and_gives_a_full_record() -> No
 
 
 def test_references_come_first_and_only_what_is_missing_is_made() -> None:
-    record = audit(removed_twin(), references=[another_innocent(1), another_innocent(2)])
+    record = audit(removed_twin(), reference=[another_innocent(1), another_innocent(2)])
     assert made(record) == ["stand-in 1"]
     assert [b.model for b in record.baselines if b.role == "reference"] == [
         "reference 1",
         "reference 2",
         "stand-in 1",
     ]
-    three = audit(removed_twin(), references=[another_innocent(k) for k in (1, 2, 3)])
+    three = audit(removed_twin(), reference=[another_innocent(k) for k in (1, 2, 3)])
     assert made(three) == []
 
 
@@ -228,7 +228,7 @@ def test_score_without_a_reference_measures_bec_against_a_stand_in() -> None:
     assert [b.reference for b in record.bec] == ["stand-in 1"]
     assert record.bec[0].value is not None
     assert record.model_named("stand-in 1").stand_in
-    given = score(references=[another_innocent(1)])
+    given = score(reference=[another_innocent(1)])
     assert [b.reference for b in given.bec] == ["reference"]
     unfit = score(stand_in=UNTRAINED)
     assert unfit.bec == ()

@@ -95,7 +95,7 @@ def test_every_audit_of_a_sweep_is_the_audit_alone(files: Path, tmp_path: Path) 
         alone = bdaudit.audit(
             sources.defended,  # type: ignore[arg-type]
             original=sources.original,  # type: ignore[arg-type]
-            references=sources.references,
+            reference=sources.references,
             data=sources.data,
             trigger=sources.trigger,
             model_options=sources.model_options,

@@ -44,8 +44,8 @@ def audit(defended: object, **changes: object) -> AuditRecord:
         "original": original_twin(),
         "data": twin_sample(400, seed=1),
         "trigger": TRIGGER,
-        "references": [another_innocent(1)],
-        "surrogates": [sibling(1), sibling(2)],
+        "reference": [another_innocent(1)],
+        "surrogate": [sibling(1), sibling(2)],
         "settings": SETTINGS,
         # The innocent model's relatives are the same in every test.
         "cache_dir": cache_folder(),
@@ -109,13 +109,13 @@ def test_an_innocent_model_is_attacked_from_its_own_relatives() -> None:
 
 
 def test_surrogates_are_made_from_the_original_and_kept(tmp_path: Path) -> None:
-    first = audit(dormant_twin(), surrogates=(), cache_dir=tmp_path)
+    first = audit(dormant_twin(), surrogate=(), cache_dir=tmp_path)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(kept) == 8, "four from the original and four from the innocent"
     names = [m.name for m in first.models if m.role == "surrogate"]
     assert names[0] == "surrogate 1 (fine-tuning)"
     assert len(names) == 4
-    second = audit(dormant_twin(), surrogates=(), cache_dir=tmp_path)
+    second = audit(dormant_twin(), surrogate=(), cache_dir=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
     assert [r.asr for r in first.runs] == [r.asr for r in second.runs]
 
@@ -134,7 +134,7 @@ def test_a_surrogate_may_be_of_another_architecture(tmp_path: Path) -> None:
             logits: Tensor = self.inner(self.mix(images))
             return logits
 
-    record = audit(dormant_twin(), surrogates=[Other(), sibling(1)])
+    record = audit(dormant_twin(), surrogate=[Other(), sibling(1)])
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"
     archs = {m.name: m.arch for m in record.models}
@@ -156,7 +156,7 @@ def test_what_a_surrogates_file_says_goes_before_what_was_said_of_the_others(
     )
     record = audit(
         dormant_twin(),
-        surrogates=[path],
+        surrogate=[path],
         model_options=bdaudit.ModelSettings(arch="bdaudit/preactresnet18_w8"),
     )
     assert record.model_named("surrogate 1").arch == "bdaudit/preactresnet18_w4"
@@ -164,7 +164,7 @@ def test_what_a_surrogates_file_says_goes_before_what_was_said_of_the_others(
 
 def test_a_surrogate_of_another_task_is_refused() -> None:
     with pytest.raises(ModelError, match="surrogate 1: expected 4 classes"):
-        audit(dormant_twin(), surrogates=[nn.Sequential(nn.Flatten(), nn.Linear(64, 7))])
+        audit(dormant_twin(), surrogate=[nn.Sequential(nn.Flatten(), nn.Linear(64, 7))])
 
 
 def _reactivate(**changes: object) -> bdaudit.Reactivation:
@@ -180,7 +180,7 @@ def _reactivate(**changes: object) -> bdaudit.Reactivation:
 
 def test_one_attack_alone() -> None:
     found = _reactivate(
-        original=original_twin(), references=[another_innocent(1)], surrogates=[sibling(1)]
+        original=original_twin(), reference=[another_innocent(1)], surrogate=[sibling(1)]
     )
     runs = {(r.model, r.condition): r for r in found.record.runs}
     assert runs["defended", "trigger"].asr.value > 0.5

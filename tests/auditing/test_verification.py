@@ -55,7 +55,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
             original="original.safetensors",
             data="clean.npz",
             trigger="trigger.toml",
-            references=["innocent.safetensors"],
+            reference=["innocent.safetensors"],
             policy="policy.toml",
             model_options=ModelSettings(arch=FACTORY),
             settings=SETTINGS,
@@ -336,6 +336,25 @@ def test_everything_that_was_said_comes_back(tmp_path: Path) -> None:
     assert restore_settings(made, tmp_path) == settings
 
 
+def test_a_record_from_before_settings_were_renamed_is_verified(copy: Path) -> None:
+    def as_before(record: AuditRecord) -> AuditRecord:
+        settings = json.loads(json.dumps(record.settings))
+        assert settings["compute"].pop("precision") == "float32"
+        settings["compute"]["bf16"] = False
+        return record.model_copy(update={"settings": settings})
+
+    record = read(copy)
+    # A record keeps the names that settings had when its schema was made.
+    assert {"n_passes", "modes", "measure_bec", "warm"} <= record.settings.keys()
+    black_box = record.sources["black_box"]
+    assert {"order", "batch_size"} <= black_box.keys()
+    assert {"timeout_s", "max_retries"} <= black_box["transport"].keys()
+    forge(copy, as_before)
+    made = verified(copy)
+    assert made.agrees, made.objections
+    assert all(check.measured.value == check.recorded.value for check in made.numbers)
+
+
 def test_a_query_audit_of_an_onnx_file_is_verified_by_queries(tmp_path: Path) -> None:
     write_twin_files(tmp_path)
     twin_onnx(tmp_path / "dormant.onnx", dormant_twin())
@@ -363,7 +382,7 @@ def searched(audited: Path) -> Path:
             "dormant.safetensors",
             original="original.safetensors",
             data="clean.npz",
-            references=["innocent.safetensors"],
+            reference=["innocent.safetensors"],
             model_options=ModelSettings(arch=FACTORY),
             settings=replace(
                 SETTINGS, inversion=bdaudit.InversionConfig(methods=("neural-cleanse",))

@@ -284,10 +284,10 @@ def test_python_takes_the_same_settings(files: Path) -> None:
     record = bdaudit.score(
         files / "unlearned.safetensors",
         original=files / "original.pt",
-        references=[files / "innocent.safetensors"],
+        reference=[files / "innocent.safetensors"],
         data=files / "clean.npz",
         trigger=files / "trigger.toml",
-        target_label="north block",
+        target="north block",
         model_options=settings,
         split=bdaudit.SplitSettings(craft=60),
         existence=bdaudit.ExistenceConfig(n_bootstrap=0),

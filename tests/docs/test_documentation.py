@@ -76,7 +76,7 @@ def template(demo_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
                 original=Path("original.safetensors"),
                 data=Path("clean.npz"),
                 trigger=Path("trigger.toml"),
-                references=[Path("innocent-1.safetensors"), Path("innocent-2.safetensors")],
+                reference=[Path("innocent-1.safetensors"), Path("innocent-2.safetensors")],
                 settings=settings,
                 store=store,
             )

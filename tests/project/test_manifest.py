@@ -142,6 +142,7 @@ CHANGES: dict[str, Any] = {
     "models.mean": [0.1],
     "models.std": [0.2],
     "models.outputs": "logits",
+    "models.weights": ["model"],
     "attack.mode": ["query"],
     "attack.eps": [0.5],
     "attack.norm": "l2",

@@ -50,7 +50,7 @@ def audited() -> AuditRecord:
     return bdaudit.audit(
         dormant_twin(),
         original=original_twin(),
-        references=references(2),
+        reference=references(2),
         settings=bdaudit.AuditSettings(
             stand_ins=0,
             eps=(0.02, 0.05),
@@ -68,7 +68,7 @@ def audited() -> AuditRecord:
 @pytest.fixture(scope="session")
 def scored() -> ScoreRecord:
     return bdaudit.score(
-        dormant_twin(), original=original_twin(), references=references(1), **_INPUTS
+        dormant_twin(), original=original_twin(), reference=references(1), **_INPUTS
     )
 
 
