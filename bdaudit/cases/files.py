@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.cases.fetching import is_endpoint
-from bdaudit.cases.recorded import as_recorded
+from bdaudit.cases.recorded import as_given
 from bdaudit.cases.request import AuditRequest
 from bdaudit.cases.sources import Sources, can_only_be_asked
 from bdaudit.errors import BdauditError, InputError
@@ -87,8 +87,8 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
     digests["settings"] = request.settings.as_text()
     digests["options"] = repr(
         [
-            sources.model_options,
-            as_recorded(sources.black_box),
+            as_given(sources.model_options),
+            as_given(sources.black_box),
             sources.feedback,
             sources.target_label,
             sources.allow_trigger_code,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-__all__ = ["as_recorded", "from_recorded"]
+__all__ = ["as_given", "as_recorded", "from_recorded"]
 
 _NAMES = {
     "AuditSettings": {"passes": "n_passes", "mode": "modes", "bec": "measure_bec", "cold": "warm"},
@@ -38,6 +38,22 @@ def as_recorded(settings: Any) -> dict[str, Any]:
             value = not value
         recorded[names.get(each.name, each.name)] = value
     return recorded
+
+
+def as_given(settings: Any) -> dict[str, Any]:
+    """Return settings as `as_recorded`, without those that are left to what is found.
+
+    A setting that is new and not given leaves a digest of this as it was.
+    """
+    return _without_none(as_recorded(settings))
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def from_recorded(kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
