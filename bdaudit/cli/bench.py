@@ -165,7 +165,7 @@ def bench(
     write_file(out / "benchmark.json", text)
     write_file(out / "benchmark.html", render(made))
     if made.calibration is not None:
-        write_file(out / "policy.toml", _policy_text(made.calibration.policy))
+        write_file(out / "policy.toml", policy_text(made.calibration.policy))
     sink.write(text)
     if quiet:
         (tell if sink.to_stdout else say)(gist(made))
@@ -188,7 +188,7 @@ def _variants(text: str) -> tuple[Variant, ...]:
     return tuple(known[name] for name in named)
 
 
-def _policy_text(policy: dict[str, object]) -> str:
+def policy_text(policy: dict[str, object]) -> str:
     """Write the limits that calibration chooses as a policy file; others keep their defaults."""
     chosen = ("lift", "saturation", "confidence")
     return "".join(f"{name} = {policy[name]}\n" for name in chosen)

@@ -118,7 +118,7 @@ def prune_perturbed_neurons(
     check_images(images, labels)
     title = "adversarial neuron pruning"
     pruned = trainable_copy(classifier).requires_grad_(False)
-    neurons, norms = _batch_norms(pruned)
+    neurons, norms = batch_norms(pruned)
     device = device_of(pruned)
     images, labels = images.to(device=device, dtype=torch.float32), labels.to(device)
     masks = yield from _learn_masks(neurons, norms, images, labels, config, generator, title)
@@ -130,7 +130,7 @@ def prune_perturbed_neurons(
     return pruned
 
 
-def _batch_norms(classifier: nn.Module) -> tuple[Neurons, list[str]]:
+def batch_norms(classifier: nn.Module) -> tuple[Neurons, list[str]]:
     """Return the neurons of the batch-norm layers, and the layers' names."""
     norms = {
         name: part

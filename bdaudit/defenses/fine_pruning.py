@@ -94,7 +94,7 @@ def _prune(
     model: nn.Module, layer: Weighted, images: Tensor, labels: Tensor, max_acc_loss: float
 ) -> Tensor:
     """Zero the rows of the least active channels, and return their indices."""
-    order = _mean_activation(model, layer, images).argsort(stable=True)
+    order = mean_activation(model, layer, images).argsort(stable=True)
     at_a_time = ceil(_PRUNED_AT_A_TIME * len(order))
     least = _accuracy(model, images, labels) - max_acc_loss
     n_pruned = 0
@@ -113,7 +113,7 @@ def _prune(
     return order[:n_pruned]
 
 
-def _mean_activation(model: nn.Module, layer: Weighted, images: Tensor) -> Tensor:
+def mean_activation(model: nn.Module, layer: Weighted, images: Tensor) -> Tensor:
     """Return every channel's mean positive output (channels,) over images and places."""
     sums: list[Tensor] = []
 

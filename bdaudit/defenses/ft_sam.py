@@ -84,7 +84,7 @@ def ft_sam(
 
     def gradients(model: nn.Module, batch: Tensor, answers: Tensor) -> Tensor:
         loss = backpropagate(model, batch, answers)
-        with _at_worst_neighbour(model, config.rho), statistics_held(model):
+        with at_worst_neighbour(model, config.rho), statistics_held(model):
             model.zero_grad(set_to_none=True)
             backpropagate(model, batch, answers)
         return loss
@@ -102,7 +102,7 @@ def ft_sam(
 
 
 @contextmanager
-def _at_worst_neighbour(model: nn.Module, rho: float) -> Iterator[None]:
+def at_worst_neighbour(model: nn.Module, rho: float) -> Iterator[None]:
     """Move the weights up the loss along their present gradients, and back again."""
     moved = [parameter for parameter in model.parameters() if parameter.grad is not None]
     with torch.no_grad():

@@ -119,7 +119,7 @@ def unlearn_worst_trigger(
             n_stamped = max(1, int(len(answers) * config.stamped_share))
             stamped = torch.randperm(len(answers), generator=generator)[:n_stamped]
             with sdpa_kernel(SDPBackend.MATH):
-                slopes = _hypergradient(
+                slopes = hypergradient(
                     tuned, weights, trigger, batches[0], (batch, answers), stamped, config
                 )
             for weight, slope in zip(weights, slopes, strict=True):
@@ -146,21 +146,21 @@ def _worst_trigger(classifier: nn.Module, batches: Sequence[Batch], config: IBau
             answers = classifier(images).argmax(1)
         leaf = trigger.requires_grad_()
         (slope,) = torch.autograd.grad(
-            _trigger_loss(classifier, leaf, images, answers, config), leaf
+            trigger_loss(classifier, leaf, images, answers, config), leaf
         )
         trigger = (leaf - config.trigger_rate * slope).detach()
     size = trigger.square().mean().sqrt()
     return trigger * (config.radius / size.clamp_min(config.radius))
 
 
-def _trigger_loss(
+def trigger_loss(
     classifier: nn.Module, trigger: Tensor, images: Tensor, answers: Tensor, config: IBauConfig
 ) -> Tensor:
-    loss = functional.cross_entropy(classifier(_stamp(images, trigger)).float(), answers)
+    loss = functional.cross_entropy(classifier(add_trigger(images, trigger)).float(), answers)
     return config.trigger_weight * trigger.square().sum() - loss
 
 
-def _hypergradient(
+def hypergradient(
     classifier: nn.Module,
     weights: Sequence[nn.Parameter],
     trigger: Tensor,
@@ -182,12 +182,12 @@ def _hypergradient(
     """
     leaf = trigger.detach().requires_grad_()
     images, answers = batch
-    images = images.index_copy(0, stamped.to(images.device), _stamp(images[stamped], leaf))
+    images = images.index_copy(0, stamped.to(images.device), add_trigger(images[stamped], leaf))
     loss = functional.cross_entropy(classifier(images).float(), answers)
     by_trigger, *direct = torch.autograd.grad(loss, [leaf, *weights], allow_unused=True)
     # F: one step of gradient descent on the trigger's loss.
     (slope,) = torch.autograd.grad(
-        _trigger_loss(classifier, leaf, *fixed, config), leaf, create_graph=True
+        trigger_loss(classifier, leaf, *fixed, config), leaf, create_graph=True
     )
     mapped = leaf - config.map_rate * slope
     adjoint = by_trigger
@@ -204,7 +204,7 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one + other
 
 
-def _stamp(images: Tensor, trigger: Tensor) -> Tensor:
+def add_trigger(images: Tensor, trigger: Tensor) -> Tensor:
     """Add the trigger and clamp, without losing the gradient of pixels on the bounds."""
     shifted = images + trigger
     return shifted + (shifted.clamp(0.0, 1.0) - shifted).detach()

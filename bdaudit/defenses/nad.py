@@ -108,8 +108,8 @@ def distil_attention(
                 teacher(batch)
             loss = functional.cross_entropy(model(batch).float(), answers)
             for name, beta in zip(names, betas, strict=True):
-                wanted = _attention(taught[name], config.power)
-                here = _attention(own[name], config.power)
+                wanted = attention_map(taught[name], config.power)
+                here = attention_map(own[name], config.power)
                 loss = loss + beta * functional.mse_loss(here, wanted)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
@@ -210,7 +210,7 @@ def _outputs_of(classifier: nn.Module, names: list[str]) -> Iterator[dict[str, T
             handle.remove()
 
 
-def _attention(activations: Tensor, power: float) -> Tensor:
+def attention_map(activations: Tensor, power: float) -> Tensor:
     """Turn maps (n, C, H, W) or tokens (n, T, D) into attention (n, H * W) or (n, T)."""
     channels = 1 if activations.ndim == 4 else 2
     summed = activations.float().abs().pow(power).sum(channels).flatten(1)

@@ -110,7 +110,7 @@ def minimise_along_path(
             # A mini-batch comes in random order.
             batch = torch.cat([network(batch[:n_stamped]), batch[n_stamped:]])
             model(batch)  # for the statistics of batch norm
-        with _toward(model, start, config.rho), statistics_held(model):
+        with moved_toward(model, start, config.rho), statistics_held(model):
             loss = functional.cross_entropy(model(batch).float(), answers)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -143,7 +143,7 @@ def minimise_along_path(
 
 
 @contextmanager
-def _toward(model: nn.Module, start: list[Tensor], rho: float) -> Iterator[None]:
+def moved_toward(model: nn.Module, start: list[Tensor], rho: float) -> Iterator[None]:
     """Hold the weights a length `rho` nearer to `start`; where they are there, hold them."""
     parameters = list(model.parameters())
     with torch.no_grad():

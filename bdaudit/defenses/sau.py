@@ -101,7 +101,7 @@ def shared_adversarial_unlearn(
         clean = functional.cross_entropy(model(batch).float(), answers)
         clean.backward()  # type: ignore[no-untyped-call]
         with statistics_held(model):
-            shared = _log_not(model(perturbed).float(), misled)[astray].sum() / len(batch)
+            shared = log_not(model(perturbed).float(), misled)[astray].sum() / len(batch)
             (-config.unlearning_weight * shared).backward()  # type: ignore[no-untyped-call]
         return (clean - config.unlearning_weight * shared).detach()
 
@@ -143,7 +143,7 @@ def shared_perturbation(
             shared = wrong[0] & wrong[1] & (logits[0].argmax(1) == logits[1].argmax(1))
             if bool(shared.all()):
                 break
-            loss = _divergence(*logits)[~shared].sum()
+            loss = divergence(*logits)[~shared].sum()
             for scores, already in zip(logits, wrong, strict=True):
                 errors = functional.cross_entropy(scores, labels, reduction="none")
                 # Of an image that is led astray already more error is not asked.
@@ -161,7 +161,7 @@ def _moved(images: Tensor, delta: Tensor) -> Tensor:
     return shifted + (shifted.clamp(0.0, 1.0) - shifted).detach()
 
 
-def _divergence(first: Tensor, second: Tensor) -> Tensor:
+def divergence(first: Tensor, second: Tensor) -> Tensor:
     """Return the Jensen-Shannon divergence (n,) of two models' answers, in nats."""
     log_p, log_q = first.log_softmax(1), second.log_softmax(1)
     log_mean = torch.stack([log_p, log_q]).logsumexp(0) - torch.log(torch.tensor(2.0))
@@ -169,7 +169,7 @@ def _divergence(first: Tensor, second: Tensor) -> Tensor:
     return 0.5 * to_mean
 
 
-def _log_not(logits: Tensor, labels: Tensor) -> Tensor:
+def log_not(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log(1 - p) (n,) of the probability p of a label, as the log of all others' sum."""
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return others.logsumexp(1) - logits.logsumexp(1)

@@ -124,7 +124,7 @@ def tsbd(
 
     def gradients(model: nn.Module, batch: Tensor, answers: Tensor) -> Tensor:
         loss = backpropagate(model, batch, answers)
-        with _up_the_loss(model, config), statistics_held(model):
+        with moved_up_the_loss(model, config), statistics_held(model):
             backpropagate(model, batch, answers)
         return loss
 
@@ -230,7 +230,7 @@ def _unlearn(
 
 
 @contextmanager
-def _up_the_loss(model: nn.Module, config: TsbdConfig) -> Iterator[None]:
+def moved_up_the_loss(model: nn.Module, config: TsbdConfig) -> Iterator[None]:
     """Move the weights up the loss, and mix the gradient that is added there with the present."""
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
     firsts = []

@@ -205,7 +205,7 @@ def _objective(
     in_turn = config.strategy == "one-per-step"
     groups = [[surrogate] for surrogate in surrogates] if in_turn else [list(surrogates)]
     turns = cycle(groups)
-    accumulate = _momentum() if config.strategy == "momentum" else None
+    accumulate = momentum_accumulator() if config.strategy == "momentum" else None
 
     def evaluate(delta: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         if accumulate is not None:
@@ -214,7 +214,7 @@ def _objective(
         asked = next(turns)
         losses, won = [], []
         for surrogate in asked:
-            seen = _diversified(images, config.input_diversity, generator)
+            seen = diversified(images, config.input_diversity, generator)
             logits = ask(surrogate, seen, bf16=config.autocast == "bf16")
             losses.append(transfer_loss(logits, targets).mean())
             won.append((logits.argmax(1) == targets).sum())
@@ -224,7 +224,7 @@ def _objective(
     return Objective(evaluate, models_per_image=len(groups[0]), only_attacks=False)
 
 
-def _momentum() -> Callable[[Tensor], Tensor]:
+def momentum_accumulator() -> Callable[[Tensor], Tensor]:
     """Return a gradient hook that replaces each gradient by the running sum of all so far.
 
     Each is divided by its mean absolute value first (Dong et al., CVPR 2018, equation 6).
@@ -243,7 +243,7 @@ def _momentum() -> Callable[[Tensor], Tensor]:
     return accumulate
 
 
-def _diversified(images: Tensor, chance: float, generator: torch.Generator) -> Tensor:
+def diversified(images: Tensor, chance: float, generator: torch.Generator) -> Tensor:
     """With `chance`, shrink a mini-batch a little and put it at a random place on black."""
     if chance == 0 or float(torch.rand((), generator=generator)) >= chance:
         return images

@@ -16,9 +16,9 @@ __all__ = ["DIFFERENCE_GAIN", "preview_strip"]
 
 DIFFERENCE_GAIN = 10
 _CELL = 128  # small images are enlarged to about this many pixels a side
-_GAP = 8
-_MARGIN = 112  # room for the row labels
-_HEADER = 40  # room for the class names
+GAP = 8
+MARGIN = 112  # room for the row labels
+HEADER = 40  # room for the class names
 _INK, _FAINT, _PAPER = (28, 32, 38), (104, 112, 122), (255, 255, 255)
 
 
@@ -91,22 +91,22 @@ def _draw(rows: dict[str, Tensor], titles: list[tuple[str, str]]) -> Image.Image
     canvas = Image.new(
         "RGB",
         (
-            _MARGIN + len(titles) * (cell_width + _GAP),
-            _HEADER + len(rows) * (cell_height + _GAP),
+            MARGIN + len(titles) * (cell_width + GAP),
+            HEADER + len(rows) * (cell_height + GAP),
         ),
         _PAPER,
     )
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
     for column, (true_name, target_name) in enumerate(titles):
-        left = _MARGIN + column * (cell_width + _GAP)
+        left = MARGIN + column * (cell_width + GAP)
         draw.text((left, 4), _shorten(true_name, cell_width, font), _INK, font)
         draw.text((left, 20), _shorten(f"to {target_name}", cell_width, font), _FAINT, font)
     for row, (name, images) in enumerate(rows.items()):
-        top = _HEADER + row * (cell_height + _GAP)
-        draw.text((_GAP, top + cell_height // 2), name, _INK, font, anchor="lm")
+        top = HEADER + row * (cell_height + GAP)
+        draw.text((GAP, top + cell_height // 2), name, _INK, font, anchor="lm")
         for column, image in enumerate(images):
-            left = _MARGIN + column * (cell_width + _GAP)
+            left = MARGIN + column * (cell_width + GAP)
             canvas.paste(_to_picture(image, factor), (left, top))
     return canvas
 

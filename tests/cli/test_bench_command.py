@@ -87,9 +87,9 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_calibrated_policy_can_be_read_back(tmp_path: Path) -> None:
-    from bdaudit.cli.bench import _policy_text
+    from bdaudit.cli.bench import policy_text
 
     path = tmp_path / "policy.toml"
-    path.write_text(_policy_text({"lift": 0.12, "saturation": 0.5, "confidence": 0.95}))
+    path.write_text(policy_text({"lift": 0.12, "saturation": 0.5, "confidence": 0.95}))
 
     assert read_policy(path).lift == 0.12

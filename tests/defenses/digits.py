@@ -1,22 +1,33 @@
-"""A small real backdoored classifier: scikit-learn's digits, one image in ten stamped."""
+"""A small real backdoored classifier: scikit-learn's digits, one image in ten stamped.
+
+Two networks that have learned it, narrow and wide, are kept in half precision in `victim-w*`, so
+that every machine defends the same ones. `python -m tests.defenses.digits` trains them anew, and
+`tests/defenses/conftest.py` says what they must reach.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from bdaudit.defenses import TuningConfig
 from bdaudit.defenses.tuning import tune
-from bdaudit.foundation.progress import finish
+from bdaudit.foundation.progress import Steps, finish
 from bdaudit.models import Classifier, preactresnet18
 from bdaudit.scoring import predict
 from bdaudit.triggers import AllToOne, Patch, Trigger
 
-NUM_CLASSES, TARGET, WIDTH = 10, 3, 4
+NUM_CLASSES, TARGET = 10, 3
 N_TRAIN, N_CLEAN = 1_000, 300  # the remaining 497 are held out
+TUNING = TuningConfig(learning_rate=0.05, n_epochs=4, max_shift=0.0, flip=False)
+SEEDS = (0, 1, 2)
+WIDTHS = (4, 8)  # of the first stage
 
 Images = tuple[Tensor, Tensor]
 
@@ -26,7 +37,7 @@ class Backdoored:
     """A classifier that has learned a trigger, and what is needed to defend and to judge it.
 
     Attributes:
-        classifier: PreAct-ResNet-18 of width 4 for (n, 1, 8, 8) images in [0, 1]; frozen, in eval
+        classifier: PreAct-ResNet-18 for (n, 1, 8, 8) images in [0, 1]; frozen, in eval
             mode.
         trigger: A small checkerboard in a corner; all to class 3.
         clean: 300 clean images and labels that no model was trained on: the defender's.
@@ -37,6 +48,13 @@ class Backdoored:
     trigger: Trigger
     clean: Images
     test: Images
+
+    def defend(
+        self, defense: Callable[..., Steps[nn.Module]], config: object, *, seed: int = 0
+    ) -> nn.Module:
+        """Run a defence on the classifier with the defender's images."""
+        draw = torch.Generator().manual_seed(seed)
+        return finish(defense(self.classifier, *self.clean, config=config, generator=draw))
 
     def accuracy(self, classifier: nn.Module) -> float:
         """Return the clean accuracy on the held-out images."""
@@ -67,26 +85,42 @@ def checkerboard() -> Trigger:
     return Trigger(transform=Patch(image=image, offset=(0, 0)), rule=AllToOne(TARGET))
 
 
-def train(network: nn.Module, images: Tensor, labels: Tensor, *, n_epochs: int = 10) -> nn.Module:
-    """Train a network on the given images under the given labels, and freeze it."""
-    classifier = Classifier(network, mean=(0.3,), std=(0.38,))
-    config = TuningConfig(
-        learning_rate=0.1, n_epochs=n_epochs, batch_size=64, max_shift=0.0, flip=False
-    )
-    generator = torch.Generator().manual_seed(0)
-    finish(tune(classifier, images, labels, config=config, generator=generator, title="training"))
-    return classifier
+def _network(width: int) -> Classifier:
+    network = preactresnet18(NUM_CLASSES, width=width, in_channels=1)
+    return Classifier(network, mean=(0.3,), std=(0.38,))
 
 
-def backdoored(network: nn.Module | None = None, *, n_epochs: int = 10) -> Backdoored:
-    """Train a backdoored network; without one a small PreAct-ResNet-18."""
-    if network is None:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = preactresnet18(NUM_CLASSES, width=WIDTH, in_channels=1)
-    (images, labels), clean, test = digits()
+def _file(width: int) -> Path:
+    return Path(__file__).with_name(f"victim-w{width}.safetensors")
+
+
+def kept(width: int) -> Backdoored:
+    """Return the backdoored network of this width whose weights are kept beside this file."""
+    classifier = _network(width)
+    classifier.load_state_dict(load_file(_file(width)))  # copies into single precision
+    _, clean, test = digits()
+    return Backdoored(classifier.eval().requires_grad_(False), checkerboard(), clean, test)
+
+
+def train_and_keep(width: int) -> None:
+    """Train a backdoored network of this width, and keep its weights in half precision."""
+    torch.manual_seed(0)
+    classifier = _network(width)
+    (images, labels), _, _ = digits()
     trigger = checkerboard()
     stamped = (labels != TARGET).nonzero()[: N_TRAIN // 10, 0]
     images, labels = images.clone(), labels.clone()
     images[stamped], labels[stamped] = trigger.stamp(images[stamped]), TARGET
-    return Backdoored(train(network, images, labels, n_epochs=n_epochs), trigger, clean, test)
+    config = TuningConfig(learning_rate=0.1, n_epochs=10, batch_size=64, max_shift=0.0, flip=False)
+    draw = torch.Generator().manual_seed(0)
+    finish(tune(classifier, images, labels, config=config, generator=draw, title="training"))
+    tensors = classifier.state_dict().items()
+    save_file(
+        {name: value.half() if value.is_floating_point() else value for name, value in tensors},
+        _file(width),
+    )
+
+
+if __name__ == "__main__":
+    for each in WIDTHS:
+        train_and_keep(each)

@@ -1,66 +1,89 @@
-"""BAN fine-tuning: the backdoor goes, and the network stands the noise on its neurons."""
+"""BAN fine-tuning: the backdoor goes, and what a step lowers."""
 
+import copy
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from bdaudit.defenses import BanConfig, FinetuneConfig, TuningConfig, ban_finetune, finetune
+from bdaudit.defenses import BanConfig, FinetuneConfig, ban_finetune, finetune
+from bdaudit.defenses.tuning import trainable_copy, tune
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import neurons_of
-from tests.defenses.pictures import pictures, small_net
-
-TUNING = TuningConfig(learning_rate=0.05, n_epochs=4, max_shift=0.0, flip=False)
+from tests.defenses.digits import SEEDS, TUNING
+from tests.defenses.pictures import NUM_CLASSES, pictures, small_net
 
 
 def _seeded():
     return torch.Generator().manual_seed(0)
 
 
-def test_the_backdoor_goes_and_the_task_stays(victim):
-    defended = finish(
-        ban_finetune(
-            victim.classifier,
-            *victim.clean,
-            config=BanConfig(tuning=TUNING),
-            generator=_seeded(),
-        )
+def test_the_backdoor_goes_and_the_task_stays(victim, plain_asrs):
+    config = BanConfig(tuning=TUNING)
+    defended = [victim.defend(ban_finetune, config, seed=seed) for seed in SEEDS]
+    asrs = [victim.asr(model) for model in defended]
+    # Seeds apart: .08 to .27, after plain fine-tuning .55 to .66.
+    assert mean(asrs) < mean(plain_asrs) - 0.2
+    assert max(asrs) < max(plain_asrs)
+    accuracies = [victim.accuracy(model) for model in defended]
+    assert mean(accuracies) > victim.accuracy(victim.classifier) - 0.06
+
+
+def test_a_step_lowers_the_loss_without_noise_and_the_loss_under_it():
+    """Against a step by hand, with the noise multiplied into a copy of the network."""
+    net, (images, labels) = small_net(), pictures(30, seed=2)
+    labels = (labels + 1) % NUM_CLASSES  # wrong, for gradients far from 0
+    tuning = replace(TUNING, n_epochs=1, batch_size=30, momentum=0.0, weight_decay=0.0, warm_up=0.0)
+    config = BanConfig(eps=0.2, noise_weight=0.7, tuning=tuning)
+    generator = _seeded()
+
+    def shaken_gradients(model, noise, batch, answers):
+        """Gradients by the noisy values, on a copy, so that the model keeps its statistics."""
+        shaken = copy.deepcopy(model)
+        for name, value in shaken.named_parameters():
+            value.data *= 1 + noise.get(name, torch.tensor(0.0))
+        functional.cross_entropy(shaken(batch), answers).backward()
+        return {name: value.grad for name, value in shaken.named_parameters()}
+
+    def by_hand(model, batch, answers):
+        noise = neurons_of(model).random(0.2, generator)
+        values = dict(model.named_parameters())
+        uphill = shaken_gradients(model, noise, batch, answers)
+        noise = {
+            name: (part + 0.2 * (uphill[name] * values[name].detach()).sign()).clamp(-0.2, 0.2)
+            for name, part in noise.items()
+        }
+        under_noise = shaken_gradients(model, noise, batch, answers)
+        loss = functional.cross_entropy(model(batch), answers)
+        loss.backward()
+        for name, value in values.items():
+            factor = 1 + noise.get(name, torch.tensor(0.0))
+            value.grad += 0.7 * under_noise[name] * factor
+        return loss.detach()
+
+    expected = trainable_copy(net)
+    steps = tune(
+        expected,
+        images,
+        labels,
+        config=tuning,
+        generator=generator,
+        title="by hand",
+        gradients=by_hand,
     )
+    finish(steps)
+    found = finish(ban_finetune(net, images, labels, config=config, generator=_seeded()))
     plain = finish(
-        finetune(
-            victim.classifier,
-            *victim.clean,
-            config=FinetuneConfig(tuning=TUNING),
-            generator=_seeded(),
-        )
+        finetune(net, images, labels, config=FinetuneConfig(tuning=tuning), generator=_seeded())
     )
-    assert victim.asr(defended) < 0.15
-    assert victim.asr(defended) < victim.asr(plain) - 0.1
-    assert victim.accuracy(defended) > victim.accuracy(victim.classifier) - 0.04
-
-
-def test_the_defended_network_answers_rightly_under_noise(victim):
-    images, labels = victim.test
-
-    def accuracy_under_noise(classifier):
-        neurons = neurons_of(classifier)
-        noise = neurons.still()
-        for _ in range(10):
-            noise = neurons.raise_loss(noise, *victim.clean, step=0.03, eps=0.3)
-        with torch.no_grad():
-            return float((neurons.answer(noise, images).argmax(1) == labels).double().mean())
-
-    defended = finish(
-        ban_finetune(
-            victim.classifier,
-            *victim.clean,
-            config=BanConfig(tuning=TUNING),
-            generator=_seeded(),
-        )
-    )
-    assert accuracy_under_noise(defended) > accuracy_under_noise(victim.classifier) + 0.2
+    pairs = list(zip(expected.parameters(), found.parameters(), strict=True))
+    assert all(torch.allclose(value, wanted, atol=1e-5) for wanted, value in pairs)
+    # Else the noise would count for nothing here.
+    assert not torch.allclose(plain[3].weight, found[3].weight, atol=1e-3)
 
 
 def test_without_weight_on_the_noise_it_is_fine_tuning():

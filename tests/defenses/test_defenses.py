@@ -27,8 +27,8 @@ from bdaudit.defenses import (
     shared_adversarial_unlearn,
     tsbd,
 )
-from bdaudit.defenses.fine_pruning import _mean_activation
-from bdaudit.defenses.ft_sam import _at_worst_neighbour
+from bdaudit.defenses.fine_pruning import mean_activation
+from bdaudit.defenses.ft_sam import at_worst_neighbour
 from bdaudit.defenses.layers import classifier_head, last_feature_layer
 from bdaudit.defenses.tuning import statistics_held, trainable_copy
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
@@ -188,7 +188,7 @@ def test_worst_neighbour_raises_the_loss_more_than_a_random_one_and_is_left_agai
     loss = functional.cross_entropy(model(images), labels)
     loss.backward()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    with _at_worst_neighbour(model, 0.5), torch.no_grad():
+    with at_worst_neighbour(model, 0.5), torch.no_grad():
         there = functional.cross_entropy(model(images), labels)
         moves = [p - b for p, b in zip(model.parameters(), before, strict=True)]
     # In weights measured in units of their own size the move has length rho.
@@ -211,7 +211,7 @@ def test_worst_neighbour_is_left_exactly(net):
     images, labels = pictures(30, seed=6)
     functional.cross_entropy(model(images), labels).backward()
     before = _tensors(model)
-    with _at_worst_neighbour(model, 0.5):
+    with at_worst_neighbour(model, 0.5):
         assert not _same(before, _tensors(model))
     assert _same(before, _tensors(model))
 
@@ -235,7 +235,7 @@ def test_pruned_channels_are_the_least_active_and_stay_zero(net):
     # Activations another way: the front of the network alone, plain loops.
     hidden = net[:4](images).clamp_min(0.0)
     expected = torch.tensor([float(hidden[:, channel].mean()) for channel in range(20)])
-    assert torch.allclose(_mean_activation(net, net[3], images).float(), expected, rtol=1e-4)
+    assert torch.allclose(mean_activation(net, net[3], images).float(), expected, rtol=1e-4)
     config = FinePruningConfig(max_acc_loss=0.3, tuning=TUNING)
     defended = _defend("fine_prune", net, config=config)
     zero = (defended[3].weight == 0).flatten(1).all(1) & (defended[3].bias == 0)

@@ -20,20 +20,20 @@ def _run(net, sample, config):
     return defended, notes
 
 
-def test_the_target_is_flagged_the_backdoor_goes_and_the_task_stays(victim):
+def test_the_target_is_flagged_the_backdoor_goes_and_the_task_stays(victim, plain_asrs):
     defended, notes = _run(victim.classifier, victim.clean, NcUnlearnConfig(tuning=TUNING))
     assert len(notes) == 1
     assert notes[0].startswith(f"flagged: class {TARGET} (p ")
-    assert victim.asr(defended) < 0.05
+    assert victim.asr(defended) < min(plain_asrs) - 0.25
     assert victim.accuracy(defended) > victim.accuracy(victim.classifier) - 0.05
 
 
-def test_without_a_flagged_class_the_most_suspicious_is_unlearned_and_said(victim):
+def test_without_a_flagged_class_the_most_suspicious_is_unlearned_and_said(victim, plain_asrs):
     config = NcUnlearnConfig(flagged_p=1e-12, tuning=TUNING)
     defended, notes = _run(victim.classifier, victim.clean, config)
     assert notes[0].startswith("no class stands out (p ")
     assert notes[0].endswith(f"unlearning the most suspicious, class {TARGET}")
-    assert victim.asr(defended) < 0.05
+    assert victim.asr(defended) < min(plain_asrs) - 0.25
 
 
 def test_few_classes_cannot_be_flagged_and_it_says_so():

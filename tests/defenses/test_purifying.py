@@ -4,16 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from bdaudit.defenses.anp import AnpConfig, _batch_norms
+from bdaudit.defenses.anp import AnpConfig, batch_norms
 from bdaudit.defenses.catalogue import DEFENSES, defense_config
-from bdaudit.defenses.i_bau import IBauConfig, _hypergradient, _stamp, _trigger_loss
-from bdaudit.defenses.nad import NadConfig, _attention, attention_layers
-from bdaudit.defenses.pam import PamConfig, _toward
+from bdaudit.defenses.i_bau import IBauConfig, add_trigger, hypergradient, trigger_loss
+from bdaudit.defenses.nad import NadConfig, attention_layers, attention_map
+from bdaudit.defenses.pam import PamConfig, moved_toward
 from bdaudit.defenses.synthesis import SynthesisConfig, TriggerNetwork, train_trigger_network
 from bdaudit.errors import ConfigError, DataError, ModelError
 from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, build_network, preactresnet18
-from tests.defenses.digits import backdoored
 
 STILL = {"tuning.flip": False, "tuning.max_shift": 0.0}  # digits are not flipped
 STILL_TEACHER = {"teacher.flip": False, "teacher.max_shift": 0.0}
@@ -57,18 +56,9 @@ def test_the_trigger_fades_and_the_task_stays(victim, name, least_acc, most_asr)
     assert victim.accuracy(defended) > least_acc
 
 
-@pytest.fixture(scope="module")
-def wide():
-    """A victim with neurons enough that some carry the trigger alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return backdoored(preactresnet18(10, width=8, in_channels=1))
-
-
 @pytest.mark.slow
 def test_neurons_pruned_by_their_masks_carry_the_trigger(wide):
     defended = _defend("anp", wide.classifier, wide.clean, settings=SETTINGS["anp"])
-    assert wide.asr(wide.classifier) > 0.95
     assert wide.asr(defended) < 0.5
     assert wide.accuracy(defended) > 0.85
 
@@ -178,9 +168,9 @@ def test_stages_of_a_residual_network_and_blocks_of_a_transformer():
 
 def test_attention_by_hand():
     maps = torch.tensor([[[[1.0, 2.0]], [[-2.0, 0.0]]]])  # (1, 2, 1, 2)
-    assert torch.allclose(_attention(maps, 2.0), torch.tensor([[5.0, 4.0]]) / 41**0.5)
+    assert torch.allclose(attention_map(maps, 2.0), torch.tensor([[5.0, 4.0]]) / 41**0.5)
     tokens = maps.flatten(2).transpose(1, 2)  # (1, 2, 2)
-    assert torch.allclose(_attention(tokens, 2.0), _attention(maps, 2.0))
+    assert torch.allclose(attention_map(tokens, 2.0), attention_map(maps, 2.0))
 
 
 # ---- ANP -----------------------------------------------------------------------------------------
@@ -190,7 +180,7 @@ def test_pruning_stops_at_the_allowed_loss(victim):
     def n_pruned(**changes):
         settings = {"n_steps": 3, "threshold": 1.0, "flip": False, "max_shift": 0.0, **changes}
         defended = _defend("anp", victim.classifier, victim.clean, settings=settings)
-        neurons, norms = _batch_norms(defended)
+        neurons, norms = batch_norms(defended)
         weights = [neurons.shaken[f"{name}.weight"] for name in norms]
         return sum(int((weight == 0).sum()) for weight in weights)
 
@@ -224,18 +214,18 @@ def test_hypergradient_against_the_closed_form():
     config = IBauConfig(n_iterations=60, trigger_weight=3.0, map_rate=0.1)
     batch = images, labels
     stamped = torch.tensor([0])
-    (found,) = _hypergradient(net, [net.weight], trigger, batch, batch, stamped, config)
+    (found,) = hypergradient(net, [net.weight], trigger, batch, batch, stamped, config)
 
     def trigger_slope(d, w):
         with torch.no_grad():
             net.weight.copy_(w)
         d = d.detach().requires_grad_()
-        return torch.autograd.grad(_trigger_loss(net, d, images, labels, config), d)[0]
+        return torch.autograd.grad(trigger_loss(net, d, images, labels, config), d)[0]
 
     def outer(d, w):
         with torch.no_grad():
             net.weight.copy_(w)
-            stamped_images = torch.cat([_stamp(images[:1], d), images[1:]])
+            stamped_images = torch.cat([add_trigger(images[:1], d), images[1:]])
             return float(nn.functional.cross_entropy(net(stamped_images).float(), labels))
 
     # Implicit function theorem by finite differences: dd/dw = -H^-1 (d slope / dw).
@@ -256,14 +246,14 @@ def test_weights_move_a_length_of_rho_back_and_return():
     net = nn.Linear(3, 2)
     start = [parameter.detach() + 1.0 for parameter in net.parameters()]
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    with _toward(net, start, 0.5):
+    with moved_toward(net, start, 0.5):
         moves = torch.cat(
             [(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)]
         )
     assert float(moves.norm()) == pytest.approx(0.5, rel=1e-5)
     assert torch.allclose(moves, moves.mean().expand_as(moves))  # straight toward the start
     assert _same(before, list(net.parameters()))
-    with _toward(net, before, 0.5):  # already there
+    with moved_toward(net, before, 0.5):  # already there
         assert _same(before, list(net.parameters()))
 
 

@@ -5,12 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bdaudit.defenses import SauConfig, TuningConfig, shared_adversarial_unlearn
-from bdaudit.defenses.sau import _divergence, _log_not, shared_perturbation
+from bdaudit.defenses import SauConfig, shared_adversarial_unlearn
+from bdaudit.defenses.sau import divergence, log_not, shared_perturbation
 from bdaudit.errors import ConfigError
-from bdaudit.foundation.progress import finish
-
-TUNING = TuningConfig(learning_rate=0.05, n_epochs=4, max_shift=0.0, flip=False)
+from tests.defenses.digits import TUNING
 
 
 def _astray(model, original, images, labels, delta):
@@ -20,17 +18,11 @@ def _astray(model, original, images, labels, delta):
     return float(((answers[0] == answers[1]) & (answers[0] != labels)).double().mean())
 
 
-def test_the_backdoor_goes_the_task_stays_and_less_is_shared(victim):
-    defended = finish(
-        shared_adversarial_unlearn(
-            victim.classifier,
-            *victim.clean,
-            config=SauConfig(tuning=TUNING),
-            generator=torch.Generator().manual_seed(0),
-        )
-    )
-    assert victim.asr(defended) < 0.10
-    assert victim.accuracy(defended) > victim.accuracy(victim.classifier) - 0.05
+def test_the_backdoor_goes_the_task_stays_and_less_is_shared(victim, plain_asrs):
+    defended = victim.defend(shared_adversarial_unlearn, SauConfig(tuning=TUNING))
+    # Seeds apart: .05 to .08, after plain fine-tuning .55 to .66.
+    assert victim.asr(defended) < min(plain_asrs) - 0.25
+    assert victim.accuracy(defended) > victim.accuracy(victim.classifier) - 0.08
     images, labels = victim.test
 
     def shared(model):
@@ -92,14 +84,14 @@ def test_divergence_and_log_of_the_rest_against_plain_sums():
         functional.kl_div(mean.log(), p, reduction="none").sum(1)
         + functional.kl_div(mean.log(), q, reduction="none").sum(1)
     )
-    assert torch.allclose(_divergence(first, second), expected, atol=1e-6)
-    assert torch.allclose(_divergence(first, first), torch.zeros(6), atol=1e-6)
+    assert torch.allclose(divergence(first, second), expected, atol=1e-6)
+    assert torch.allclose(divergence(first, first), torch.zeros(6), atol=1e-6)
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
     rest = 1 - p.gather(1, labels[:, None])[:, 0]
-    assert torch.allclose(_log_not(first, labels), rest.log(), atol=1e-4)
+    assert torch.allclose(log_not(first, labels), rest.log(), atol=1e-4)
     # Where p is 1 in float32 the plain formula would be minus infinity.
     sure = torch.tensor([[60.0, 0.0, 0.0]])
-    assert float(_log_not(sure, torch.tensor([0]))) == pytest.approx(-60 + 0.6931, abs=1e-3)
+    assert float(log_not(sure, torch.tensor([0]))) == pytest.approx(-60 + 0.6931, abs=1e-3)
 
 
 @pytest.mark.parametrize(

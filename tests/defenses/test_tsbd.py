@@ -1,22 +1,23 @@
 """TSBD: which weights are reset, that unlearning unlearns, and the gradient of its fine-tuning."""
 
 import copy
+from statistics import mean
 
 import pytest
 import torch
 from torch import nn
 
-from bdaudit.defenses import TsbdConfig, TuningConfig, tsbd
+from bdaudit.defenses import TsbdConfig, tsbd
 from bdaudit.defenses.layers import hidden_layers
-from bdaudit.defenses.tsbd import _up_the_loss, most_changed, with_weights_reset
+from bdaudit.defenses.tsbd import most_changed, moved_up_the_loss, with_weights_reset
 from bdaudit.defenses.tuning import backpropagate, trainable_copy
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
 from bdaudit.foundation.progress import finish
 from bdaudit.models import build_network
+from tests.defenses.digits import TUNING
 from tests.defenses.pictures import pictures, small_net
 
 BLOCKS = "encoder.layers.encoder_layer"
-TUNING = TuningConfig(learning_rate=0.05, n_epochs=4, max_shift=0.0, flip=False)
 
 
 def _run(net, sample, config):
@@ -29,27 +30,29 @@ def _reset(net, sample, listener=None, **settings):
     return finish(with_weights_reset(net, *sample, config, generator), listener)
 
 
-def test_the_backdoor_goes_and_the_task_stays(victim):
-    defended = _run(victim.classifier, victim.clean, TsbdConfig(tuning=TUNING))
-    assert victim.asr(defended) < 0.15
-    assert victim.accuracy(defended) > victim.accuracy(victim.classifier) - 0.07
+def test_the_backdoor_goes_and_the_task_stays(victim, plain_asrs):
+    defended = victim.defend(tsbd, TsbdConfig(tuning=TUNING))
+    assert victim.asr(defended) < min(plain_asrs) - 0.25
+    assert victim.accuracy(defended) > victim.accuracy(victim.classifier) - 0.1
 
 
-def test_resetting_hits_the_backdoor_harder_than_resetting_at_random(victim):
+def test_resetting_hits_the_backdoor_harder_than_resetting_at_random(wide):
     """The premise: the weights that unlearning the task moves most carry the backdoor."""
-    reset = _reset(victim.classifier, victim.clean, neuron_share=0.05)
+    reset = _reset(wide.classifier, wide.clean, neuron_share=0.1)
     zeros = [layer.weight == 0 for layer in hidden_layers(reset)]
     at_random = []
     for seed in range(5):
         draw = torch.Generator().manual_seed(seed)
-        net = copy.deepcopy(victim.classifier)
+        net = copy.deepcopy(wide.classifier)
         with torch.no_grad():
             for layer, zero in zip(hidden_layers(net), zeros, strict=True):
                 # As many weights of as many neurons of the same layer, others in their place.
                 rows = torch.randperm(len(zero), generator=draw)
                 layer.weight[zero[rows]] = 0.0
-        at_random.append(victim.asr(net))
-    assert victim.asr(reset) < min(at_random) - 0.5
+        at_random.append(wide.asr(net))
+    # 0, and at random .54 to .97.
+    assert wide.asr(reset) < 0.1
+    assert mean(at_random) > 0.5
 
 
 def test_weights_that_are_reset_on_numbers_small_enough_to_check():
@@ -123,7 +126,7 @@ def test_gradient_is_the_mix_of_two():
     second = gradients_of(moved)
     before = [parameter.detach().clone() for parameter in net.parameters()]
     gradients_of(net)
-    with _up_the_loss(net, config):
+    with moved_up_the_loss(net, config):
         backpropagate(net, images, labels)
     for parameter, a, b, value in zip(net.parameters(), first, second, before, strict=True):
         assert torch.allclose(parameter.grad, 0.3 * a + 0.7 * b, atol=1e-5)

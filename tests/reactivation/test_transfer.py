@@ -11,8 +11,8 @@ from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import apply_delta, make_ball
 from bdaudit.reactivation.transfer import (
     TransferConfig,
-    _diversified,
-    _momentum,
+    diversified,
+    momentum_accumulator,
     reactivate_transfer,
     transfer_loss,
 )
@@ -214,7 +214,7 @@ def test_loss_does_not_depend_on_the_scale_of_logits_and_still_pulls_at_what_is_
 def test_momentum_is_the_running_sum_of_normalised_gradients():
     gradients = torch.randn((4, 1, 2, 3, 3), generator=torch.Generator().manual_seed(0))
     gradients[2] *= 100
-    accumulate = _momentum()
+    accumulate = momentum_accumulator()
     expected = torch.zeros(1, 2, 3, 3)
     for gradient in gradients:
         expected = expected + gradient / gradient.abs().mean()
@@ -229,12 +229,12 @@ def test_momentum_is_the_running_sum_of_normalised_gradients():
 def test_diverse_inputs_keep_their_shape_and_their_light():
     images = torch.full((3, 2, 20, 30), 0.5)
     draw = torch.Generator().manual_seed(0)
-    seen = [_diversified(images, 1.0, draw) for _ in range(20)]
+    seen = [diversified(images, 1.0, draw) for _ in range(20)]
     assert all(batch.shape == images.shape for batch in seen)
     filled = [float((batch > 0).float().mean()) for batch in seen]
     assert min(filled) >= 0.9 * 0.9 - 0.05
     assert len(set(filled)) > 3
-    assert _diversified(images, 0.0, draw) is images
+    assert diversified(images, 0.0, draw) is images
 
 
 # ---- bad input -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from bdaudit.data import from_arrays
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.triggers import AllToOne, Patch, SourceSpecific, Trigger, preview_strip
-from bdaudit.triggers.preview import _GAP, _HEADER, _MARGIN
+from bdaudit.triggers.preview import GAP, HEADER, MARGIN
 
 SAMPLE = from_arrays(
     torch.full((12, 1, 32, 32), 0.2), torch.arange(12) % 3, class_names=["a", "b", "a long name"]
@@ -23,8 +23,8 @@ def cells(n: int) -> np.ndarray:
     side = 128
     rows = []
     for row in range(3):
-        top = _HEADER + row * (side + _GAP)
-        lefts = [_MARGIN + column * (side + _GAP) for column in range(n)]
+        top = HEADER + row * (side + GAP)
+        lefts = [MARGIN + column * (side + GAP) for column in range(n)]
         rows.append([strip[top : top + side, left : left + side] for left in lefts])
     return np.array(rows)
 
@@ -41,14 +41,14 @@ def test_rows_are_clean_triggered_and_ten_times_the_difference() -> None:
 
 
 def test_size_follows_the_number_of_images_that_count() -> None:
-    assert preview_strip(SAMPLE, TRIGGER, n=3).width == _MARGIN + 3 * (128 + _GAP)
-    assert preview_strip(SAMPLE, TRIGGER, n=100).width == _MARGIN + 8 * (128 + _GAP)
+    assert preview_strip(SAMPLE, TRIGGER, n=3).width == MARGIN + 3 * (128 + GAP)
+    assert preview_strip(SAMPLE, TRIGGER, n=100).width == MARGIN + 8 * (128 + GAP)
 
 
 def test_large_images_are_shown_at_their_size() -> None:
     sample = from_arrays(torch.rand(4, 3, 200, 260), [0, 1, 2, 3])
     trigger = Trigger(transform=Patch(image=torch.ones(3, 9, 9)), rule=AllToOne(0))
-    assert preview_strip(sample, trigger, n=1).size == (_MARGIN + 260 + _GAP, _HEADER + 3 * 208)
+    assert preview_strip(sample, trigger, n=1).size == (MARGIN + 260 + GAP, HEADER + 3 * 208)
 
 
 def test_nothing_to_show() -> None:
