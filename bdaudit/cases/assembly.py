@@ -204,7 +204,7 @@ def defended_source(inputs: Inputs) -> str:
     """
     if inputs.endpoint is not None:
         if inputs.defended is not None:
-            raise ConfigError("give either a DEFENDED file or --endpoint, and not both of them")
+            raise ConfigError("give either a DEFENDED file or --endpoint, and only one of them")
         parse_endpoint(inputs.endpoint)
         return inputs.endpoint
     if inputs.defended is None:
