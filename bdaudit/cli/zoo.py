@@ -125,6 +125,8 @@ def _announce(build: Build) -> None:
     """Say what is there, what is not, and what no longer holds, on stderr."""
     n = len(build.wanted)
     tell(f"{n - len(build.missing)} of {n} are there, {len(build.missing)} to make")
+    for note in build.shop.parts.notes:
+        tell(f"note: {note}")
     for name, changes in build.stale.items():
         tell(f"stale: {name}: {'; '.join(changes[:3])}")
     for name in build.strangers:

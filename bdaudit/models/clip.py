@@ -8,7 +8,6 @@ recipe for ensembled prompts. Its loaders are not used: weights always come thro
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import textwrap
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ModelError
+from bdaudit.foundation.texts import read_json
 from bdaudit.models.checkpoint import Checkpoint, open_checkpoint
 from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.zeroshot import ZeroShotNetwork
@@ -320,10 +320,7 @@ def _config_file(folder: Path, name: str) -> Path | None:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: expected an open_clip config in JSON: {error}") from error
+    config = read_json(file, what="an open_clip config", error=ModelError)
     if isinstance(config, dict):
         config = config.get("model_cfg", config)
     if not isinstance(config, dict) or not all(key in config for key in _CONFIG_KEYS):

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdaudit.errors import ModelError
+from bdaudit.foundation.texts import character_in_words, is_invisible, read_text, visible_form
 
 __all__ = ["ClipSettings"]
 
 _PLACE = "{}"
+_BLANK = " \t\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +71,21 @@ class ClipSettings:
 
 
 def _read_lines(path: Path, what: str) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: expected {what}, one a line: {error}") from error
-    if not lines:
+    text = read_text(path, what=f"{what}, one a line", error=ModelError)
+    lines = text.rstrip(_BLANK).split("\n")
+    if lines == [""]:
         raise ModelError(f"{path}: expected {what}, one a line, got an empty file")
-    return tuple(line.strip() for line in lines)
+    return tuple(line.strip(_BLANK) for line in lines)
+
+
+def _demand_visible(line: str, number: int, source: str) -> None:
+    """Refuse characters that nobody sees: a tokenizer reads them."""
+    for character in line:
+        if is_invisible(character):
+            raise ModelError(
+                f"{source}: line {number} holds {character_in_words(character)}, which looks like "
+                "nothing or like a space; write the line anew"
+            )
 
 
 def _check_names(names: tuple[str, ...], source: str) -> None:
@@ -85,7 +95,8 @@ def _check_names(names: tuple[str, ...], source: str) -> None:
     for number, name in enumerate(names, start=1):
         if not name.strip():
             raise ModelError(f"{source}: expected a class name on line {number}, got an empty one")
-        first = seen.setdefault(name.strip().casefold(), number)
+        _demand_visible(name, number, source)
+        first = seen.setdefault(visible_form(name).casefold(), number)
         if first != number:
             raise ModelError(
                 f"{source}: class name {name!r} is on line {first} and again on line {number}; "
@@ -97,6 +108,7 @@ def _check_templates(templates: tuple[str, ...], source: str) -> None:
     if not templates:
         raise ModelError(f"{source}: expected one template or more, such as 'a photo of a {{}}.'")
     for number, template in enumerate(templates, start=1):
+        _demand_visible(template, number, source)
         if template.count(_PLACE) != 1:
             raise ModelError(
                 f"{source}: expected '{{}}' once, for the class name, on line {number}, got "

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bdaudit.errors import ConfigError, ModelError, reads
-from bdaudit.foundation.opening import SETTINGS_BYTES, is_file, read_bytes
+from bdaudit.foundation.opening import is_file
+from bdaudit.foundation.texts import read_toml
 from bdaudit.models import backdoorbench
 from bdaudit.models.architectures import from_backdoorbench_name, is_python_factory
 from bdaudit.models.classifier import Interpolation
@@ -183,13 +183,7 @@ def read_model_toml(checkpoint: Path) -> tuple[ModelSettings, Path | None]:
     for path in (checkpoint.with_suffix(".toml"), checkpoint.with_name("model.toml")):
         if not is_file(path):
             continue
-        content = read_bytes(path, limit=SETTINGS_BYTES, what="model settings", error=ModelError)
-        try:
-            entries = tomllib.loads(content.decode("utf-8-sig"))
-        except RecursionError:
-            raise ModelError(f"{path}: expected settings, got TOML nested too deeply") from None
-        except ValueError as error:
-            raise ModelError(f"{path}: expected a TOML file about the model: {error}") from error
+        entries = read_toml(path, what="settings of a model", error=ModelError)
         unknown = sorted(entries.keys() - _PARSERS.keys())
         if unknown:
             raise ModelError(f"{path}: expected the keys {', '.join(_PARSERS)}, got {unknown}")

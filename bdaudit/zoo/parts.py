@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.data import Sample, load_sample, stratified_indices
-from bdaudit.data.classes import agree_on_classes
+from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.errors import DataError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.zoo.manifest import DataTable
@@ -63,6 +63,7 @@ class Parts:
         measure: What rates in `family.json` are measured on.
         num_classes: Classes of the task.
         class_names: In order of index, `None` when unknown.
+        notes: What of the data set was dropped, ignored, converted or guessed.
     """
 
     pool: Part
@@ -71,6 +72,7 @@ class Parts:
     measure: Part
     num_classes: int
     class_names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -91,7 +93,8 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
         seed: Of the draws.
 
     Raises:
-        DataError: The data set cannot be read, has too few images, or its two parts are the same.
+        DataError: The data set cannot be read, has too few images, its two parts are the same, or
+            do not have the same classes.
     """
     train_path, test_path = data.train or data.path, data.test or data.path
     assert train_path is not None
@@ -101,10 +104,29 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
     if shape is None:
         shape = (train.images.shape[1], train.images.shape[2], train.images.shape[3])
     test = load_sample(test_path, image_shape=shape, split="test", seed=seed)
+    names = train.class_names
+    num_classes = _count_classes(train, test)
     seen: set[bytes] = set()
     n_pool = data.pool if data.pool is not None else len(train) - data.defense
     pool, defense = _deal(train, (n_pool, data.defense), ("pool", "defense"), seen, seed)
     sample, measure = _deal(test, (data.sample, data.measure), ("sample", "measure"), seen, seed)
+    return Parts(
+        pool=pool,
+        defense=defense,
+        sample=sample,
+        measure=measure,
+        num_classes=num_classes,
+        class_names=names,
+        notes=tuple(f"{part.source}: {note}" for part in (train, test) for note in part.notes),
+    )
+
+
+def _count_classes(train: Sample, test: Sample) -> int:
+    """Return the number of classes, the same by both parts of a data set.
+
+    Raises:
+        DataError: They name classes differently, or one has images of a class the other lacks.
+    """
     names = train.class_names
     if names is not None and test.class_names is not None:
         agree_on_classes(
@@ -113,15 +135,20 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
             test.class_names,
             f"{test.source} ({test.classes_from})",
         )
-    highest = int(max(train.labels.max(), test.labels.max()))
-    return Parts(
-        pool=pool,
-        defense=defense,
-        sample=sample,
-        measure=measure,
-        num_classes=len(names) if names is not None else highest + 1,
-        class_names=names,
-    )
+    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    if names is not None:
+        num_classes = max(len(names), num_classes)
+    lacking = [
+        f"{part.source} has no images of {shown(absent)}"
+        for part in (train, test)
+        if (absent := absent_classes(part.labels, num_classes, names))
+    ]
+    if lacking:
+        raise DataError(
+            f"expected images of all {num_classes} classes to train on and to measure on; "
+            + "; ".join(lacking)
+        )
+    return num_classes
 
 
 def _deal(

@@ -347,6 +347,25 @@ def test_files_of_names_and_templates(tmp_path: Path) -> None:
         ClipSettings.from_files(tmp_path / "gone.txt")
 
 
+def test_names_that_only_look_alike(tmp_path: Path) -> None:
+    """A person sees one name where a tokenizer reads two, or another one."""
+    names = tmp_path / "names.txt"
+    for content in (
+        "ankle boot\nt-shirt\n".encode("utf-8-sig"),
+        "ankle boot\r\nt-shirt".encode("utf-16"),
+    ):
+        names.write_bytes(content)
+        assert ClipSettings.from_files(names).class_names == ("ankle boot", "t-shirt")
+    names.write_text("caf\u00e9\ncafe\u0301\n", encoding="utf-8")
+    with pytest.raises(ModelError, match="line 1 and again on line 2"):
+        ClipSettings.from_files(names)
+    names.write_text("ankle\u00a0boot\nt-shirt\n", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"line 1 holds U\+00A0"):
+        ClipSettings.from_files(names)
+    with pytest.raises(ModelError, match=r"line 1 holds U\+200B"):
+        ClipSettings(class_names=("a", "b"), templates=("a \u200b{}",))
+
+
 def test_prompts_the_tokenizer_would_cut_short(tmp_path: Path, configs: Path) -> None:
     path = save(tmp_path / "m.safetensors", new_clip())
     long = settings(configs, class_names=("a", "one two three four five six seven eight"))

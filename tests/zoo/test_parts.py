@@ -155,3 +155,31 @@ def test_every_class_keeps_its_share(file: Path) -> None:
     with np.load(file) as arrays:
         whole = np.bincount(arrays["labels_train"], minlength=10) / 300
     assert np.abs(shares - whole).max() < 1 / 120 + 1e-9
+
+
+def test_the_two_parts_must_have_the_same_classes(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+
+    def write(name: str, classes: str, n: int) -> Path:
+        for letter in classes:
+            folder = tmp_path / name / letter
+            folder.mkdir(parents=True)
+            for index in range(n):
+                pixels = generator.integers(0, 256, (4, 4), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+        return tmp_path / name
+
+    def tried(train: Path, test: Path) -> Parts:
+        sizes = {"pool": 30, "defense": 20, "sample": 20, "measure": 20}
+        return load_parts(DataTable(train=str(train), test=str(test), **sizes), seed=0)
+
+    whole, other = write("whole", "abc", 20), write("other", "abc", 20)
+    assert tried(whole, other).num_classes == 3
+    with pytest.raises(DataError, match=r"has 3 classes.*has 2"):
+        tried(whole, write("lacking", "ac", 20))
+    empty = write("empty", "ac", 20)
+    (empty / "b").mkdir()
+    with pytest.raises(DataError, match=r"empty has no images of b \(class 1\)"):
+        tried(whole, empty)
+    with pytest.raises(DataError, match=r"class 2 is 'c' by"):
+        tried(whole, write("shuffled", "acz", 20))
