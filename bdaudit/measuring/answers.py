@@ -23,6 +23,7 @@ from bdaudit.blackbox import (
 from bdaudit.cases.subjects import Subject
 from bdaudit.data import Sample
 from bdaudit.errors import ModelError
+from bdaudit.models import LoadedModel
 from bdaudit.records import Diagnostic
 from bdaudit.triggers import Poisoned
 
@@ -30,7 +31,8 @@ __all__ = ["Examined", "examine_answers"]
 
 _N_ASKED = 8
 _N_ASKED_FOR_LABELS = 16  # a label says less than scores
-_SAME_ANSWERS = 1e-3  # of the spread of scores: what rounding and a copy in half precision make
+_SAME_ANSWERS = 1e-4  # of the spread of scores: what float32 rounds in another library
+_SAME_WEIGHT = 2.0**-8  # of a weight: what bfloat16 rounds
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def _are_one(one: Subject, other: Subject, scores: dict[str, Tensor]) -> str | N
     """Say what two models have in common that makes them one; `None` where they differ."""
     if one.weights_sha256 is not None and one.weights_sha256 == other.weights_sha256:
         return "hold equal tensors"
+    if one.model is not None and other.model is not None and _are_copies(one.model, other.model):
+        return "hold the same weights but for their rounding"
     if one.name not in scores or other.name not in scores:
         return None
     first, second = (
@@ -170,6 +174,21 @@ def _are_one(one: Subject, other: Subject, scores: dict[str, Tensor]) -> str | N
     if spread == 0 or float((first - second).abs().max()) > _SAME_ANSWERS * spread:
         return None
     return f"give the same scores for {len(first)} images, clean and triggered"
+
+
+def _are_copies(one: LoadedModel, other: LoadedModel) -> bool:
+    """Whether all weights are alike, in order, whatever they are called and rounded to."""
+    # Statistics of batch norms among them: a defence may change nothing else.
+    first, second = (
+        [t for t in m.classifier.state_dict().values() if t.is_floating_point()]
+        for m in (one, other)
+    )
+    if not first or [p.shape for p in first] != [p.shape for p in second]:
+        return False
+    return all(
+        bool(((a - b.to(a.device)).abs() <= _SAME_WEIGHT * a.abs() + 1e-6).all())
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def _to_leave_out(one: Subject, other: Subject) -> Subject | None:

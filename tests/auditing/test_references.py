@@ -146,6 +146,20 @@ def test_a_copy_in_half_precision_is_a_copy() -> None:
     assert "the same model as reference 1" in reason(record, "reference 2")
 
 
+def test_other_statistics_of_batch_norm_make_another_model() -> None:
+    def with_statistics(mean: float) -> nn.Module:
+        net = teachable_removed_twin()
+        with torch.no_grad():
+            net.branch[1].running_mean.fill_(mean)  # type: ignore[index, operator, union-attr]
+            net.read.weight.fill_(0.01)  # type: ignore[operator, union-attr]
+            net.read.weight[0].fill_(0.02)  # type: ignore[index, operator, union-attr]
+        return net
+
+    record = audit(with_statistics(0.0), references=[with_statistics(0.3), with_statistics(0.0)])
+    assert reason(record, "reference 1") == ""
+    assert "the same model as defended" in reason(record, "reference 2")
+
+
 def test_a_checkpoint_of_the_model_behind_an_onnx_file_is_no_reference(tmp_path: Path) -> None:
     settings = replace(
         SETTINGS, mode=("query",), cold=True, eps=(0.05,), max_queries=400, bec=False
