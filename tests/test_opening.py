@@ -210,12 +210,12 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_system_may_give_less_at_a_time(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Trickling(opening._Bounded.__mro__[1]):  # type: ignore[name-defined, misc]
+    class Trickling(opening.BoundedFile.__mro__[1]):  # type: ignore[name-defined, misc]
         def read(self, size: int = -1) -> bytes:
             return super().read(min(size, 3))
 
-    short = type("Short", (opening._Bounded, Trickling), {})
-    monkeypatch.setattr(opening, "_Bounded", short)
+    short = type("Short", (opening.BoundedFile, Trickling), {})
+    monkeypatch.setattr(opening, "BoundedFile", short)
     assert read(plain) == b"0123456789"
 
 

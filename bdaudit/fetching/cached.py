@@ -34,8 +34,8 @@ __all__ = ["MAX_BYTES_VARIABLE", "OFFLINE_VARIABLE", "fetch", "fetch_beside", "f
 OFFLINE_VARIABLE = "BDAUDIT_OFFLINE"
 MAX_BYTES_VARIABLE = "BDAUDIT_MAX_DOWNLOAD"
 _MAX_BYTES = 16 << 30
-_TRIES = 5
-_FIRST_WAIT_S = 0.5
+TRIES = 5
+FIRST_WAIT_S = 0.5
 _PROGRESS_EVERY = 8 << 20
 
 SLOWEST_BYTES_PER_S = 1024
@@ -220,7 +220,7 @@ def _transfer(address: Address, slot: _Slot, source: Source) -> Steps[None]:
     trouble = ""
     fruitless = 0
     give_up_at = time.monotonic() + TIME_LIMIT_S
-    while fruitless < _TRIES and time.monotonic() < give_up_at:
+    while fruitless < TRIES and time.monotonic() < give_up_at:
         start, tag = slot.part_state()
         try:
             with source.read(start, tag) as stream:
@@ -235,7 +235,7 @@ def _transfer(address: Address, slot: _Slot, source: Source) -> Steps[None]:
         fruitless = 0 if slot.part_state()[0] > start else fruitless + 1
         if fruitless:
             yield Progress(f"fetching {address.public}", 0, 1, f"{trouble}, trying again")
-            time.sleep(_FIRST_WAIT_S * 2 ** (fruitless - 1))
+            time.sleep(FIRST_WAIT_S * 2 ** (fruitless - 1))
     raise FetchError(
         f"{address.public}: cannot be fetched: {trouble}; what has arrived is kept, and the next "
         "run goes on from there"

@@ -128,7 +128,7 @@ def open_file(
             raise
     except (OSError, ValueError) as failure:
         raise _refusal(path, what, error, failure) from failure
-    raw = _Bounded(handle, path, size, what, error, time.monotonic() + time_limit_s)
+    raw = BoundedFile(handle, path, size, what, error, time.monotonic() + time_limit_s)
     return cast(BinaryIO, io.BufferedReader(raw, _CHUNK_BYTES))
 
 
@@ -276,7 +276,7 @@ def _refusal(
     return error(f"{shown(path)}: expected {what}: {reason}")
 
 
-class _Bounded(io.FileIO):
+class BoundedFile(io.FileIO):
     """A file that ends where it ended when it was opened, and that may not take for ever."""
 
     def __init__(

@@ -36,7 +36,8 @@ _KINDS: dict[str, type[AnyDocument]] = {
 }
 
 
-def _content_digest(document: Mapping[str, Any]) -> str:
+def content_digest(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hex, of a record without its own digest, however it was indented."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -47,7 +48,7 @@ def to_json(record: Record) -> str:
     The last key is a digest over all others, by which an edit is found.
     """
     document = record.model_dump(mode="json")
-    document[_DIGEST_KEY] = _content_digest(document)
+    document[_DIGEST_KEY] = content_digest(document)
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
@@ -105,7 +106,7 @@ def read_record(path: Path) -> AnyDocument:
         ) from error
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error
-    if _content_digest(document) != stated:
+    if content_digest(document) != stated:
         raise RecordError(
             f"{path}: was edited since it was written: its content does not match its own digest"
         )

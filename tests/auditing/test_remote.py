@@ -36,7 +36,7 @@ SIGNED = "?X-Amz-Signature=SIGNATUREVALUE"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BDAUDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setattr(cached, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(cached, "FIRST_WAIT_S", 0.001)
     return tmp_path / "cache"
 
 

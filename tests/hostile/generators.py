@@ -820,10 +820,10 @@ def _with(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 def sealed(document: dict[str, Any]) -> str:
     """Write a record as bdaudit does, its digest computed anew, as whoever forges one would."""
-    from bdaudit.records.reading import _content_digest
+    from bdaudit.records.reading import content_digest
 
     document = {k: v for k, v in document.items() if k != "content_sha256"}
-    return json.dumps({**document, "content_sha256": _content_digest(document)})
+    return json.dumps({**document, "content_sha256": content_digest(document)})
 
 
 # --- settings files with wrong values ------------------------------------------------------------
@@ -1043,7 +1043,7 @@ def addresses() -> Iterator[Case]:
                 "url",
                 ("inspect", f"{scheme}://{host}/m.pt"),
                 content("x", b""),
-                settings={"bdaudit.fetching.cached._TRIES": 1},
+                settings={"bdaudit.fetching.cached.TRIES": 1},
             )
         yield Case(
             f"endpoint-{name}",
@@ -1065,7 +1065,7 @@ def addresses() -> Iterator[Case]:
             "url",
             ("inspect", f"https://127.0.0.1:1/{path}.pt"),
             content("x", b""),
-            settings={"bdaudit.fetching.cached._TRIES": 1},
+            settings={"bdaudit.fetching.cached.TRIES": 1},
         )
         yield Case(
             f"endpoint-path-{name}",
@@ -1107,7 +1107,7 @@ def lying_servers() -> Iterator[Case]:
                 content("x", b""),
                 ANSWERED if command == "inspect" else REFUSED,
                 settings={
-                    "bdaudit.fetching.cached._TRIES": 1,
+                    "bdaudit.fetching.cached.TRIES": 1,
                     "bdaudit.fetching.cached.PATIENCE_S": 0.5,
                     "bdaudit.fetching.sources.HEADERS_TIME_LIMIT_S": 1.0,
                     "deadline_s": 1.0,
