@@ -81,7 +81,7 @@ class Range:
     environment: dict[str, str]
     workers: queue.SimpleQueue[Worker]
     n_workers: int
-    seconds: float = 40.0
+    seconds: float = 120.0  # a hang is told from a busy machine
     most_bytes: int = 1 << 30
     limit_bytes: int = 3 << 30
 
