@@ -47,7 +47,7 @@ def list_requests(folder: Path, *, n_seeds: int, device: str) -> list[AuditReque
     return [
         AuditRequest(
             key=f"{name}-{seed}",
-            sources=Sources(
+            sources=Sources.of(
                 defended=folder / f"{name}.safetensors",
                 original=folder / "original.safetensors",
                 references=[folder / f"innocent-{k}.safetensors" for k in (1, 2, 3)],

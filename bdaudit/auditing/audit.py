@@ -11,12 +11,11 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from bdaudit.auditing.documents import make_header
 from bdaudit.auditing.invert import RecoveredTriggers
 from bdaudit.auditing.recovered import audit_recovered
+from bdaudit.auditing.session import Session
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.cases.fetching import fetch_sources
-from bdaudit.cases.opening import open_inputs
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.sources import (
     DataSource,
@@ -37,7 +36,6 @@ from bdaudit.measuring.attacking import Attacker
 from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
-from bdaudit.measuring.environment import resolve_device
 from bdaudit.measuring.existence import existence_steps
 from bdaudit.measuring.pictures import take_pictures
 from bdaudit.measuring.relearning import measure_relearning, relearning_cost
@@ -134,7 +132,7 @@ def audit(
         InputError: An input cannot be used; nothing was computed.
         ConfigError: A setting is out of range.
     """
-    sources = Sources(
+    sources = Sources.of(
         defended=defended,
         original=original,
         references=reference,
@@ -210,28 +208,19 @@ def _audit_known(
     only: Wanted | None,
 ) -> Steps[AuditRecord]:
     """Audit with one trigger, given or recovered; without `attack` nothing is perturbed."""
-    started = time.perf_counter()
     limits, policy_source = read_limits(sources.policy)
-    device = resolve_device(settings.compute.device)
-    yield Progress("opening models and data", 0, 1)
-    inputs = open_inputs(sources, split=settings.split, seed=settings.compute.seed, device=device)
-    compute = Compute.of(settings.compute, device)
+    session = yield from Session.begin(
+        sources, compute=settings.compute, split=settings.split, command=command
+    )
+    inputs = session.open()
     if store is None:
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": settings.as_text()})
     keep_answers(inputs.subjects, store)
-    audit_ = _Audit(inputs, settings, compute, limits, store, cache_dir, only, attack)
+    audit_ = _Audit(inputs, settings, session.compute, limits, store, cache_dir, only, attack)
     yield from audit_.measure()
-    record = AuditRecord.of(
-        make_header(
-            audit_.inputs,
-            compute,
-            settings=settings.as_dict(),
-            diagnostics=audit_.diagnostics,
-            steps=audit_.statuses,
-            command=command,
-            started=started,
-        ),
+    record = session.seal(
+        AuditRecord,
         AuditFindings(
             baselines=audit_.baselines,
             bec=audit_.bec,
@@ -241,6 +230,10 @@ def _audit_known(
             relearning=audit_.relearning,
             relearning_missing=audit_.relearning_missing,
         ),
+        inputs=audit_.inputs,
+        settings=settings.as_dict(),
+        diagnostics=audit_.diagnostics,
+        steps=audit_.statuses,
     )
     verdict = judge(record, limits, policy_source=policy_source)
     record = record.model_copy(update={"verdict": verdict})

@@ -317,7 +317,7 @@ def _plan(source: BenchSource, settings: BenchSettings) -> Iterator[tuple[_Case,
 def _sources(
     source: BenchSource, case: _Case, variant: Variant, model_options: ModelSettings | None
 ) -> Sources:
-    return Sources(
+    return Sources.of(
         defended=case.defended,
         original=case.original,
         references=() if variant == "stand-ins" else source.references,

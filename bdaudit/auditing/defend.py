@@ -20,7 +20,7 @@ from bdaudit.auditing.audit import audit_steps, read_limits
 from bdaudit.auditing.invert import RecoveredTriggers
 from bdaudit.auditing.recovered import search_steps
 from bdaudit.cases.fetching import fetch_sources
-from bdaudit.cases.opening import open_models
+from bdaudit.cases.opening import open_models, open_trigger
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.data import Sample, split_sample
@@ -32,6 +32,7 @@ from bdaudit.foundation.opening import MODEL_BYTES, RECORD_BYTES, is_file, read_
 from bdaudit.foundation.plain_settings import Setting
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.sources import FileSource, InMemory
 from bdaudit.foundation.texts import read_json
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.baselines import demand_matching_labels
@@ -49,7 +50,7 @@ from bdaudit.models.architectures import is_python_factory
 from bdaudit.precision import computing_in
 from bdaudit.records import AuditRecord, InversionRecord, Rate, Release, read_record, to_json
 from bdaudit.records.defenses import DefenseRecord, TriedDefense
-from bdaudit.triggers import Trigger, read_trigger, write_trigger
+from bdaudit.triggers import read_trigger, write_trigger
 from bdaudit.verdict import Policy
 from bdaudit.version import __version__
 
@@ -184,7 +185,7 @@ def defend(
         InputError: An input cannot be used, or the folder cannot be written to.
         ConfigError: A setting is out of range.
     """
-    sources = Sources(
+    sources = Sources.of(
         defended=None,
         original=original,
         references=reference,
@@ -257,7 +258,7 @@ def defend_steps(
         seed=compute.seed,
     )
     defender, auditor = parts.craft, parts.held_out
-    audited = replace(sources, data=auditor)
+    audited = replace(sources, data=InMemory(auditor))
     limits, _ = read_limits(sources.policy)
     _make_folder(folder)
     inherent = {
@@ -279,7 +280,7 @@ def defend_steps(
         found = yield from search.run(audited, settings, cache_dir)
         audited_by["trigger"] = found.triggers[0].sha256
     else:
-        audited_by["trigger"] = _read(sources).sha256
+        audited_by["trigger"] = open_trigger(sources).sha256
     made_of = inherent | {"the defender's images": _digest_images(defender)}
     if compute.precision != "float32":
         made_of["precision"] = compute.precision
@@ -411,7 +412,7 @@ def _save(
 
 def _audit(row: TriedDefense, shared: _Shared, path: Path) -> Steps[TriedDefense]:
     record = yield from audit_steps(
-        replace(shared.sources, defended=path),
+        replace(shared.sources, defended=FileSource(path)),
         settings=shared.settings,
         store=shared.store,
         cache_dir=shared.cache_dir,
@@ -585,7 +586,8 @@ class _Search:
         _write(self._marker, json.dumps(kept, indent=1) + "\n")
 
     def _kept(self, sources: Sources) -> RecoveredTriggers | None:
-        assert isinstance(sources.data, Sample)
+        assert isinstance(sources.data, InMemory)
+        assert isinstance(sources.data.value, Sample)
         try:
             kept = read_json(self._marker, what="a search")
             if kept["determined_by"] != self.determined_by:
@@ -599,7 +601,7 @@ class _Search:
         except (OSError, ValueError, KeyError, TypeError, InputError):
             return None
         # Only pictures of the triggers are made of the sample, and none are made here.
-        return RecoveredTriggers(record, triggers, sources.data)
+        return RecoveredTriggers(record, triggers, sources.data.value)
 
 
 # -- what an earlier run left ----------------------------------------------------------------------
@@ -656,20 +658,12 @@ def _saved_arch(original: LoadedModel, sources: Sources) -> str | None:
             f"{original.name}: expected a network with logits of its own, got a CLIP or a bare "
             "module; its defended versions cannot be written as files"
         )
-    if isinstance(sources.original, nn.Module | LoadedModel):
+    if isinstance(sources.original, InMemory):
         raise ModelError(
             "original: expected the path of a checkpoint, so that defended versions are written "
             "as the same architecture, got a module in memory"
         )
     return None if is_python_factory(original.arch) else original.arch
-
-
-def _read(sources: Sources) -> Trigger:
-    trigger = sources.trigger
-    if isinstance(trigger, Trigger):
-        return trigger
-    assert trigger is not None
-    return read_trigger(Path(trigger), allow_code=sources.allow_trigger_code)
 
 
 def _digest_images(sample: Sample) -> str:

@@ -47,7 +47,7 @@ def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditR
     with resources.as_file(_FILES) as folder:
         for number, name in enumerate(DEMO_MODELS):
             steps = audit_steps(
-                Sources(
+                Sources.of(
                     defended=folder / f"{name}.safetensors",
                     original=folder / "original.safetensors",
                     references=[folder / f"{ref}.safetensors" for ref in _REFERENCES],

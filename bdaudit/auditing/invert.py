@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
-from bdaudit.auditing.documents import make_header
-from bdaudit.cases.evidence import describe_sources, digest_inputs
-from bdaudit.cases.fetching import fetch_sources
+from bdaudit.auditing.session import Session
+from bdaudit.cases.description import describe_sources
+from bdaudit.cases.files import digest_inputs
 from bdaudit.cases.opening import open_models
-from bdaudit.cases.recorded import as_recorded
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources
 from bdaudit.cases.subjects import Inputs, as_stand_ins
 from bdaudit.cases.target import class_index
 from bdaudit.data import Sample, split_sample
 from bdaudit.errors import InputError
-from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
+from bdaudit.foundation.progress import Listener, Steps, finish, reworded, within
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.inversion import InversionConfig
 from bdaudit.measuring.answers import examine_answers
 from bdaudit.measuring.baselines import demand_matching_labels, learned_less, near_chance
-from bdaudit.measuring.compute import Compute
-from bdaudit.measuring.environment import resolve_device
 from bdaudit.measuring.innocents import left_out_diagnostic
 from bdaudit.measuring.inversion import _SHOWN, _clean_acc, lacking_accuracy, recover_steps
 from bdaudit.measuring.standins import MadeStandIns, make_models, n_missing
@@ -102,7 +98,7 @@ def invert(
         ConfigError: The target is no class of the model.
         NumericsError: A model returned NaN.
     """
-    sources = Sources(
+    sources = Sources.of(
         defended=None,
         original=original,
         references=reference,
@@ -142,18 +138,15 @@ def invert_steps(
     backdoored model's answers is pushed toward the target as easily as its teacher, although the
     trigger does nothing to it, and would hide the backdoor (measured in docs/inversion.md).
     """
-    started = time.perf_counter()
-    device = resolve_device(compute.device)
-    sources = yield from fetch_sources(sources)
-    yield Progress("opening models and data", 0, 1)
-    subjects, sample = open_models(sources, device=device)
+    session = yield from Session.begin(sources, compute=compute, split=split, command=command)
+    sources, run = session.sources, session.compute
+    subjects, sample = open_models(sources, device=run.device)
     halves = split_sample(
         sample,
         n_craft=split.craft_of(len(sample)),
         n_held_out=split.held_out,
         seed=compute.seed,
     )
-    run = Compute.of(compute, device)
     demand_matching_labels(
         next(subject for subject in subjects if subject.role == "original"), halves.craft, run
     )
@@ -203,7 +196,7 @@ def invert_steps(
     inversion, triggers = yield from reworded(searching, within(first, 1.0 - first))
     inversion = inversion.model_copy(
         update={
-            "elapsed_s": time.perf_counter() - started,
+            "elapsed_s": session.elapsed_s,
             "made": tuple(s.describe() for s in subjects if s.stand_in),
             "left_out": unfit,
         }
@@ -223,33 +216,24 @@ def invert_steps(
         origins=sources.origins,
         left_out=frozenset(unfit),
     )
-    record = InversionRecord.of(
-        make_header(
-            inputs,
-            run,
-            settings={
-                "compute": as_recorded(compute),
-                "split": as_recorded(split),
-                "inversion": asdict(config),
-                "target_label": target_label,
-                "stand_ins": stand_ins,
-                "stand_in": asdict(stand_in),
-            },
-            diagnostics=(
-                *doubts,
-                *([made.failure] if made.failure else ()),
-                *(
-                    left_out_diagnostic(s.name, unfit[s.name], stand_in=s.stand_in)
-                    for s in subjects
-                    if s.name in unfit
-                ),
+    record = session.seal(
+        InversionRecord,
+        InversionFindings(inversion=inversion),
+        inputs=inputs,
+        settings={
+            "inversion": asdict(config),
+            "target_label": target_label,
+            "stand_ins": stand_ins,
+            "stand_in": asdict(stand_in),
+        },
+        diagnostics=(
+            *doubts,
+            *([made.failure] if made.failure else ()),
+            *(
+                left_out_diagnostic(s.name, unfit[s.name], stand_in=s.stand_in)
+                for s in subjects
+                if s.name in unfit
             ),
-            steps=(),
-            command=command,
-            started=started,
-        ),
-        InversionFindings(
-            inversion=inversion,
         ),
     )
     return RecoveredTriggers(record, triggers, halves.held_out)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from bdaudit.cases.fetching import fetch_trigger, is_remote_file
+from bdaudit.cases.fetching import fetch_trigger
 from bdaudit.data import load_sample
 from bdaudit.fetching import fetch
 from bdaudit.foundation.progress import finish
+from bdaudit.foundation.sources import RemoteFile, parse_file
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.triggers import preview_strip, read_trigger
 
@@ -42,10 +43,10 @@ def preview_trigger(
     Raises:
         InputError: Trigger or data cannot be read, or do not fit each other.
     """
-    if is_remote_file(trigger):
-        trigger = finish(fetch_trigger(str(trigger)))
-    if is_remote_file(data):
-        data = fetch(str(data))
+    if isinstance(named := parse_file(trigger), RemoteFile):
+        trigger = finish(fetch_trigger(named.url))
+    if isinstance(named := parse_file(data), RemoteFile):
+        data = fetch(named.url)
     stamp = read_trigger(trigger, allow_code=allow_trigger_code)
     sample = load_sample(data, image_shape=image_shape, classes=classes, limit=_N_READ)
     picture = preview_strip(sample, stamp, n=n)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from operator import not_
@@ -11,23 +10,19 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from bdaudit.auditing.documents import make_header
+from bdaudit.auditing.session import Session
 from bdaudit.blackbox import BlackBoxOptions
-from bdaudit.cases.fetching import fetch_sources
-from bdaudit.cases.opening import open_inputs
-from bdaudit.cases.recorded import as_recorded
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, DefendedSource, ModelSource, Sources, TriggerSource
 from bdaudit.cases.subjects import Inputs
 from bdaudit.errors import ConfigError
-from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import Attacker
-from bdaudit.measuring.compute import Compute, derive_generator
+from bdaudit.measuring.compute import derive_generator
 from bdaudit.measuring.conditions import attack_images
-from bdaudit.measuring.environment import resolve_device
 from bdaudit.measuring.runs import noise_run
 from bdaudit.measuring.standins import doubts_about_models, examine_new, measure_and_assess
 from bdaudit.measuring.store import MemoryStore, RunStore, ScoredRun
@@ -118,7 +113,7 @@ def reactivate(
         InputError: An input cannot be used.
         ConfigError: A setting is out of range.
     """
-    sources = Sources(
+    sources = Sources.of(
         defended=defended,
         original=original,
         references=reference,
@@ -157,12 +152,8 @@ def reactivate_steps(
     command: Sequence[str] | None = None,
 ) -> Steps[Reactivation]:
     """Run `reactivate` step by step, for whoever drives the generator."""
-    started = time.perf_counter()
-    device = resolve_device(compute.device)
-    sources = yield from fetch_sources(sources)
-    yield Progress("opening models and data", 0, 1)
-    inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
-    run = Compute.of(compute, device)
+    session = yield from Session.begin(sources, compute=compute, split=split, command=command)
+    inputs, run = session.open(), session.compute
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
     keep_answers(inputs.subjects, store)
     attacker = Attacker(run, store, cache_dir, cold)
@@ -203,24 +194,12 @@ def reactivate_steps(
     delta = scored[0].delta
     diagnostics += [doubt for found in scored for doubt in found.record.diagnostics]
     runs = (*(found.record for found in scored), noise)
-    record = ReactivationRecord.of(
-        make_header(
-            inputs,
-            run,
-            settings={
-                "compute": as_recorded(compute),
-                "split": as_recorded(split),
-                "attack": asdict(config),
-            },
-            diagnostics=diagnostics,
-            steps=(),
-            command=command,
-            started=started,
-        ),
-        ReactivationFindings(
-            baselines=baselines,
-            runs=runs,
-        ),
+    record = session.seal(
+        ReactivationRecord,
+        ReactivationFindings(baselines=baselines, runs=runs),
+        inputs=inputs,
+        settings={"attack": asdict(config)},
+        diagnostics=diagnostics,
     )
     return Reactivation(record, delta)
 

@@ -13,6 +13,7 @@ from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.sources import Sources
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps, reworded, within
+from bdaudit.foundation.sources import InMemory
 from bdaudit.records import AuditRecord, Diagnostic, Inversion, StepStatus
 from bdaudit.triggers import Trigger
 
@@ -74,7 +75,9 @@ def audit_recovered(
     records = []
     for number, trigger in enumerate(chosen):
         share = (1 - _SEARCH_SHARE) / len(chosen)
-        steps = audit_one(replace(sources, trigger=trigger, target_label=None), inversion, attack)
+        steps = audit_one(
+            replace(sources, trigger=InMemory(trigger), target_label=None), inversion, attack
+        )
         record = yield from reworded(steps, within(_SEARCH_SHARE + number * share, share))
         records.append(record.model_copy(update={"kept_trigger": keep_trigger(trigger)}))
     return _with_search(_gravest(records), inversion)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bdaudit.auditing.documents import make_header
-from bdaudit.cases.fetching import fetch_sources
-from bdaudit.cases.opening import open_inputs
-from bdaudit.cases.recorded import as_recorded
+from bdaudit.auditing.session import Session
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
-from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.foundation.renamed import renamed
-from bdaudit.measuring.compute import Compute
-from bdaudit.measuring.environment import resolve_device
 from bdaudit.measuring.relearning import measure_relearning
 from bdaudit.measuring.standins import prepare_models
 from bdaudit.models import ModelSettings
@@ -77,7 +71,7 @@ def relearn(
         ConfigError: A setting is out of range.
         NumericsError: Training gave no finite answers.
     """
-    sources = Sources(
+    sources = Sources.of(
         defended=defended,
         references=reference,
         data=data,
@@ -112,34 +106,20 @@ def relearn_steps(
     command: Sequence[str] | None = None,
 ) -> Steps[RelearnRecord]:
     """Run `relearn` step by step, for whoever drives the generator; as `relearn` otherwise."""
-    started = time.perf_counter()
-    device = resolve_device(compute.device)
-    sources = yield from fetch_sources(sources)
-    yield Progress("opening models and data", 0, 1)
-    inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
-    run = Compute.of(compute, device)
+    session = yield from Session.begin(sources, compute=compute, split=split, command=command)
+    inputs, run = session.open(), session.compute
     prepared = yield from prepare_models(
         inputs, run, wanted=stand_ins, config=stand_in, cache_dir=cache_dir
     )
     relearning = yield from measure_relearning(prepared.inputs, run, config)
-    return RelearnRecord.of(
-        make_header(
-            prepared.inputs,
-            run,
-            settings={
-                "compute": as_recorded(compute),
-                "split": as_recorded(split),
-                "relearn": asdict(config),
-                "stand_ins": prepared.n_stand_ins,
-                "stand_in": asdict(stand_in),
-            },
-            diagnostics=prepared.diagnostics,
-            steps=(),
-            command=command,
-            started=started,
-        ),
-        RelearnFindings(
-            baselines=prepared.baselines,
-            relearning=relearning,
-        ),
+    return session.seal(
+        RelearnRecord,
+        RelearnFindings(baselines=prepared.baselines, relearning=relearning),
+        inputs=prepared.inputs,
+        settings={
+            "relearn": asdict(config),
+            "stand_ins": prepared.n_stand_ins,
+            "stand_in": asdict(stand_in),
+        },
+        diagnostics=prepared.diagnostics,
     )

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bdaudit.auditing.documents import make_header
-from bdaudit.cases.fetching import fetch_sources
-from bdaudit.cases.opening import open_inputs
-from bdaudit.cases.recorded import as_recorded
+from bdaudit.auditing.session import Session
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.existence import ExistenceConfig
-from bdaudit.foundation.progress import Listener, Progress, Steps, finish
+from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.foundation.renamed import renamed
-from bdaudit.measuring.compute import Compute
-from bdaudit.measuring.environment import resolve_device
 from bdaudit.measuring.existence import existence_steps
 from bdaudit.measuring.standins import prepare_models
 from bdaudit.models import ModelSettings
@@ -78,7 +72,7 @@ def score(
         InputError: An input cannot be used.
         NumericsError: A model returned NaN.
     """
-    sources = Sources(
+    sources = Sources.of(
         defended=defended,
         original=original,
         references=reference,
@@ -116,12 +110,8 @@ def score_steps(
     command: Sequence[str] | None = None,
 ) -> Steps[ScoreRecord]:
     """Run `score` step by step, for whoever drives the generator; as `score` otherwise."""
-    started = time.perf_counter()
-    device = resolve_device(compute.device)
-    sources = yield from fetch_sources(sources)
-    yield Progress("opening models and data", 0, 1)
-    inputs = open_inputs(sources, split=split, seed=compute.seed, device=device)
-    run = Compute.of(compute, device)
+    session = yield from Session.begin(sources, compute=compute, split=split, command=command)
+    inputs, run = session.open(), session.compute
     prepared = yield from prepare_models(
         inputs, run, wanted=stand_ins, config=stand_in, cache_dir=cache_dir, enough=1
     )
@@ -131,24 +121,14 @@ def score_steps(
         diagnostics.append(
             Diagnostic(code="bec_undefined", severity="warning", subject="defended", message=reason)
         )
-    return ScoreRecord.of(
-        make_header(
-            prepared.inputs,
-            run,
-            settings={
-                "compute": as_recorded(compute),
-                "split": as_recorded(split),
-                "existence": asdict(existence),
-                "stand_ins": prepared.n_stand_ins,
-                "stand_in": asdict(stand_in),
-            },
-            diagnostics=diagnostics,
-            steps=(),
-            command=command,
-            started=started,
-        ),
-        ScoreFindings(
-            baselines=prepared.baselines,
-            bec=bec,
-        ),
+    return session.seal(
+        ScoreRecord,
+        ScoreFindings(baselines=prepared.baselines, bec=bec),
+        inputs=prepared.inputs,
+        settings={
+            "existence": asdict(existence),
+            "stand_ins": prepared.n_stand_ins,
+            "stand_in": asdict(stand_in),
+        },
+        diagnostics=diagnostics,
     )

@@ -18,7 +18,17 @@ from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.served import ServedBlackBox
 from bdaudit.blackbox.torch_model import TorchBlackBox
 from bdaudit.errors import ConfigError, ModelError, reads
-from bdaudit.foundation.usercode import load_function, split_reference
+from bdaudit.foundation.sources import (
+    FileSource,
+    InMemory,
+    OnnxFile,
+    PythonFunction,
+    RemoteFile,
+    ServedModel,
+    Source,
+    parse_model,
+)
+from bdaudit.foundation.usercode import load_function
 from bdaudit.models import LoadedModel, ModelSettings, load_model, wrap_module
 from bdaudit.models.settings import read_model_toml
 
@@ -29,7 +39,7 @@ Device: TypeAlias = torch.device | str
 
 @reads(ModelError)
 def open_black_box(
-    source: LoadedModel | nn.Module | Callable[[Tensor], Any] | Path | str,
+    source: LoadedModel | nn.Module | Callable[[Tensor], Any] | Path | str | Source,
     *,
     name: str,
     feedback: Feedback = "scores",
@@ -58,25 +68,40 @@ def open_black_box(
     """
     options = options or BlackBoxOptions()
     fallback = ModelSettings(image_shape=fallback_image_shape, num_classes=fallback_num_classes)
-    if isinstance(source, LoadedModel):
-        return _ask_torch(source, feedback, options)
-    if isinstance(source, nn.Module):
-        own_shape = ModelSettings(image_shape=fallback_image_shape)
-        module = _wrap(source, name, options.settings.over(own_shape), device)
-        return _ask_torch(module, feedback, options)
-    if callable(source):
-        return _ask_function(source, None, name, feedback, options, fallback)
-    if str(source).startswith(("http://", "https://")):
-        return ServedBlackBox(
-            str(source), name=name, feedback=feedback, options=options, fallback=fallback
-        )
-    reference = split_reference(str(source))
-    if reference is not None:
-        function = load_function(*reference, error=ModelError)
-        return _ask_function(function, reference[0], name, feedback, options, fallback)
-    path = Path(source)
-    if path.suffix.lower() == ".onnx":
-        return _ask_onnx(path, name, feedback, options, fallback, device)
+    match parse_model(source):
+        case InMemory(value=LoadedModel() as loaded):
+            return _ask_torch(loaded, feedback, options)
+        case InMemory(value=nn.Module() as network):
+            own_shape = ModelSettings(image_shape=fallback_image_shape)
+            module = _wrap(network, name, options.settings.over(own_shape), device)
+            return _ask_torch(module, feedback, options)
+        case InMemory(value=function) if callable(function):
+            return _ask_function(function, None, name, feedback, options, fallback)
+        case ServedModel(address=address) | RemoteFile(url=address):
+            return ServedBlackBox(
+                address, name=name, feedback=feedback, options=options, fallback=fallback
+            )
+        case PythonFunction(file=file, name=function_name):
+            function = load_function(file, function_name, error=ModelError)
+            return _ask_function(function, file, name, feedback, options, fallback)
+        case OnnxFile(path=path):
+            return _ask_onnx(path, name, feedback, options, fallback, device)
+        case FileSource(path=path):
+            return _ask_checkpoint(path, name, feedback, options, fallback_image_shape, device)
+        case other:
+            raise ModelError(
+                f"{name}: expected a model, a function, a path or an address, got {other}"
+            )
+
+
+def _ask_checkpoint(
+    path: Path,
+    name: str,
+    feedback: Feedback,
+    options: BlackBoxOptions,
+    fallback_image_shape: tuple[int, int, int] | None,
+    device: Device,
+) -> TorchBlackBox:
     model = load_model(
         path,
         name=name,

@@ -17,6 +17,7 @@ from bdaudit.cases.sources import Sources, default_modes
 from bdaudit.errors import ConfigError, ProjectError
 from bdaudit.existence import ExistenceConfig
 from bdaudit.foundation.cache import cache_folder
+from bdaudit.foundation.sources import parse_model
 from bdaudit.inversion import InversionConfig
 from bdaudit.models import ClipSettings, ModelSettings
 from bdaudit.project import Project, ProjectFile
@@ -101,7 +102,7 @@ def sources(said: ProjectFile, *, defended: str | None, project: Path | None = N
         ModelError: Class names or prompts cannot be read.
     """
     inputs = said.inputs
-    return Sources(
+    return Sources.of(
         defended=defended,
         original=inputs.original,
         references=inputs.reference,
@@ -151,7 +152,7 @@ def audit_settings(said: ProjectFile) -> AuditSettings:
 
 def modes_of(said: ProjectFile, defended: str) -> tuple[Any, ...]:
     """Return the kinds of attack that were asked for, or what `defended` allows."""
-    return tuple(dict.fromkeys(said.attack.mode)) or default_modes(defended)
+    return tuple(dict.fromkeys(said.attack.mode)) or default_modes(parse_model(defended))
 
 
 def attack_config(said: ProjectFile, mode: str) -> AttackConfig:

@@ -6,38 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from bdaudit.errors import TriggerError
 from bdaudit.fetching import fetch_beside, fetch_steps, public_url
 from bdaudit.foundation.progress import Steps
-from bdaudit.foundation.sources import is_url
+from bdaudit.foundation.sources import RemoteFile
 from bdaudit.foundation.texts import read_toml
 from bdaudit.triggers.files import companion_names
 
 if TYPE_CHECKING:
     from bdaudit.cases.sources import Sources
 
-__all__ = ["fetch_sources", "fetch_trigger", "in_public", "is_endpoint", "is_remote_file"]
-
-
-def is_endpoint(source: object) -> bool:
-    """Say whether `source` is the address of a served model rather than of a file.
-
-    Only HTTP addresses of the Open Inference Protocol are: their path has `/v2/models/` in it.
-    """
-    if not is_url(source):
-        return False
-    try:
-        parts = urlsplit(str(source))
-    except ValueError:  # no address at all; whoever fetches it says so
-        return False
-    return parts.scheme.lower() in ("http", "https") and "/v2/models/" in parts.path
-
-
-def is_remote_file(source: object) -> bool:
-    """Say whether `source` is a URL of a file."""
-    return is_url(source) and not is_endpoint(source)
+__all__ = ["fetch_sources", "fetch_trigger", "in_public"]
 
 
 def fetch_sources(sources: Sources) -> Steps[Sources]:
@@ -53,15 +33,16 @@ def fetch_sources(sources: Sources) -> Steps[Sources]:
     origins = dict(sources.origins)
     for name in ("defended", "original", "data", "trigger"):
         value = getattr(sources, name)
-        if is_remote_file(value):
-            steps = fetch_trigger(value) if name == "trigger" else fetch_steps(value)
-            changed[name] = yield from _noting(steps, value, origins)
+        if isinstance(value, RemoteFile):
+            steps = fetch_trigger(value.url) if name == "trigger" else fetch_steps(value.url)
+            changed[name] = value.at((yield from _noting(steps, value.url, origins)))
     for name in ("references", "surrogates"):
         models = list(getattr(sources, name))
         for k, model in enumerate(models):
-            if is_remote_file(model):
-                models[k] = yield from _noting(fetch_steps(str(model)), str(model), origins)
-                changed[name] = models
+            if isinstance(model, RemoteFile):
+                path = yield from _noting(fetch_steps(model.url), model.url, origins)
+                models[k] = model.at(path)
+                changed[name] = tuple(models)
     return replace(sources, **changed, origins=origins) if changed else sources
 
 

@@ -1,38 +1,43 @@
-"""The files of an audit, and whether a record is still true of them."""
+"""The one list of the files of an audit: digests, and whether a record is still true."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from bdaudit.cases.fetching import is_endpoint
 from bdaudit.cases.recorded import as_given
 from bdaudit.cases.request import AuditRequest
-from bdaudit.cases.sources import Sources, can_only_be_asked
+from bdaudit.cases.sources import Sources
+from bdaudit.cases.subjects import Subject
 from bdaudit.errors import BdauditError, InputError
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import is_file, is_folder
-from bdaudit.foundation.sources import is_url
+from bdaudit.foundation.sources import (
+    FileSource,
+    InMemory,
+    OnnxFile,
+    PythonFunction,
+    RemoteFile,
+    ServedModel,
+    Source,
+    is_url,
+)
 from bdaudit.foundation.texts import read_toml
 from bdaudit.foundation.usercode import split_reference
 from bdaudit.models.architectures import is_clip
 from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import read_model_toml
 from bdaudit.models.shards import shard_files
-from bdaudit.records import AuditRecord
+from bdaudit.records import AuditRecord, FileDigest
 from bdaudit.triggers.files import companion_files
 from bdaudit.verdict import Policy
 from bdaudit.version import __version__
 
-__all__ = ["FileDigests", "is_still_true", "request_digests", "shared_by"]
+__all__ = ["FileDigests", "digest_inputs", "is_still_true", "request_digests", "shared_by"]
 
 _NO_MEASUREMENT = ("policy", "project")
-
-
-_PINNED = "#sha256="
 
 
 class FileDigests:
@@ -74,7 +79,7 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
     request = request.with_modes()
     sources = request.sources
     try:
-        digests = {name: _digest(value, files) for name, value in _inputs(sources)}
+        digests = {name: _digest(value, files) for name, value in _named(sources)}
         policy = sources.policy
         if isinstance(policy, Policy) or policy is None:
             digests["policy"] = repr(policy)
@@ -135,37 +140,99 @@ def _is_of_defended(name: str) -> bool:
     return name == "defended" or name.endswith(" of defended")
 
 
-def _inputs(sources: Sources) -> Iterator[tuple[str, Any]]:
-    """Name everything that is read and where it is, `None` where there is nothing to read again."""
-    models = [("defended", sources.defended)]
+def digest_inputs(subjects: Sequence[Subject], sources: Sources) -> tuple[FileDigest, ...]:
+    """Digest every file that was read and decides something.
+
+    Folders of images are covered by the sample's own digest, and those of a paired trigger by the
+    trigger's. Settings beside a checkpoint, and everything a trigger file names, are files of
+    their own here.
+    """
+    # Of a model that was loaded, the digest is over the very bytes its weights were made of.
+    read = {f.path: f for s in subjects if s.model is not None for f in s.model.files}
+    digests = []
+    for role, path in dict.fromkeys(_read(subjects, sources)):
+        if path in read:
+            sha256, size = read[path].sha256, read[path].size_bytes
+        else:
+            sha256, size = digest_file(path), path.stat().st_size
+        digests.append(FileDigest(role=role, path=str(path), sha256=sha256, size_bytes=size))
+    return tuple(digests)
+
+
+def _read(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str, Path]]:
+    """Name the files that were read by the part they play, for the record."""
+    for subject in subjects:
+        files = subject.black_box.files
+        if subject.model is not None:
+            loaded, path = subject.model.files, subject.model.path
+            files = tuple(file.path for file in loaded) or (() if path is None else (path,))
+        for path in files:
+            yield subject.name, path
+        if files and files[0].suffix != ".py" and (beside := _settings_beside(files[0])):
+            yield f"settings of {subject.name}", beside
+    yield from (("architecture", path) for path in _code_of(sources))
+    for subject in subjects:
+        if subject.model is not None:
+            yield from (("CLIP", path) for path in _clip_files(sources, subject.model.arch))
+    if isinstance(sources.data, FileSource) and is_file(sources.data.path):
+        yield "data", sources.data.path
+    for role, source in (
+        ("classes", sources.classes),
+        ("policy", sources.policy),
+        ("project", sources.project),
+    ):
+        if isinstance(source, str | Path) and is_file(source):
+            yield role, Path(source)
+    if isinstance(sources.trigger, FileSource):
+        yield "trigger", sources.trigger.path
+        yield from (("trigger", path) for path in companion_files(sources.trigger.path))
+
+
+def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
+    """Name everything that is to be read, before anything is."""
+    models: list[tuple[str, Source | None]] = [("defended", sources.defended)]
     if sources.original is not None:
         models.append(("original", sources.original))
     for role, several in (("reference", sources.references), ("surrogate", sources.surrogates)):
         models += [(f"{role} {number}", model) for number, model in enumerate(several, start=1)]
     for name, model in models:
-        yield name, model
-        if not _is_file(model):
+        yield name, InMemory(None) if model is None else model
+        if not isinstance(model, FileSource | OnnxFile) or not is_file(model.path):
             continue
-        for number, shard in enumerate(shard_files(Path(str(model))), start=1):
+        for number, shard in enumerate(shard_files(model.path), start=1):
             yield f"shard {number} of {name}", shard
-        _, beside = read_model_toml(Path(str(model)))
-        if beside is not None:
+        if (beside := _settings_beside(model.path)) is not None:
             yield f"settings of {name}", beside
     yield "data", sources.data
     if isinstance(sources.classes, str | Path):
-        yield "classes", sources.classes
-    if sources.trigger is not None:
-        yield "trigger", sources.trigger
-        if _is_file(sources.trigger):
-            for number, path in enumerate(companion_files(Path(str(sources.trigger)))):
-                yield f"file {number} of the trigger", path
-            yield from _paired_images(Path(str(sources.trigger)))
-    options = sources.model_options
-    if options.arch is not None and (code := split_reference(options.arch)) is not None:
-        yield "architecture", code[0]
-    if options.clip is not None and options.arch is not None and is_clip(options.arch):
-        for number, path in enumerate(clip_files(options.arch, options.clip)):
+        yield "classes", Path(sources.classes)
+    trigger = sources.trigger
+    if trigger is not None:
+        yield "trigger", trigger
+    if isinstance(trigger, FileSource) and is_file(trigger.path):
+        for number, path in enumerate(companion_files(trigger.path)):
+            yield f"file {number} of the trigger", path
+        yield from _paired_images(trigger.path)
+    yield from (("architecture", path) for path in _code_of(sources))
+    if sources.model_options.arch is not None:
+        for number, path in enumerate(_clip_files(sources, sources.model_options.arch)):
             yield f"CLIP {number}", path
+
+
+def _settings_beside(checkpoint: Path) -> Path | None:
+    _, beside = read_model_toml(checkpoint)
+    return beside
+
+
+def _code_of(sources: Sources) -> Iterator[Path]:
+    arch = sources.model_options.arch
+    if arch is not None and (code := split_reference(arch)) is not None:
+        yield code[0]
+
+
+def _clip_files(sources: Sources, arch: str) -> Sequence[Path]:
+    clip = sources.model_options.clip
+    return clip_files(arch, clip) if clip is not None and is_clip(arch) else ()
 
 
 def _paired_images(trigger: Path) -> Iterator[tuple[str, Path]]:
@@ -175,16 +242,16 @@ def _paired_images(trigger: Path) -> Iterator[tuple[str, Path]]:
         yield "images of the trigger", trigger.parent / document["paired"]["folder"]
 
 
-def _is_file(source: object) -> bool:
-    return isinstance(source, str | Path) and not is_url(source) and is_file(source)
-
-
-def _digest(source: object, files: FileDigests) -> str | None:
-    if not isinstance(source, str | Path):
-        return None
-    text = str(source)
-    if is_url(source):
-        return text if _PINNED in text and not is_endpoint(source) else None
-    if can_only_be_asked(text) and (code := split_reference(text)) is not None:
-        return f"{code[1]} in {files.of(code[0])}"
-    return files.of(Path(source))
+def _digest(source: Source | Path | str, files: FileDigests) -> str | None:
+    """Digest what a source names; `None` where that cannot be known without opening it."""
+    match source:
+        case InMemory() | ServedModel():
+            return None
+        case RemoteFile():
+            return source.url if source.is_pinned else None
+        case PythonFunction():
+            return f"{source.name} in {files.of(source.file)}"
+        case FileSource() | OnnxFile():
+            return files.of(source.path)
+        case _:
+            return files.of(Path(source))

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from bdaudit.blackbox import BlackBox, TorchBlackBox, open_black_box
-from bdaudit.cases.evidence import describe_sources, digest_inputs
+from bdaudit.cases.description import describe_sources
 from bdaudit.cases.fetching import fetch_sources, in_public
+from bdaudit.cases.files import digest_inputs
 from bdaudit.cases.settings import SplitSettings
-from bdaudit.cases.sources import DataSource, ModelSource, Sources, can_only_be_asked
+from bdaudit.cases.sources import FileLike, Sources, can_only_be_asked
 from bdaudit.cases.subjects import Inputs, Subject, shape_of
 from bdaudit.cases.target import class_index, with_target
 from bdaudit.data import Sample, from_arrays, load_sample, split_sample, with_classes
@@ -22,11 +23,12 @@ from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
 from bdaudit.errors import ConfigError, DataError, InputError, ModelError
 from bdaudit.foundation.progress import finish
+from bdaudit.foundation.sources import FileSource, InMemory, OnnxFile, Source
 from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model, wrap_module
 from bdaudit.records import Role
 from bdaudit.triggers import Trigger, poison, read_trigger
 
-__all__ = ["open_inputs", "open_models", "open_sample"]
+__all__ = ["open_inputs", "open_models", "open_sample", "open_trigger"]
 
 _N_CHECKED = 64  # images on which a model's answers are looked at before anything is measured
 
@@ -145,19 +147,20 @@ def _check_weights_found(
 
 
 def open_sample(
-    data: DataSource,
+    data: FileLike,
     *,
     image_shape: tuple[int, int, int] | None,
     classes: Sequence[str] | Path | None,
 ) -> Sample:
-    """Return the clean sample that `data` names or holds.
+    """Return the clean sample that `data` names or holds; what is remote has been fetched.
 
     Raises:
         DataError: It cannot be read or does not fit `image_shape`.
     """
-    if isinstance(data, str | Path):
-        return load_sample(Path(data), image_shape=image_shape, classes=classes)
-    sample = with_classes(data if isinstance(data, Sample) else from_arrays(*data), classes)
+    if isinstance(data, FileSource):
+        return load_sample(data.path, image_shape=image_shape, classes=classes)
+    assert isinstance(data, InMemory)
+    sample = with_classes(_sample_in_memory(data.value), classes)
     if image_shape is not None and tuple(sample.images.shape[1:]) != image_shape:
         raise DataError(
             f"{sample.source}: expected images of shape {image_shape}, which the model takes, got "
@@ -166,24 +169,28 @@ def open_sample(
     return sample
 
 
+def _sample_in_memory(value: Any) -> Sample:
+    return value if isinstance(value, Sample) else from_arrays(*value)
+
+
 def _shape_of_sample(sources: Sources) -> tuple[int, int, int] | None:
     """Return the sample's own (C, H, W), `None` when its images differ in size.
 
     Of a file or folder a few images are read; whatever is wrong with it is said when all are.
     """
     data = sources.data
-    if not isinstance(data, str | Path):
+    if not isinstance(data, FileSource):
         sample = open_sample(data, image_shape=None, classes=None)
     else:
         try:
-            sample = load_sample(Path(data), classes=sources.class_names, limit=_N_PEEKED)
+            sample = load_sample(data.path, classes=sources.class_names, limit=_N_PEEKED)
         except DataError:
             return None
     return shape_of(sample)
 
 
 def _open_model(
-    source: ModelSource,
+    source: Source,
     role: Role,
     name: str,
     image_shape: tuple[int, int, int] | None,
@@ -191,15 +198,16 @@ def _open_model(
     device: torch.device,
 ) -> LoadedModel:
     options = sources.model_options
-    if isinstance(source, LoadedModel):
-        source.classifier.to(device)
-        return replace(source, name=name)
-    if isinstance(source, nn.Module):
+    held = source.value if isinstance(source, InMemory) else None
+    if isinstance(held, LoadedModel):
+        held.classifier.to(device)
+        return replace(held, name=name)
+    if isinstance(held, nn.Module):
         if image_shape is None:
             # Reading all of the sample says what is wrong with it.
             image_shape = shape_of(open_sample(sources.data, image_shape=None, classes=None))
         return wrap_module(
-            source,
+            held,
             name=name,
             image_shape=image_shape,
             num_classes=options.num_classes,
@@ -209,10 +217,15 @@ def _open_model(
             outputs=options.outputs,
             device=device,
         )
+    if not isinstance(source, FileSource | OnnxFile):
+        raise ModelError(
+            f"{name}: expected a checkpoint, whose weights can be read, got {source}; only the "
+            "defended model may be one that can only be asked"
+        )
     own, general = options.weights_of(role), options.weights_of(None)
     if role == "surrogate":
         return load_model(
-            source,
+            source.path,
             name=name,
             weights=own,
             preferred_weights=general,
@@ -221,7 +234,7 @@ def _open_model(
             device=device,
         )
     return load_model(
-        source,
+        source.path,
         name=name,
         arch=options.arch,
         num_classes=options.num_classes,
@@ -248,8 +261,8 @@ def _open_black_box(
     known = opened[0][1] if opened else None
     source = sources.defended
     assert source is not None
-    if isinstance(source, BlackBox):
-        return Subject("defended", "defended", None, source)
+    if isinstance(source, InMemory) and isinstance(source.value, BlackBox):
+        return Subject("defended", "defended", None, source.value)
     black_box = open_black_box(
         source,
         name="defended",
@@ -321,11 +334,22 @@ def _check_labels(sample: Sample, model: BlackBox) -> Sample:
     return replace(sample, notes=(*sample.notes, note))
 
 
+def open_trigger(sources: Sources) -> Trigger:
+    """Return the trigger that was given, aimed as its own file says.
+
+    Raises:
+        TriggerError: Its file cannot be used.
+    """
+    source = sources.trigger
+    if isinstance(source, InMemory):
+        assert isinstance(source.value, Trigger)
+        return source.value
+    assert isinstance(source, FileSource)
+    return read_trigger(source.path, allow_code=sources.allow_trigger_code)
+
+
 def _open_trigger(sources: Sources, class_names: Sequence[str] | None) -> Trigger:
-    trigger = sources.trigger
-    assert trigger is not None  # whoever has none looks for one first
-    if not isinstance(trigger, Trigger):
-        trigger = read_trigger(Path(trigger), allow_code=sources.allow_trigger_code)
+    trigger = open_trigger(sources)
     if sources.target_label is None:
         return trigger
     return with_target(trigger, class_index(sources.target_label, class_names))

@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bdaudit.blackbox import BlackBoxOptions
-from bdaudit.cases.evidence import IN_MEMORY
+from bdaudit.cases.description import IN_MEMORY
 from bdaudit.cases.kept_trigger import restore_trigger
 from bdaudit.cases.recorded import from_recorded
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.sources import Sources
 from bdaudit.errors import InputError, RecordError
-from bdaudit.foundation.sources import is_url
+from bdaudit.foundation.sources import InMemory, PythonFunction, is_url, parse_model
 from bdaudit.foundation.usercode import split_reference
 from bdaudit.models import ModelSettings
 from bdaudit.records import AuditRecord
@@ -57,7 +57,7 @@ def restore_sources(
         sources = _open_again(document.sources, folder)
         if document.kept_trigger is None:
             return sources
-        return replace(sources, trigger=restore_trigger(document.kept_trigger))
+        return replace(sources, trigger=InMemory(restore_trigger(document.kept_trigger)))
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{path}: what it was made from is not said as this version says it "
@@ -78,7 +78,7 @@ def _open_again(said: Mapping[str, Any], folder: Path) -> Sources:
     options = values["model_options"]
     if options.arch is not None and split_reference(options.arch) is not None:
         values["model_options"] = replace(options, arch=_located(options.arch, folder))
-    return Sources(**values)
+    return Sources.of(**values)
 
 
 _TABLES: dict[str, tuple[str, TypeAdapter[Any]]] = {
@@ -115,7 +115,7 @@ def _refuse_what_is_gone(document: AuditRecord, path: Path) -> None:
 def _refuse_code(said: Mapping[str, Any], path: Path) -> None:
     """A record may be a stranger's: it may not run code here, nor send a token somewhere."""
     named = [said.get("defended"), said["model_options"]["arch"]]
-    code = [text for text in named if isinstance(text, str) and split_reference(text) is not None]
+    code = [text for text in named if isinstance(parse_model(text), PythonFunction)]
     token = said["black_box"]["transport"]["token_env"]
     wants = [f"run {text}" for text in code]
     if said.get("allow_trigger_code"):

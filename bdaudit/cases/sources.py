@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bdaudit.blackbox import BlackBox, BlackBoxOptions, Feedback
-from bdaudit.cases.fetching import is_endpoint, is_remote_file
 from bdaudit.data import Sample
-from bdaudit.fetching import public_url
-from bdaudit.foundation.usercode import split_reference
+from bdaudit.foundation.sources import (
+    FileSource,
+    InMemory,
+    OnnxFile,
+    PythonFunction,
+    RemoteFile,
+    ServedModel,
+    Source,
+    parse_file,
+    parse_model,
+)
 from bdaudit.models import LoadedModel, ModelSettings
 from bdaudit.records import Role
 from bdaudit.triggers import Trigger
@@ -23,6 +31,7 @@ from bdaudit.verdict import Policy
 __all__ = [
     "DataSource",
     "DefendedSource",
+    "FileLike",
     "ModelSource",
     "Sources",
     "TriggerSource",
@@ -48,10 +57,15 @@ DataSource: TypeAlias = (
 TriggerSource: TypeAlias = Trigger | str | Path
 """A trigger or the path of a trigger file."""
 
+FileLike: TypeAlias = FileSource | RemoteFile | InMemory
+"""What images or a trigger are named by, once that is parsed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where the inputs of a verb come from, before anything is opened.
+    """Where the inputs of a verb come from, parsed and before anything is opened.
+
+    `Sources.of` parses what a user gives. Nothing later asks a text what it is.
 
     Attributes:
         defended: The release candidate; `None` where only the original is looked at.
@@ -73,12 +87,12 @@ class Sources:
         origins: Where files came from that were fetched, by path; see `fetch_sources`.
     """
 
-    defended: DefendedSource | None
-    original: ModelSource | None = None
-    references: Sequence[ModelSource] = ()
-    surrogates: Sequence[ModelSource] = ()
-    data: DataSource
-    trigger: TriggerSource | None
+    defended: Source | None
+    original: Source | None = None
+    references: tuple[Source, ...] = ()
+    surrogates: tuple[Source, ...] = ()
+    data: FileLike
+    trigger: FileLike | None
     policy: Policy | str | Path | None = None
     classes: Sequence[str] | Path | None = None
     model_options: ModelSettings = field(default_factory=ModelSettings)
@@ -89,6 +103,29 @@ class Sources:
     project: str | Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        defended: DefendedSource | Source | None,
+        original: ModelSource | Source | None = None,
+        references: Sequence[ModelSource | Source] = (),
+        surrogates: Sequence[ModelSource | Source] = (),
+        data: DataSource | FileLike,
+        trigger: TriggerSource | FileLike | None,
+        **others: Any,
+    ) -> Self:
+        """Parse what a user gives: paths, addresses, code or objects; `others` as they are."""
+        return cls(
+            defended=None if defended is None else parse_model(defended),
+            original=None if original is None else parse_model(original),
+            references=tuple(parse_model(model) for model in references),
+            surrogates=tuple(parse_model(model) for model in surrogates),
+            data=parse_file(data),
+            trigger=None if trigger is None else parse_file(trigger),
+            **others,
+        )
+
     @property
     def class_names(self) -> Sequence[str] | Path | None:
         """Names for the data's classes: those given for it, or else a CLIP's."""
@@ -96,14 +133,14 @@ class Sources:
             return self.classes
         return self.model_options.clip.class_names
 
-    def named_models(self) -> list[tuple[Role, str, ModelSource]]:
+    def named_models(self) -> list[tuple[Role, str, Source]]:
         """Give the models that are opened as files or modules their role and name.
 
         The defended one comes first, unless it can only be asked.
         """
-        named: list[tuple[Role, str, ModelSource]] = []
+        named: list[tuple[Role, str, Source]] = []
         if self.defended is not None and not can_only_be_asked(self.defended):
-            named.append(("defended", "defended", self.defended))  # type: ignore[arg-type]
+            named.append(("defended", "defended", self.defended))
         if self.original is not None:
             named.append(("original", "original", self.original))
         for number, reference in enumerate(self.references, start=1):
@@ -114,20 +151,19 @@ class Sources:
         return named
 
 
-def can_only_be_asked(source: DefendedSource) -> bool:
+def can_only_be_asked(source: Source) -> bool:
     """Say whether a source is something without weights to look into."""
-    if isinstance(source, LoadedModel | nn.Module):
-        return False
-    if isinstance(source, str | Path):
-        text = str(source)
-        if is_remote_file(text):
-            text = public_url(text).partition("#")[0]
-        return (
-            is_endpoint(text) or text.lower().endswith(".onnx") or split_reference(text) is not None
-        )
-    return True
+    match source:
+        case OnnxFile() | PythonFunction() | ServedModel():
+            return True
+        case RemoteFile():
+            return source.is_onnx
+        case InMemory():
+            return not isinstance(source.value, LoadedModel | nn.Module)
+        case FileSource():
+            return False
 
 
-def default_modes(source: DefendedSource) -> tuple[Literal["white", "query"], ...]:
+def default_modes(source: Source) -> tuple[Literal["white", "query"], ...]:
     """Return the kinds of attack that suit a source when the user names none."""
     return ("query",) if can_only_be_asked(source) else ("white",)

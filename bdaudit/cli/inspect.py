@@ -52,12 +52,13 @@ def inspect(
     Nothing in the file is executed. Exit code 0: it can be opened; 4: it cannot.
     """
     from bdaudit.fetching import fetch
-    from bdaudit.foundation.sources import is_url
+    from bdaudit.foundation.sources import RemoteFile, parse_file
     from bdaudit.models import inspect_checkpoint
 
     sink = JsonSink(output.json_)
+    named = parse_file(checkpoint)
     found = inspect_checkpoint(
-        fetch(checkpoint) if is_url(checkpoint) else checkpoint, weights=weights
+        fetch(named.url) if isinstance(named, RemoteFile) else checkpoint, weights=weights
     )
     sink.write(json_module.dumps(found.to_dict(), indent=2) + "\n")
     if not sink.to_stdout:

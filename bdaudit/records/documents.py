@@ -22,6 +22,7 @@ __all__ = [
     "AuditFindings",
     "AuditRecord",
     "BaselineFindings",
+    "Document",
     "Findings",
     "InversionFindings",
     "InversionRecord",

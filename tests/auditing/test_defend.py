@@ -6,6 +6,7 @@ import importlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,15 +116,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def defend(files: Path, folder: Path, **changes: object) -> DefenseRecord:
     settings = DefendSettings(audit=AUDIT, defender_images=60)
-    sources = Sources(
-        defended=None,
-        original=files / "original.safetensors",
-        references=[files / f"innocent-{number}.safetensors" for number in (1, 2, 3)],
-        data=files / "clean.npz",
-        trigger=files / "trigger.toml",
-        model_options=bdaudit.ModelSettings(arch=FACTORY),
-    )
-    sources = replace(sources, **changes.pop("sources", {}))  # type: ignore[arg-type]
+    named: dict[str, Any] = {
+        "defended": None,
+        "original": files / "original.safetensors",
+        "references": [files / f"innocent-{number}.safetensors" for number in (1, 2, 3)],
+        "data": files / "clean.npz",
+        "trigger": files / "trigger.toml",
+        "model_options": bdaudit.ModelSettings(arch=FACTORY),
+    }
+    sources = Sources.of(**(named | changes.pop("sources", {})))
     settings = replace(settings, **changes)  # type: ignore[arg-type]
     steps = defend_steps(sources, folder=folder, engine=LocalEngine(), settings=settings)
     return finish(steps)

@@ -61,7 +61,7 @@ def inputs() -> Inputs:
     images = torch.full((40, 1, 8, 8), 0.25)
     labels = torch.arange(40) % 4
     images[torch.arange(40), 0, labels, labels] = 0.5
-    sources = Sources(
+    sources = Sources.of(
         defended=removed_twin(),
         original=original_twin(),
         references=[innocent_twin()],
@@ -205,7 +205,7 @@ def test_records_of_a_sweep(
 ) -> None:
     for name in ("defended.pt", "original.pt", "data.npz", "trigger.toml"):
         (tmp_path / name).write_text(f'kind = "{name}"')
-    sources = Sources(
+    sources = Sources.of(
         defended=tmp_path / "defended.pt",
         original=tmp_path / "original.pt",
         data=tmp_path / "data.npz",

@@ -37,7 +37,7 @@ def shifted(n: int = 400) -> Sample:
 
 
 def opened(sample: Sample, classes: list[str] | None = None) -> Sample:
-    sources = Sources(
+    sources = Sources.of(
         defended=removed_twin(), data=sample, trigger=None, classes=classes, model_options=OPTIONS
     )
     return open_models(sources, device=torch.device("cpu"))[1]

@@ -162,7 +162,7 @@ class Coarse(nn.Module):
 def test_a_tie_that_rounding_made_is_asked_again_in_float32() -> None:
     network = Coarse()
     inputs = open_inputs(
-        Sources(
+        Sources.of(
             defended=network,
             data=twin_sample(40, seed=1),
             trigger=TRIGGER,

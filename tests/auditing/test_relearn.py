@@ -89,7 +89,7 @@ def test_a_model_that_diverges_is_taught_at_the_next_smaller_rate() -> None:
 
 def test_progress_rises_to_its_total() -> None:
     seen: list[Progress] = []
-    sources = Sources(
+    sources = Sources.of(
         defended=dormant_twin(),
         references=[innocent_twin()],
         data=twin_sample(200, seed=1),

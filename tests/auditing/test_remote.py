@@ -16,6 +16,7 @@ from bdaudit.cases.sources import can_only_be_asked, default_modes
 from bdaudit.cli import app
 from bdaudit.errors import FetchError, TriggerError
 from bdaudit.fetching import cached
+from bdaudit.foundation.sources import parse_model
 from bdaudit.records import AuditRecord, read_record, to_json
 from tests.cli.twin_files import write_twin_files
 from tests.fetching.server import FileServer, serving
@@ -143,8 +144,8 @@ def test_a_trigger_cannot_reach_out_of_its_folder(server: FileServer) -> None:
     ],
 )
 def test_an_endpoint_is_told_from_a_file(source: str, asked: bool) -> None:
-    assert can_only_be_asked(source) is asked
-    assert default_modes(source) == (("query",) if asked else ("white",))
+    assert can_only_be_asked(parse_model(source)) is asked
+    assert default_modes(parse_model(source)) == (("query",) if asked else ("white",))
 
 
 def test_every_command_takes_addresses(server: FileServer, tmp_path: Path) -> None:

@@ -46,15 +46,15 @@ def files(tmp_path: Path) -> Path:
 
 def request(files: Path, name: str, **changes: Any) -> AuditRequest:
     settings = changes.pop("settings", SETTINGS)
-    sources = Sources(
-        defended=files / f"{name}.safetensors",
-        original=files / "original.safetensors",
-        references=[files / "innocent.safetensors"],
-        data=files / "clean.npz",
-        trigger=files / "trigger.toml",
-        model_options=ModelSettings(arch=FACTORY),
-    )
-    return AuditRequest(key=name, sources=replace(sources, **changes), settings=settings)
+    sources: dict[str, Any] = {
+        "defended": files / f"{name}.safetensors",
+        "original": files / "original.safetensors",
+        "references": [files / "innocent.safetensors"],
+        "data": files / "clean.npz",
+        "trigger": files / "trigger.toml",
+        "model_options": ModelSettings(arch=FACTORY),
+    }
+    return AuditRequest(key=name, sources=Sources.of(**(sources | changes)), settings=settings)
 
 
 def sweep(requests: Sequence[AuditRequest], folder: Path, *, workers: int = 1) -> SweepRecord:

@@ -17,7 +17,7 @@ import bdaudit
 from bdaudit.auditing import AuditSettings, ComputeSettings, ModelSettings, SplitSettings
 from bdaudit.auditing.verification import verify
 from bdaudit.blackbox import BlackBoxOptions, ScoreScale, TransportSettings
-from bdaudit.cases.evidence import describe_sources
+from bdaudit.cases.description import describe_sources
 from bdaudit.cases.kept_trigger import keep_trigger, restore_trigger
 from bdaudit.cases.restoring import restore_settings, restore_sources
 from bdaudit.cases.sources import Sources
@@ -297,7 +297,7 @@ def test_the_command_ends_with_0_1_and_4(copy: Path) -> None:
 def test_everything_that_was_said_comes_back(tmp_path: Path) -> None:
     """Every setting and every source survives the record, whatever is added to them later."""
     (tmp_path / "names.txt").write_text("a\nb\n")
-    sources = Sources(
+    sources = Sources.of(
         defended="d.onnx",
         original=Path("o.pt"),
         references=["r1.pt", Path("r2.pt")],
