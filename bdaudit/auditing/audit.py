@@ -32,7 +32,7 @@ from bdaudit.foundation.progress import Listener, Progress, Steps, finish, rewor
 from bdaudit.foundation.renamed import renamed
 from bdaudit.measuring.answers import Examined
 from bdaudit.measuring.asking import keep_answers
-from bdaudit.measuring.attacking import Attacker
+from bdaudit.measuring.attacking import KINDS, Attacker, rests_on_surrogates
 from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
@@ -50,10 +50,6 @@ from bdaudit.measuring.standins import (
 )
 from bdaudit.measuring.store import MemoryStore, RunStore
 from bdaudit.models import ModelSettings
-from bdaudit.reactivation import WhiteboxConfig
-from bdaudit.reactivation.modes import AttackConfig, needs_surrogates
-from bdaudit.reactivation.query_config import QueryConfig
-from bdaudit.reactivation.transfer import TransferConfig
 from bdaudit.records import (
     AttackRun,
     AuditFindings,
@@ -361,7 +357,8 @@ class _Audit:
 
     def _surrogates(self) -> Steps[None]:
         yield from self._attacker.prepare(self.inputs)
-        if "transfer" in self._modes and not self.inputs.with_role("surrogate"):
+        shown_around = any(KINDS[mode].shown_around for mode in self._modes)
+        if shown_around and not self.inputs.with_role("surrogate"):
             self.inputs = self.inputs.with_surrogates(self._attacker.surrogates)
 
     def _noise(self, mode: Mode, subject: Subject, images: AttackImages, eps: float) -> Steps[None]:
@@ -376,7 +373,7 @@ class _Audit:
         self, mode: Mode, subject: Subject, images: AttackImages, eps: float
     ) -> Steps[None]:
         scored = yield from self._attacker.attack(
-            subject, images, self._config(mode, eps), self.inputs
+            subject, images, KINDS[mode].configure(self.settings, eps), self.inputs
         )
         for run in scored:
             self.runs.append(run.record)
@@ -390,7 +387,7 @@ class _Audit:
         plan = []
         for mode in self._modes:
             for subject in self.inputs.compared:
-                if mode == "transfer" and subject.role == "original":
+                if KINDS[mode].shown_around and subject.role == "original":
                     continue  # it is shown what is made for the defended model
                 for images in self._shown_to(subject, arranged):
                     run = self._noise if images.condition == "noise" else self._attack
@@ -435,8 +432,7 @@ class _Audit:
         return Attacker(self.compute, self.store, self.cache_dir, self.settings.cold)
 
     def _wants_surrogates(self) -> bool:
-        configs = [self._config(mode, eps) for mode in self._modes for eps in self.settings.ladder]
-        return any(needs_surrogates(config, cold=self.settings.cold) for config in configs)
+        return rests_on_surrogates(self.settings)
 
     def _images(self, condition: Condition) -> AttackImages:
         return attack_images(
@@ -445,36 +441,6 @@ class _Audit:
             self.inputs.held_out_poisoned,
             num_classes=self.inputs.num_classes,
             generator=derive_generator(self.compute.seed, "images", condition),
-        )
-
-    def _config(self, mode: Mode, eps: float) -> AttackConfig:
-        settings = self.settings
-        autocast = self.compute.autocast
-        if mode == "query":
-            return QueryConfig(
-                eps=eps,
-                norm=settings.norm,
-                max_queries=settings.max_queries,
-                feedback=settings.feedback,
-                schedule=settings.schedule,
-                autocast=autocast,
-            )
-        if mode == "transfer":
-            return TransferConfig(
-                eps=eps,
-                norm=settings.norm,
-                n_passes=settings.passes,
-                strategy=settings.strategy,
-                input_diversity=settings.input_diversity,
-                autocast=autocast,
-            )
-        return WhiteboxConfig(
-            eps=eps,
-            norm=settings.norm,
-            n_passes=settings.passes,
-            restarts=settings.restarts,
-            objective=settings.objective,
-            autocast=autocast,
         )
 
     # -- order, cost and failures --------------------------------------------------------------
@@ -553,13 +519,7 @@ class _Audit:
         return 100.0 * len(self.inputs.craft)
 
     def _run_cost(self, mode: Mode) -> float:
-        scoring = 2.0 * len(self.inputs.held_out)
-        if mode == "query":
-            return self.settings.max_queries + scoring
-        passes = self.settings.passes * self.settings.restarts
-        if mode == "transfer":
-            passes = self.settings.passes * max(len(self._attacker.surrogates), 1)
-        return 3.0 * passes * len(self.inputs.craft_poisoned) + scoring
+        return KINDS[mode].cost(self.settings, self.inputs) + 2.0 * len(self.inputs.held_out)
 
 
 def _merged(statuses: Sequence[StepStatus]) -> list[StepStatus]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import get_args
 
 from bdaudit.auditing.sweep import sweep_steps
 from bdaudit.benchmarking import Audited, SearchSpace, calibrate, case_key, summarise
@@ -19,12 +18,13 @@ from bdaudit.cases.sources import DataSource, Sources
 from bdaudit.engines import Engine
 from bdaudit.errors import ConfigError, InputError
 from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.opening import is_file
 from bdaudit.foundation.progress import Steps
 from bdaudit.measuring.environment import describe_environment, resolve_device
 from bdaudit.models import BackdoorBenchRecord, ModelSettings, find_records
 from bdaudit.records import AuditRecord, read_record
-from bdaudit.records.benchmark import BenchmarkRecord, Calibration, Variant
+from bdaudit.records.benchmark import VARIANTS, BenchmarkRecord, Calibration, Variant
 from bdaudit.records.families import FAMILY_FILE, Family, FamilyMember, read_family
 from bdaudit.records.sweeps import SweptAudit
 from bdaudit.verdict import Policy
@@ -61,10 +61,9 @@ class BenchSettings:
     space: SearchSpace = field(default_factory=SearchSpace)
 
     def __post_init__(self) -> None:
-        known = get_args(Variant)
-        if not self.variants or len(set(self.variants) & set(known)) != len(self.variants):
+        if not self.variants or len(set(self.variants) & set(VARIANTS)) != len(self.variants):
             raise ConfigError(
-                f"variants: expected some of {', '.join(known)}, each once, got "
+                f"variants: expected some of {', '.join(VARIANTS)}, each once, got "
                 f"{', '.join(self.variants) or 'none'}"
             )
         if self.every < 1:
@@ -317,23 +316,25 @@ def _plan(source: BenchSource, settings: BenchSettings) -> Iterator[tuple[_Case,
 def _sources(
     source: BenchSource, case: _Case, variant: Variant, model_options: ModelSettings | None
 ) -> Sources:
+    words = VARIANTS[variant]
     return Sources.of(
         defended=case.defended,
         original=case.original,
-        references=() if variant == "stand-ins" else source.references,
+        references=() if words.without == "references" else source.references,
         data=source.data,
-        trigger=None if variant == "recovered" else case.trigger,
+        trigger=None if words.without == "trigger" else case.trigger,
         model_options=model_options or ModelSettings(),
     )
 
 
 def _settings_of(settings: AuditSettings, variant: Variant) -> AuditSettings:
+    words = VARIANTS[variant]
     return replace(
         settings,
-        mode=(variant,) if variant in ("query", "transfer") else ("white",),
+        mode=(words.mode,),
         controls=TELLING_CONTROLS if settings.controls is None else settings.controls,
-        stand_ins=None if variant == "stand-ins" else 0,
-        bec=variant in ("white", "stand-ins") and settings.bec,
+        stand_ins=None if words.without == "references" else 0,
+        bec=settings.bec and MODES[words.mode].has_weights and words.without != "trigger",
         pictures=False,
     )
 

@@ -20,16 +20,15 @@ from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.asking import keep_answers
-from bdaudit.measuring.attacking import Attacker
+from bdaudit.measuring.attacking import KINDS, Attacker, mode_of
 from bdaudit.measuring.compute import derive_generator
 from bdaudit.measuring.conditions import attack_images
+from bdaudit.measuring.kinds import AttackConfig
 from bdaudit.measuring.runs import noise_run
 from bdaudit.measuring.standins import doubts_about_models, examine_new, measure_and_assess
 from bdaudit.measuring.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.models import ModelSettings
-from bdaudit.reactivation.modes import AttackConfig, mode_of, needs_surrogates
-from bdaudit.reactivation.query_config import QueryConfig
-from bdaudit.records import ReactivationFindings, ReactivationRecord
+from bdaudit.records import Mode, ReactivationFindings, ReactivationRecord
 from bdaudit.verdict import Policy
 
 __all__ = ["Reactivation", "reactivate", "reactivate_steps", "save_delta"]
@@ -123,7 +122,7 @@ def reactivate(
         classes=classes,
         model_options=model_options or ModelSettings(),
         black_box=black_box or BlackBoxOptions(),
-        feedback=config.feedback if isinstance(config, QueryConfig) else "scores",
+        feedback=KINDS[mode_of(config)].feedback(config),
         target_label=target,
         allow_trigger_code=allow_trigger_code,
     )
@@ -152,16 +151,18 @@ def reactivate_steps(
     command: Sequence[str] | None = None,
 ) -> Steps[Reactivation]:
     """Run `reactivate` step by step, for whoever drives the generator."""
+    mode = mode_of(config)
+    kind = KINDS[mode]
     session = yield from Session.begin(sources, compute=compute, split=split, command=command)
     inputs, run = session.open(), session.compute
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
     keep_answers(inputs.subjects, store)
     attacker = Attacker(run, store, cache_dir, cold)
     examined = examine_new(inputs)
-    if needs_surrogates(config, cold=cold):
+    if kind.needs_surrogates(config, cold):
         yield from attacker.prepare(inputs)
-    if mode_of(config) == "transfer":
-        inputs = _with_surrogates(inputs, attacker)
+    if kind.shown_around:
+        inputs = _with_surrogates(inputs, attacker, mode)
     assessed = yield from measure_and_assess(inputs, run, Policy(), examined=examined, known=())
     inputs, baselines = assessed.inputs, assessed.baselines
     diagnostics = [*assessed.diagnostics, *doubts_about_models(inputs, baselines, Policy())]
@@ -177,7 +178,7 @@ def reactivate_steps(
     }
     scored: list[ScoredRun] = []
     for subject in inputs.compared:
-        if mode_of(config) == "transfer" and subject.role == "original":
+        if kind.shown_around and subject.role == "original":
             continue  # it is shown what is made for the defended model
         for images in arranged.values() if subject.role == "defended" else [arranged["trigger"]]:
             scored += yield from attacker.attack(subject, images, config, inputs)
@@ -185,7 +186,7 @@ def reactivate_steps(
     noise = noise_run(
         defended_subject,
         arranged["trigger"],
-        mode=mode_of(config),
+        mode=mode,
         norm=config.norm,
         eps=config.eps,
         compute=run,
@@ -204,7 +205,7 @@ def reactivate_steps(
     return Reactivation(record, delta)
 
 
-def _with_surrogates(inputs: Inputs, attacker: Attacker) -> Inputs:
+def _with_surrogates(inputs: Inputs, attacker: Attacker, mode: Mode) -> Inputs:
     """Show the perturbation also to the models it was made on, where they were made here.
 
     Raises:
@@ -212,7 +213,7 @@ def _with_surrogates(inputs: Inputs, attacker: Attacker) -> Inputs:
     """
     if not attacker.surrogates:
         raise ConfigError(
-            "transfer: expected models to make the perturbation on; give --surrogate, or "
+            f"{mode}: expected models to make the perturbation on; give --surrogate, or "
             "--original to have some made from it"
         )
     if inputs.with_role("surrogate"):

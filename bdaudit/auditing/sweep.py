@@ -19,6 +19,7 @@ from bdaudit.errors import BdauditError, ConfigError, InputError, RemoteError
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.foundation.texts import read_json
 from bdaudit.foundation.writing import write_atomically
+from bdaudit.measuring.attacking import KINDS, rests_on_surrogates
 from bdaudit.measuring.sharing import SharingStore
 from bdaudit.records import AuditRecord, Condition, Mode, read_record, to_json
 from bdaudit.records.sweeps import SweepRecord, SweptAudit
@@ -220,11 +221,11 @@ def _shared_tasks(request: AuditRequest, number: int, workers: int) -> list[Task
     Where the trigger is looked for first, each audit looks for it itself.
     """
     request = request.with_modes()
-    sources, modes = request.sources, set(request.settings.mode or ())
+    sources, kinds = request.sources, [KINDS[mode] for mode in request.settings.mode or ()]
     if sources.original is None or sources.trigger is None:
         return []
-    # By transfer the original is shown what is made for each defended model.
-    originals = [None] if modes - {"transfer"} else []
+    # Some attacks show the original what is made for each defended model.
+    originals = [] if all(kind.shown_around for kind in kinds) else [None]
     models = [*originals, *range(len(sources.references))]
     tasks: list[Task] = []
     for part in range(min(workers, len(models))):
@@ -235,8 +236,8 @@ def _shared_tasks(request: AuditRequest, number: int, workers: int) -> list[Task
             original=None in dealt,
             indices=[index for index in dealt if index is not None],
         )
-        # Models that queries start from are made once, by the first, and kept in the cache.
-        behind = (tasks[0].key,) if tasks and modes != {"white"} else ()
+        # Surrogates are made once, by the first, and kept in the cache.
+        behind = (tasks[0].key,) if tasks and rests_on_surrogates(request.settings) else ()
         tasks.append(Task(payload.key, payload, behind=behind))
     return tasks
 

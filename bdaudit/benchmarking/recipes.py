@@ -14,7 +14,7 @@ from typing import Literal
 
 from bdaudit.benchmarking.confusion import outcome_of, share_of
 from bdaudit.benchmarking.curves import NEGATIVE, POSITIVE
-from bdaudit.records import Rate
+from bdaudit.records import Mode, Rate
 from bdaudit.records.benchmark import BenchCase, Recipe
 
 __all__ = ["compare_recipes"]
@@ -22,6 +22,7 @@ __all__ = ["compare_recipes"]
 PAPER_EPS = 0.05
 """L-inf radius of the re-activation attacks of Zhu et al., NeurIPS 2024."""
 
+_PAPER_MODE: Mode = "white"
 _FIXED = 0.5
 
 
@@ -48,12 +49,14 @@ def compare_recipes(
             cases=halves,
         )
     ]
-    largest = max((p.eps for case in told for p in case.points if p.mode == "white"), default=None)
+    largest = max(
+        (p.eps for case in told for p in case.points if p.mode == _PAPER_MODE), default=None
+    )
     figures: list[tuple[str, Reader]] = [("BEC", lambda case: case.bec)]
     if largest is not None:
         eps = PAPER_EPS if _has(told, PAPER_EPS) else largest
         name = f"re-activated ASR at eps {eps:g}"
-        figures.append((name, lambda case: case.figure("asr", "white", eps)))
+        figures.append((name, lambda case: case.figure("asr", _PAPER_MODE, eps)))
     for name, read in figures:
         best = _best_threshold(known, read)
         for threshold, how in ((_FIXED, f"above {_FIXED:g}"), (best, "above the best threshold")):
@@ -67,7 +70,7 @@ Reader = Callable[[BenchCase], float | None]
 
 
 def _has(cases: Sequence[BenchCase], eps: float) -> bool:
-    return any(p.mode == "white" and p.eps == eps for case in cases for p in case.points)
+    return any(p.mode == _PAPER_MODE and p.eps == eps for case in cases for p in case.points)
 
 
 def _recipe(

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import get_args
 
 from bdaudit.benchmarking.cases import Audited, describe_case
 from bdaudit.benchmarking.confusion import count_verdicts, hold_together, list_misses, outcome_of
 from bdaudit.benchmarking.curves import draw_curves
 from bdaudit.benchmarking.recipes import compare_recipes
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import Outcome
 from bdaudit.records.benchmark import (
+    VARIANTS,
     Agreement,
     BenchCase,
     Calibration,
@@ -29,14 +30,6 @@ from bdaudit.verdict import Policy
 __all__ = ["Summary", "summarise"]
 
 _DETAILS = re.compile(r",? (?:on|at|of|toward) .*|,? eps .*")
-_MODES: tuple[Variant, ...] = ("white", "query", "transfer")
-_ALSO_KNOWN_AS: dict[Variant, str] = {
-    "white": "white box",
-    "query": "queries",
-    "transfer": "transfer",
-    "recovered": "recovered trigger",
-    "stand-ins": "stand-ins for innocent models",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +70,7 @@ def summarise(
         cases = [_with_half(case, calibration) for case in cases]
     by_variant: dict[Variant, list[BenchCase]] = {
         variant: chosen
-        for variant in get_args(Variant)
+        for variant in VARIANTS
         if (chosen := [case for case in cases if case.variant == variant])
     }
     main = by_variant[next(iter(by_variant))] if by_variant else []
@@ -109,7 +102,7 @@ def _recipes(cases: Sequence[BenchCase]) -> tuple[Recipe, ...]:
 def _joined(by_variant: dict[Variant, list[BenchCase]]) -> list[BenchCase]:
     """Put the attacks of all modes on one model together, as one case with all points."""
     joined: dict[str, BenchCase] = {}
-    for variant in _MODES:
+    for variant in MODES:
         for case in by_variant.get(variant, ()):
             known = joined.get(case.member)
             if known is None:
@@ -130,14 +123,14 @@ def _agreements(by_variant: dict[Variant, list[BenchCase]]) -> Iterable[Agreemen
     for variant, found in outcomes.items():
         if first is None or variant == first:
             continue
-        name = f"{_ALSO_KNOWN_AS[variant]} against {_ALSO_KNOWN_AS[first]}"
+        name = f"{VARIANTS[variant].short} against {VARIANTS[first].short}"
         agreement = hold_together(name, outcomes[first], found)
         if agreement is not None:
             yield agreement
 
 
 def _costs(audited: Sequence[Audited]) -> Iterable[Cost]:
-    for variant in get_args(Variant):
+    for variant in VARIANTS:
         records = [a.record for a in audited if a.variant == variant and a.record is not None]
         steps: dict[str, list[tuple[float, int | None]]] = {}
         for record in records:

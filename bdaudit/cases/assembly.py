@@ -7,7 +7,6 @@ it was written.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from bdaudit.blackbox import BlackBoxOptions, TransportSettings
 from bdaudit.blackbox.protocol import parse_endpoint
@@ -21,10 +20,7 @@ from bdaudit.foundation.sources import parse_model
 from bdaudit.inversion import InversionConfig
 from bdaudit.models import ClipSettings, ModelSettings
 from bdaudit.project import Project, ProjectFile
-from bdaudit.reactivation import WhiteboxConfig
-from bdaudit.reactivation.modes import AttackConfig
-from bdaudit.reactivation.query_config import QueryConfig
-from bdaudit.reactivation.transfer import TransferConfig
+from bdaudit.records import Mode
 from bdaudit.relatives.standins import StandInConfig
 from bdaudit.relearning import RelearnConfig
 from bdaudit.settings import (
@@ -40,7 +36,6 @@ from bdaudit.settings import (
 )
 
 __all__ = [
-    "attack_config",
     "audit_settings",
     "black_box_options",
     "compute_settings",
@@ -52,6 +47,7 @@ __all__ = [
     "modes_of",
     "relearn_config",
     "request_from_project",
+    "single_eps",
     "sources",
     "split_settings",
     "stand_in_config",
@@ -134,6 +130,7 @@ def audit_settings(said: ProjectFile) -> AuditSettings:
         passes=attack.passes,
         restarts=attack.restarts,
         objective=attack.objective,
+        optimizer=attack.optimizer,
         bec=attack.bec,
         relearn=RelearnConfig() if attack.relearn else None,
         max_queries=query.max_queries,
@@ -150,51 +147,21 @@ def audit_settings(said: ProjectFile) -> AuditSettings:
     )
 
 
-def modes_of(said: ProjectFile, defended: str) -> tuple[Any, ...]:
+def modes_of(said: ProjectFile, defended: str) -> tuple[Mode, ...]:
     """Return the kinds of attack that were asked for, or what `defended` allows."""
     return tuple(dict.fromkeys(said.attack.mode)) or default_modes(parse_model(defended))
 
 
-def attack_config(said: ProjectFile, mode: str) -> AttackConfig:
-    """Return the settings of a single attack.
+def single_eps(said: ProjectFile) -> float:
+    """Return the radius of a single attack.
 
     Raises:
-        ConfigError: Not exactly one eps.
+        ConfigError: Not exactly one was given.
     """
-    attack, query = said.attack, said.query
-    if attack.eps is None or len(attack.eps) != 1:
-        raise ConfigError(
-            f"eps: expected one radius, got {attack.eps}; `bdaudit audit` takes several"
-        )
-    (eps,) = attack.eps
-    autocast = compute_settings(said.compute).autocast
-    if mode == "query":
-        return QueryConfig(
-            eps=eps,
-            norm=attack.norm,
-            max_queries=query.max_queries,
-            feedback=query.feedback,
-            schedule=query.schedule,
-            autocast=autocast,
-        )
-    if mode == "transfer":
-        return TransferConfig(
-            eps=eps,
-            norm=attack.norm,
-            n_passes=attack.passes,
-            strategy=said.surrogates.strategy,
-            input_diversity=said.surrogates.input_diversity,
-            autocast=autocast,
-        )
-    return WhiteboxConfig(
-        eps=eps,
-        norm=attack.norm,
-        n_passes=attack.passes,
-        restarts=attack.restarts,
-        objective=attack.objective,
-        optimizer=attack.optimizer,
-        autocast=autocast,
-    )
+    eps = said.attack.eps
+    if eps is None or len(eps) != 1:
+        raise ConfigError(f"eps: expected one radius, got {eps}; `bdaudit audit` takes several")
+    return eps[0]
 
 
 def defended_source(inputs: Inputs) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bdaudit.cases.recorded import as_recorded
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.renamed import renamed
 from bdaudit.inversion import InversionConfig
 from bdaudit.reactivation.transfer import Strategy
@@ -131,6 +132,7 @@ class AuditSettings:
         passes: Passes over the craft images an attack may differentiate.
         restarts: Independent starts of each attack.
         objective: `standard`, or `specific` (see docs/reactivation.md).
+        optimizer: `default`, or `research` for the one of the paper's script, to compare.
         mode: Kinds of attack: `white` differentiates through the model, `query` only asks it,
             `transfer` makes the perturbation on surrogates and only scores it on the model;
             `None` takes what the defended model allows.
@@ -155,6 +157,7 @@ class AuditSettings:
     passes: int = Attack.passes
     restarts: int = Attack.restarts
     objective: Literal["standard", "specific"] = Attack.objective
+    optimizer: Literal["default", "research"] = Attack.optimizer
     mode: tuple[Mode, ...] | None = None
     max_queries: int = Query.max_queries
     feedback: Literal["scores", "labels"] = Query.feedback
@@ -178,7 +181,10 @@ class AuditSettings:
             raise ConfigError(f"mode: the same kind twice in {self.mode}")
         if self.mode == ():
             raise ConfigError("mode: expected one at least")
-        if set(self.mode or ()) - {"white"} and self.objective != "standard":
+        if (
+            not all(MODES[mode].objectives for mode in self.mode or ())
+            and self.objective != "standard"
+        ):
             raise ConfigError("objective: only the white box knows another one than the standard")
         ladder = self.ladder
         if not ladder or any(not eps > 0.0 for eps in ladder):
@@ -198,7 +204,10 @@ class AuditSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings for the record, under the names they have there."""
-        return {**as_recorded(self), "eps": list(self.ladder)}
+        recorded = {**as_recorded(self), "eps": list(self.ladder)}
+        if self.optimizer == Attack.optimizer:
+            del recorded["optimizer"]  # as before audits knew another: kept runs are found by this
+        return recorded
 
     def as_text(self) -> str:
         """Return the settings as a text that is the same for the same settings."""

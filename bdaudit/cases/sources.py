@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bdaudit.blackbox import BlackBox, BlackBoxOptions, Feedback
 from bdaudit.data import Sample
+from bdaudit.foundation.modes import Mode, mode_for
 from bdaudit.foundation.sources import (
     FileSource,
     InMemory,
@@ -164,6 +165,6 @@ def can_only_be_asked(source: Source) -> bool:
             return False
 
 
-def default_modes(source: Source) -> tuple[Literal["white", "query"], ...]:
+def default_modes(source: Source) -> tuple[Mode, ...]:
     """Return the kinds of attack that suit a source when the user names none."""
-    return ("query",) if can_only_be_asked(source) else ("white",)
+    return (mode_for(only_asked=can_only_be_asked(source)),)

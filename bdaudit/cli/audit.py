@@ -25,6 +25,7 @@ from bdaudit.cli.project import (
     comes_from_project,
     demand_trust,
 )
+from bdaudit.foundation.modes import MODES
 from bdaudit.settings import (
     Attack,
     Clip,
@@ -101,7 +102,7 @@ def audit(
         query.state,
         json=output.json_,
         resume=resume,
-        default="query" in assembly.modes_of(said, defended),
+        default=any(MODES[mode].asks for mode in assembly.modes_of(said, defended)),
     )
     with telling_what_is_kept(store), showing_progress(quiet) as listener:
         steps = audit_steps(

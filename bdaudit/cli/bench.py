@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from bdaudit.cli.output import (
 )
 from bdaudit.cli.streams import say, stdout_console, tell
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.modes import MODES
 from bdaudit.settings import (
     Attack,
     Compute,
@@ -75,7 +76,7 @@ def bench(
     variants: Annotated[
         str,
         typer.Option(
-            help="Ways to audit each model, the first the main one: white, query, transfer, "
+            help=f"Ways to audit each model, the first the main one: {', '.join(MODES)}, "
             "recovered (nobody knows the trigger), stand-ins (nobody has innocent models).",
             rich_help_panel=_WHAT,
         ),
@@ -177,10 +178,10 @@ def bench(
 
 
 def _variants(text: str) -> tuple[Variant, ...]:
-    from bdaudit.records.benchmark import Variant
+    from bdaudit.records.benchmark import VARIANTS
 
     named = [part.strip() for part in text.split(",")]
-    known = {variant: variant for variant in get_args(Variant)}
+    known = {str(variant): variant for variant in VARIANTS}
     if unknown := [name for name in named if name not in known]:
         raise ConfigError(
             f"--variants: expected some of {', '.join(known)}, got {', '.join(unknown) or text!r}"

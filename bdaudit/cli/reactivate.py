@@ -27,6 +27,7 @@ from bdaudit.cli.output import (
     telling_what_is_kept,
 )
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.modes import MODES
 from bdaudit.settings import Attack, Clip, Compute, Inputs, Models, Output, Query, Surrogates
 
 __all__ = ["register"]
@@ -87,6 +88,7 @@ def reactivate(
     from bdaudit.auditing import reactivate_steps, save_delta
     from bdaudit.cases import assembly
     from bdaudit.foundation.progress import finish
+    from bdaudit.measuring.attacking import KINDS
     from bdaudit.measuring.store import MemoryStore
     from bdaudit.project import ProjectFile
 
@@ -101,14 +103,14 @@ def reactivate(
     )
     defended = assembly.defended_source(inputs)
     (mode,) = assembly.modes_of(said, defended)[:1]
-    attack_config = assembly.attack_config(said, mode)
+    config = KINDS[mode].configure(assembly.audit_settings(said), assembly.single_eps(said))
     store = options.open_store(
-        query.state, json=output.json_, resume=resume, default=mode == "query"
+        query.state, json=output.json_, resume=resume, default=MODES[mode].asks
     )
     with telling_what_is_kept(store), showing_progress(quiet) as listener:
         steps = reactivate_steps(
             assembly.sources(said, defended=defended),
-            config=attack_config,
+            config=config,
             cold=query.cold,
             compute=assembly.compute_settings(compute),
             split=assembly.split_settings(compute),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.data import Sample
 from bdaudit.errors import DataError
+from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.foundation.statistics import may_be_chance, paired_difference
 from bdaudit.measuring.asking import ask
@@ -33,7 +34,6 @@ _NEAR_CHANCE = 1.5  # times chance
 _CONFIDENCE = 0.95
 _N_LOOKED_AT = 2000  # images, about
 _MAY_BEAT_WHITE = 0.05
-_WITHOUT_GRADIENTS = {"query": "queries alone", "transfer": "a perturbation made elsewhere"}
 
 
 def measure_baselines(
@@ -250,18 +250,20 @@ def learned_less(
 
 def check_runs(runs: Sequence[AttackRun]) -> Iterator[Diagnostic]:
     """Doubt an attack with gradients that one without them beats."""
-    white = {(r.model, r.condition, r.norm, r.eps): r for r in runs if r.mode == "white"}
+    with_gradients = {
+        (r.model, r.condition, r.norm, r.eps): r for r in runs if MODES[r.mode].has_weights
+    }
     for run in runs:
-        stronger = white.get((run.model, run.condition, run.norm, run.eps))
-        if run.mode == "white" or run.condition == "noise" or stronger is None:
+        stronger = with_gradients.get((run.model, run.condition, run.norm, run.eps))
+        if MODES[run.mode].has_weights or run.condition == "noise" or stronger is None:
             continue
         gap = paired_difference(run.asr.outcomes(), stronger.asr.outcomes(), confidence=_CONFIDENCE)
         if gap.low > _MAY_BEAT_WHITE:
             yield Diagnostic(
-                code=f"{run.mode}_beats_white",
+                code=f"{run.mode}_beats_{stronger.mode}",
                 severity="warning",
                 subject=run.model,
-                message=f"{run.condition}, eps {run.eps:g}: {_WITHOUT_GRADIENTS[run.mode]} reached "
-                f"{run.asr.value:.1%}, the white box {stronger.asr.value:.1%}; its gradients may "
-                "be masked: give it more passes or restarts",
+                message=f"{run.condition}, eps {run.eps:g}: {MODES[run.mode].means} reached "
+                f"{run.asr.value:.1%}, {MODES[stronger.mode].means} {stronger.asr.value:.1%}; its "
+                "gradients may be masked: give it more passes or restarts",
             )

@@ -9,11 +9,13 @@ from functools import partial
 from torch import Tensor
 
 from bdaudit.blackbox import AnswerJournal, Meter, diagnose_grid
-from bdaudit.cases.subjects import Subject
+from bdaudit.cases.settings import AuditSettings
+from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages
+from bdaudit.measuring.kinds import AttackKind, Workshop
 from bdaudit.measuring.runs import about, renamed, run_fields, run_key, titled
 from bdaudit.measuring.store import RunStore, ScoredRun
 from bdaudit.models import LoadedModel
@@ -23,7 +25,7 @@ from bdaudit.reactivation.query_state import Milestone
 from bdaudit.records import AttackRun, CurvePoint
 from bdaudit.scoring import rate
 
-__all__ = ["query_run"]
+__all__ = ["QUERY", "query_run"]
 
 _N_CURVE_POINTS = 8
 
@@ -145,3 +147,53 @@ def _query_curve(
         )
         for k in chosen
     )
+
+
+def _configure(settings: AuditSettings, eps: float) -> QueryConfig:
+    return QueryConfig(
+        eps=eps,
+        norm=settings.norm,
+        max_queries=settings.max_queries,
+        feedback=settings.feedback,
+        schedule=settings.schedule,
+        autocast=settings.compute.autocast,
+    )
+
+
+def _cost(settings: AuditSettings, inputs: Inputs) -> float:
+    return float(settings.max_queries)
+
+
+def _needs_surrogates(config: QueryConfig, cold: bool) -> bool:
+    return not cold and config.schedule == "default"
+
+
+def _run(
+    subject: Subject,
+    images: AttackImages,
+    config: QueryConfig,
+    inputs: Inputs,
+    workshop: Workshop,
+) -> Steps[tuple[ScoredRun, ...]]:
+    start: tuple[LoadedModel, ...] = ()
+    if _needs_surrogates(config, workshop.cold):
+        start = (*(s.white for s in inputs.with_role("original")), *workshop.surrogates)
+    run = yield from query_run(
+        subject,
+        images,
+        config,
+        compute=workshop.compute,
+        store=workshop.store,
+        surrogates=start,
+    )
+    return (run,)
+
+
+QUERY = AttackKind(
+    config=QueryConfig,
+    configure=_configure,
+    cost=_cost,
+    run=_run,
+    needs_surrogates=_needs_surrogates,
+    feedback=lambda config: config.feedback,
+)

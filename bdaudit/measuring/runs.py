@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -17,12 +17,9 @@ from bdaudit.foundation.progress import Steps, reworded
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages
+from bdaudit.measuring.kinds import AttackConfig, AttackResult
 from bdaudit.measuring.store import ScoredRun
 from bdaudit.perturbation import Norm, make_ball, random_delta
-from bdaudit.reactivation import WhiteboxConfig, WhiteboxResult
-from bdaudit.reactivation.query import QueryResult
-from bdaudit.reactivation.query_config import QueryConfig
-from bdaudit.reactivation.transfer import TransferConfig, TransferResult
 from bdaudit.records import AttackRun, Diagnostic, Mode, Rate
 from bdaudit.scoring import rate
 from bdaudit.version import __version__
@@ -89,8 +86,8 @@ class Scores:
 def run_fields(
     subject: Subject,
     images: AttackImages,
-    config: WhiteboxConfig | QueryConfig | TransferConfig,
-    result: WhiteboxResult | QueryResult | TransferResult,
+    config: AttackConfig,
+    result: AttackResult,
     compute: Compute,
 ) -> dict[str, Any]:
     """Score a search's delta on held-out images; return what all kinds of attack record."""
@@ -148,22 +145,19 @@ def renamed(run: ScoredRun, subject: Subject) -> ScoredRun:
     return ScoredRun(record, run.delta)
 
 
-def _determining(config: WhiteboxConfig | QueryConfig | TransferConfig) -> dict[str, Any]:
-    """Return the settings as keys have had them since before transfers knew another precision."""
-    settings = asdict(config)
-    if isinstance(config, TransferConfig) and config.autocast is None:
-        del settings["autocast"]
-    return settings
-
-
 def run_key(
     subject: Subject,
     images: AttackImages,
-    config: WhiteboxConfig | QueryConfig | TransferConfig,
+    config: AttackConfig,
     compute: Compute,
     others: Sequence[str | None],
+    *,
+    without: Collection[str] = (),
 ) -> str:
-    """Digest everything that determines a run; two runs with one key are the same run."""
+    """Digest everything that determines a run; two runs with one key are the same run.
+
+    Settings named in `without` are left out, as those that came later than runs that are kept.
+    """
     tensors = {
         f"{half}.{name}": value
         for half, part in (("craft", images.craft), ("held_out", images.held_out))
@@ -180,7 +174,7 @@ def run_key(
         "others": list(others),
         "condition": images.condition,
         "attack": type(config).__name__,
-        "config": _determining(config),
+        "config": {k: v for k, v in asdict(config).items() if k not in without},
         "seed": compute.seed,
         "device": compute.device.type,
     }

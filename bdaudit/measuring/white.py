@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 
-from bdaudit.cases.subjects import Subject
+from bdaudit.cases.settings import AuditSettings
+from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages
+from bdaudit.measuring.kinds import AttackKind, Workshop
 from bdaudit.measuring.runs import about, renamed, run_fields, run_key, titled
 from bdaudit.measuring.store import RunStore, ScoredRun
 from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_whitebox
 from bdaudit.records import AttackRun
 
-__all__ = ["whitebox_run"]
+__all__ = ["WHITE", "whitebox_run"]
 
 
 def whitebox_run(
@@ -89,3 +91,40 @@ def _specific_terms(
         labels=images.craft.labels,
         reference=None if innocent is None else innocent.white.classifier,
     )
+
+
+def _configure(settings: AuditSettings, eps: float) -> WhiteboxConfig:
+    return WhiteboxConfig(
+        eps=eps,
+        norm=settings.norm,
+        n_passes=settings.passes,
+        restarts=settings.restarts,
+        objective=settings.objective,
+        optimizer=settings.optimizer,
+        autocast=settings.compute.autocast,
+    )
+
+
+def _cost(settings: AuditSettings, inputs: Inputs) -> float:
+    return 3.0 * settings.passes * settings.restarts * len(inputs.craft_poisoned)
+
+
+def _run(
+    subject: Subject,
+    images: AttackImages,
+    config: WhiteboxConfig,
+    inputs: Inputs,
+    workshop: Workshop,
+) -> Steps[tuple[ScoredRun, ...]]:
+    run = yield from whitebox_run(
+        subject,
+        images,
+        config,
+        compute=workshop.compute,
+        store=workshop.store,
+        innocent=inputs.innocent_other_than(subject),
+    )
+    return (run,)
+
+
+WHITE = AttackKind(config=WhiteboxConfig, configure=_configure, cost=_cost, run=_run)

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bdaudit.errors import RecordError
+from bdaudit.foundation.modes import Mode
 
 __all__ = [
     "Condition",
@@ -35,9 +36,6 @@ Role = Literal["defended", "original", "reference", "surrogate"]
 
 
 Condition = Literal["trigger", "no_trigger", "wrong_target", "noise"]
-
-
-Mode = Literal["white", "query", "transfer"]
 
 
 Outcome = Literal["removed", "dormant", "active", "inconclusive"]

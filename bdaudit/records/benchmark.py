@@ -7,6 +7,7 @@ Rates carry 95 % intervals. What was not measured is `None`, never 0.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from bdaudit.errors import RecordError, reads
+from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.texts import read_json
 from bdaudit.records import Environment, Mode, Outcome, Rate, Record
 from bdaudit.records.families import Lineage, Truth
 
 __all__ = [
+    "VARIANTS",
     "Agreement",
     "BenchCase",
     "BenchPoint",
@@ -32,12 +35,42 @@ __all__ = [
     "RocCurve",
     "Score",
     "Variant",
+    "VariantWords",
     "read_benchmark",
 ]
 
-Variant = Literal["white", "query", "transfer", "recovered", "stand-ins"]
+Variant = Literal[Mode, "recovered", "stand-ins"]
 """How a model was audited: the mode, or white box with something replaced: the trigger by one that
 was looked for in the original, the innocent models by stand-ins."""
+
+
+@dataclass(frozen=True)
+class VariantWords:
+    """How a variant is spoken of, and what it is.
+
+    Attributes:
+        label: Its name in reports.
+        short: The same where two variants are named side by side.
+        mode: Of its attacks.
+        without: What the audit is not told, though the family has it.
+    """
+
+    label: str
+    short: str
+    mode: Mode
+    without: Literal["trigger", "references"] | None = None
+
+
+VARIANTS: dict[Variant, VariantWords] = {
+    **{mode: VariantWords(words.label, words.short, mode) for mode, words in MODES.items()},
+    "recovered": VariantWords(
+        "trigger recovered, not known", "recovered trigger", "white", "trigger"
+    ),
+    "stand-ins": VariantWords(
+        "stand-ins, no innocent models", "stand-ins for innocent models", "white", "references"
+    ),
+}
+"""Every variant, in the order of all tables."""
 
 Score = Literal["bec", "asr", "lift", "lift_over_innocents", "lift_over_own", "part", "beyond"]
 """A figure of a case: BEC, or of an attack what `BenchPoint` calls so."""

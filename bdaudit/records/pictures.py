@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from bdaudit.records.base import Record
+from bdaudit.records.base import Mode, Record
 
 __all__ = ["Answer", "PictureColumn", "Pictures", "Png", "Thumbnail"]
 
@@ -67,7 +67,7 @@ class Pictures(Record):
     """
 
     model: str
-    mode: Literal["white", "query", "transfer"]
+    mode: Mode
     norm: Literal["linf", "l2"]
     eps: float = Field(ge=0.0)
     delta_sha256: str

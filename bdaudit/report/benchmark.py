@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import Mode, Outcome, Rate
 from bdaudit.records.benchmark import (
+    VARIANTS,
     BenchCase,
     BenchmarkRecord,
     BenchPoint,
@@ -22,7 +24,6 @@ __all__ = [
     "OUTCOMES",
     "SCORES",
     "TRUTHS",
-    "VARIANTS",
     "ControlRow",
     "Row",
     "areas",
@@ -48,14 +49,6 @@ TRUTHS: dict[Truth, str] = {
 
 OUTCOMES: tuple[Outcome, ...] = ("active", "dormant", "removed", "inconclusive")
 
-VARIANTS: dict[Variant, str] = {
-    "white": "white box",
-    "query": "queries only",
-    "transfer": "transfer",
-    "recovered": "trigger recovered, not known",
-    "stand-ins": "stand-ins, no innocent models",
-}
-
 SCORES = {
     "lift": "lift over all controls",
     "lift_over_innocents": "lift over innocent models",
@@ -69,7 +62,7 @@ SCORES = {
 
 def main_variant(record: BenchmarkRecord) -> Variant:
     """Return the variant whose figures come first."""
-    return next(iter(record.confusion), "white")
+    return next(iter(record.confusion or VARIANTS))
 
 
 def of_variant(record: BenchmarkRecord, variant: Variant) -> list[BenchCase]:
@@ -147,7 +140,7 @@ def rows(record: BenchmarkRecord) -> tuple[float | None, list[Row]]:
     at = max((point.eps for case in record.cases for point in case.points), default=None)
     found: dict[str, Row] = {}
     for case in record.cases:
-        if case.variant in ("recovered", "stand-ins"):
+        if VARIANTS[case.variant].without is not None:
             continue
         row = found.setdefault(case.member, Row(case, {}))
         row.by_mode.update({p.mode: p for p in case.points if p.eps == at})
@@ -176,7 +169,7 @@ class ControlRow:
 
 def control_rows(record: BenchmarkRecord) -> list[ControlRow]:
     """Hold the attack against everything that is not one, averaged over the models of a truth."""
-    kept = [case for case in record.cases if case.variant in ("white", "query", "transfer")]
+    kept = [case for case in record.cases if VARIANTS[case.variant].without is None]
     found = []
     for truth in TRUTHS:
         pairs = [(c, p) for c in kept if c.truth == truth for p in c.points]
@@ -206,7 +199,7 @@ def average_queries(
         The eps, how many models, and by kind of search (`QueryCurve.of`) its mean success by
         number of queries; kinds that were not run are left out.
     """
-    cases = [c for c in record.cases if c.variant == "query" and c.truth == truth]
+    cases = [c for c in record.cases if _is_asking(c.variant) and c.truth == truth]
     curves = [curve for case in cases for curve in case.query_curves]
     at = max((curve.eps for curve in curves), default=None)
     found = {}
@@ -219,6 +212,10 @@ def average_queries(
                 (n, fmean(_standing(points, n) for points in own)) for n in counts if n >= start
             ]
     return at, sum(bool(case.query_curves) for case in cases), found
+
+
+def _is_asking(variant: Variant) -> bool:
+    return MODES[VARIANTS[variant].mode].asks
 
 
 def _standing(points: Sequence[tuple[int, float]], n: int) -> float:

@@ -10,13 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bdaudit.records import Mode
-from bdaudit.records.benchmark import BenchCase, BenchmarkRecord, RocCurve, Score
+from bdaudit.records.benchmark import VARIANTS, BenchCase, BenchmarkRecord, RocCurve, Score
 from bdaudit.records.families import Truth
 from bdaudit.report.benchmark import (
     OUTCOMES,
     SCORES,
     TRUTHS,
-    VARIANTS,
     areas,
     average_queries,
     control_rows,
@@ -56,7 +55,7 @@ def render(record: BenchmarkRecord) -> str:
         record=record,
         gist=gist(record),
         rates=key_rates(record),
-        variants=VARIANTS,
+        variants={variant: words.label for variant, words in VARIANTS.items()},
         truths=TRUTHS,
         outcomes=OUTCOMES,
         scores=SCORES,

@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bdaudit.records.benchmark import BenchmarkRecord, Confusion, RocCurve
+from bdaudit.records.benchmark import VARIANTS, BenchmarkRecord, Confusion, RocCurve
 from bdaudit.report.benchmark import (
     OUTCOMES,
     SCORES,
     TRUTHS,
-    VARIANTS,
     areas,
     gist,
     main_variant,
@@ -41,7 +40,7 @@ def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
         console.print(Text.assemble(("left out: ", "yellow"), f"{name} {why}"))
     for variant, found in record.confusion.items():
         console.print()
-        console.print(Text(f"Verdict against truth, {VARIANTS[variant]}", style="bold"))
+        console.print(Text(f"Verdict against truth, {VARIANTS[variant].label}", style="bold"))
         console.print(_confusion_table(found))
         for reason, count in found.reasons[:_MOST_REASONS]:
             console.print(Text.assemble(("inconclusive: ", "yellow"), f"{count} x {reason}"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bdaudit.records import AttackRun, Baseline, Rate
+from bdaudit.records import AttackRun, Baseline, Mode, Rate
 from bdaudit.report.wording import CONDITIONS, SAME_DELTA, attack_name
 
 __all__ = ["Attack", "Curve", "list_attacks"]
@@ -47,7 +47,7 @@ class Attack:
         curves: The defended model's first, each followed by its controls.
     """
 
-    mode: Literal["white", "query", "transfer"]
+    mode: Mode
     objective: Literal["standard", "specific"]
     name: str
     norm: str

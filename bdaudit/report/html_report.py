@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import (
     Answer,
     AttackRun,
@@ -162,7 +163,9 @@ def _attack_section(
 
 
 def _queried(runs: tuple[AttackRun, ...]) -> list[AttackRun]:
-    return [r for r in runs if (r.mode, r.condition, r.role) == ("query", "trigger", "defended")]
+    return [
+        r for r in runs if MODES[r.mode].asks and (r.condition, r.role) == ("trigger", "defended")
+    ]
 
 
 def _queries_figure(runs: tuple[AttackRun, ...]) -> Picture | None:

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import (
     AnyDocument,
     AttackRun,
@@ -326,7 +327,7 @@ def _query_parts(
     runs: Sequence[AttackRun], console: Console, *, brief: bool = False
 ) -> list[RenderableType]:
     """What the queries cost, and what fewer of them would have bought."""
-    asked = [r for r in runs if r.mode == "query" and r.condition == "trigger"]
+    asked = [r for r in runs if MODES[r.mode].asks and r.condition == "trigger"]
     searched = [r for r in asked if r.role == "defended"]
     if not searched:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import (
     AnyDocument,
     AttackRun,
@@ -77,15 +78,17 @@ def not_proved(record: AuditRecord) -> list[str]:
     if record.trigger.recovered:
         lines[0] = lines[0].replace("given", "recovered")
         lines.insert(0, _RECOVERED)
-    if "white" in modes:
+    if any(MODES[mode].has_weights for mode in modes):
         return lines
-    how = "only asked" if "query" in modes else "neither looked into nor asked"
+    how = (
+        "only asked" if any(MODES[mode].asks for mode in modes) else "neither looked into nor asked"
+    )
     return [f"an attacker who holds the weights: the model was {how}", *lines]
 
 
 def attack_name(run: AttackRun) -> str:
     """Name the kind of attack `run` is, in words."""
-    what = {"white": "white box", "query": "queries only", "transfer": "transfer"}[run.mode]
+    what = MODES[run.mode].label
     return f"{what}, specific objective" if run.objective == "specific" else what
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from bdaudit.foundation.modes import MODES, Mode
 from bdaudit.settings.declaring import (
     CODE,
     COUNTS,
@@ -202,9 +203,9 @@ class Clip(Table, panel="A CLIP as a classifier (--arch open_clip/NAME)"):
 class Attack(Table, panel="Attack"):
     """How the backdoor is sought to be woken."""
 
-    mode: tuple[Literal["white", "query", "transfer"], ...] = option(
+    mode: tuple[Mode, ...] = option(
         (),
-        help="white: with gradients; query: asking alone; transfer: made on surrogates.",
+        help="; ".join(f"{mode}: {words.help}" for mode, words in MODES.items()) + ".",
         examples=(["white"],),
         default_text="white, or query where the model can only be asked",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import Comparison, Diagnostic
 from bdaudit.verdict.doubts import (
     AttackFailsOnOriginal,
@@ -100,7 +101,7 @@ def removed(figures: Figures) -> Removed | None:
     return Removed(
         largest=max(bounds, key=lambda c: 1.0 if c.high is None else c.high),
         largest_eps=max(a.run.eps for a in figures.attacks if _could_show(figures, a)),
-        only_asked=not any(attack.run.mode == "white" for attack in figures.attacks),
+        only_asked=not any(MODES[attack.run.mode].has_weights for attack in figures.attacks),
         deciding=bounds,
     )
 
@@ -157,7 +158,7 @@ def _doubts(figures: Figures) -> Iterator[Doubt]:
         for null in attack.nulls:
             yield from null.doubts(same_model_beaten=attack.same_model.beaten)
         yield from _bound_doubts(attack, case.policy.lift)
-    if all(attack.run.mode == "transfer" for attack in figures.attacks):
+    if all(MODES[attack.run.mode].made_elsewhere for attack in figures.attacks):
         yield OnlyTransfer()
     if not any(_could_show(figures, attack) for attack in figures.attacks):
         yield ControlsSaturate(case.policy.saturation)

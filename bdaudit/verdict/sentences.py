@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import assert_never
 
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import AttackRun, AuditRecord, Baseline
 from bdaudit.verdict.doubts import (
     AttackFailsOnOriginal,
@@ -247,11 +248,12 @@ def _where(run: AttackRun) -> str:
 
 
 def _found_how(run: AttackRun) -> str:
-    if run.mode == "transfer":
-        return f", made on {len(run.made_on)} surrogates and never on this model,"
-    if run.mode != "query":
-        return ""
-    return f", found with {run.image_queries:,} image queries,"
+    said = MODES[run.mode].found_how.format(
+        image_queries=run.image_queries,
+        gradient_passes=run.gradient_passes,
+        n_made_on=len(run.made_on),
+    )
+    return f", {said}," if said else ""
 
 
 def _named(innocents: Sequence[Baseline]) -> str:
