@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, Union, get_args, get_origin
 import typer
 from typer.models import ArgumentInfo
 from typer.utils import get_params_from_function
+
+from bdaudit.cli.streams import write_document
 
 __all__ = ["describe_command", "reference_page"]
 
@@ -122,4 +123,4 @@ def _in_markdown(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(reference_page())
+    write_document(reference_page())

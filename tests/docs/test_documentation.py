@@ -24,7 +24,7 @@ from bdaudit.cli import app
 from tests.docs.blocks import Block, commands, read_blocks, with_small_budgets
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [block for page in PAGES for block in read_blocks(page, ROOT)]
 RUN = {
     page: found
