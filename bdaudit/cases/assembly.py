@@ -6,6 +6,7 @@ it was written.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bdaudit.blackbox import BlackBoxOptions, TransportSettings
@@ -47,7 +48,7 @@ __all__ = [
     "modes_of",
     "relearn_config",
     "request_from_project",
-    "single_eps",
+    "single_attack",
     "sources",
     "split_settings",
     "stand_in_config",
@@ -152,16 +153,18 @@ def modes_of(said: ProjectFile, defended: str) -> tuple[Mode, ...]:
     return tuple(dict.fromkeys(said.attack.mode)) or default_modes(parse_model(defended))
 
 
-def single_eps(said: ProjectFile) -> float:
-    """Return the radius of a single attack.
+def single_attack(said: ProjectFile, mode: Mode) -> tuple[AuditSettings, float]:
+    """Return how a single attack is run, and its radius.
 
     Raises:
-        ConfigError: Not exactly one was given.
+        ConfigError: Not exactly one radius was given, or a setting contradicts the mode.
     """
     eps = said.attack.eps
     if eps is None or len(eps) != 1:
         raise ConfigError(f"eps: expected one radius, got {eps}; `bdaudit audit` takes several")
-    return eps[0]
+    # An audit's ladder begins above 0; a single attack of eps 0 shows what no attack does.
+    one = replace(said, attack=replace(said.attack, mode=(mode,), eps=None))
+    return audit_settings(one), eps[0]
 
 
 def defended_source(inputs: Inputs) -> str:

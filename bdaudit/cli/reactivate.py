@@ -103,7 +103,7 @@ def reactivate(
     )
     defended = assembly.defended_source(inputs)
     (mode,) = assembly.modes_of(said, defended)[:1]
-    config = KINDS[mode].configure(assembly.audit_settings(said), assembly.single_eps(said))
+    config = KINDS[mode].configure(*assembly.single_attack(said, mode))
     store = options.open_store(
         query.state, json=output.json_, resume=resume, default=MODES[mode].asks
     )

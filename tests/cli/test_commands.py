@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
 from bdaudit.models import save_model
-from bdaudit.records import read_record
+from bdaudit.records import ReactivationRecord, read_record
 from tests.cli.twin_files import write_twin_files
 from tests.twins import TwinNet, original_twin
 
@@ -262,6 +262,32 @@ def test_usage_errors_exit_with_2(files: Path) -> None:
     assert run("audit", files / "dormant.safetensors", "--bogus").exit_code == 2
     assert run("nonsense").exit_code == 2
     assert run("reactivate", "x.pt", "--data", "d", "--trigger", "t", "--eps", "1,2").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("defended", "options"),
+    [("x.pt", ("--mode", "query")), ("x.pt", ("--mode", "transfer")), ("x.onnx", ())],
+)
+def test_a_single_attack_refuses_an_objective_that_its_mode_would_drop(
+    defended: str, options: tuple[str, ...]
+) -> None:
+    attack = ("--data", "d", "--trigger", "t", "--eps", "0.1", "--objective", "specific")
+    result = run("reactivate", defended, *attack, *options)
+    assert result.exit_code == 2
+    assert "only the white box knows another" in result.stderr
+
+
+def test_a_single_attack_of_eps_0_leaves_what_the_trigger_does_alone(
+    files: Path, tmp_path: Path
+) -> None:
+    inputs = ("--data", files / "clean.npz", "--trigger", files / "trigger.toml", "--arch", FACTORY)
+    out = tmp_path / "record.json"
+    result = run("reactivate", files / "dormant.safetensors", *inputs, "--eps", "0", "--json", out)
+    assert result.exit_code == 0, result.output
+    record = read_record(out)
+    assert isinstance(record, ReactivationRecord)
+    attacked = {run.asr.successes for run in record.runs if run.condition == "trigger"}
+    assert attacked == {baseline.asr.successes for baseline in record.baselines}
 
 
 def test_an_unwritable_destination_is_noticed_before_the_work(files: Path, tmp_path: Path) -> None:
