@@ -260,7 +260,7 @@ def check_runs(runs: Sequence[AttackRun]) -> Iterator[Diagnostic]:
         gap = paired_difference(run.asr.outcomes(), stronger.asr.outcomes(), confidence=_CONFIDENCE)
         if gap.low > _MAY_BEAT_WHITE:
             yield Diagnostic(
-                code=f"{run.mode}_beats_{stronger.mode}",
+                code=f"{run.mode}_beats_white",
                 severity="warning",
                 subject=run.model,
                 message=f"{run.condition}, eps {run.eps:g}: {MODES[run.mode].means} reached "

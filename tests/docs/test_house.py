@@ -97,7 +97,6 @@ def test_every_path_that_is_named_exists(page: str) -> None:
     [
         ("KINDS", "bdaudit/measuring/attacking.py"),
         ("MODES", "bdaudit/foundation/modes.py"),
-        ("VARIANTS", "bdaudit/records/benchmark.py"),
         ("CHANGES", "tests/project/test_manifest.py"),
         ("_ALL", "bdaudit/defenses/catalogue.py"),
         ("_ALL", "bdaudit/zoo/attacks/catalogue.py"),
