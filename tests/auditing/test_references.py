@@ -155,7 +155,7 @@ def test_other_statistics_of_batch_norm_make_another_model() -> None:
             net.read.weight[0].fill_(0.02)  # type: ignore[index, operator, union-attr]
         return net
 
-    record = audit(with_statistics(0.0), references=[with_statistics(0.3), with_statistics(0.0)])
+    record = audit(with_statistics(0.0), reference=[with_statistics(0.3), with_statistics(0.0)])
     assert reason(record, "reference 1") == ""
     assert "the same model as defended" in reason(record, "reference 2")
 
