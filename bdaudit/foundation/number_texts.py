@@ -40,7 +40,8 @@ def _read_number(text: str) -> float:
     above, slash, below = text.partition("/")
     number = float(above) / float(below) if slash else float(above)
     too_small = number == 0.0 and any(digit in "123456789" for digit in above.lower().split("e")[0])
-    if not math.isfinite(number) or too_small or len(text) > _LONGEST_NUMBER or "_" in text:
+    written = text.isascii() and "_" not in text and len(text) <= _LONGEST_NUMBER
+    if not math.isfinite(number) or too_small or not written:
         raise ValueError("no number, or one that is too long, too large or too small")
     return number
 

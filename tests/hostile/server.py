@@ -106,7 +106,9 @@ def _become(task: dict[str, Any]) -> None:
 
                 inspect.unwrap(TransportSettings.__init__).__kwdefaults__[name] = value
                 continue
-            setattr(importlib.import_module(module), name, value)
+            place = importlib.import_module(module)
+            getattr(place, name)  # one that is not there would be set without a word
+            setattr(place, name, value)
         sys.argv = ["bdaudit", *task["argv"]]
         main = importlib.import_module("bdaudit.cli").main
         main()

@@ -59,7 +59,7 @@ def test_forty_cases_hold_as_processes(hostile_range: Range) -> None:
             env=hostile_range.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         ran = Ran(done.returncode, 0.0, 0, done.stdout, done.stderr)
