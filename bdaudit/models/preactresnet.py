@@ -14,6 +14,28 @@ from torch.nn import functional
 __all__ = ["PreActBlock", "PreActResNet", "preactresnet18"]
 
 
+_NARROW = 16  # channels in a vector of AVX-512, the widest that oneDNN takes at once
+
+
+class _PixelsPickedFirst(nn.Conv2d):
+    """A strided 1x1 convolution, computed as one without a stride on every other pixel.
+
+    The same numbers. oneDNN writes the weights' gradient of the strided one outside its buffer on
+    a CPU where channels are few and lie last in memory, in the input or in the weights:
+    https://github.com/uxlfoundation/oneDNN/issues/6035.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name that torch gives it)
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        down, right = self.stride
+        return functional.conv2d(input[:, :, ::down, ::right], self.weight)
+
+
+def _projection(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
+    kind = _PixelsPickedFirst if in_channels < _NARROW and stride != 1 else nn.Conv2d
+    return kind(in_channels, channels, 1, stride=stride, bias=False)
+
+
 class PreActBlock(nn.Module):
     """Two 3x3 convolutions, each preceded by batch norm and ReLU, around an identity path."""
 
@@ -25,17 +47,13 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=1, padding=1, bias=False)
         self.shortcut: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
-            )
+            self.shortcut = nn.Sequential(_projection(in_channels, channels, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         activated = functional.relu(self.bn1(x))
         # The projection reads the activated input, the identity reads the raw one.
-        # Channels last in memory and few of them, a strided 1x1 convolution's gradient is written
-        # outside its buffer on a CPU: https://github.com/uxlfoundation/oneDNN/issues/6035.
-        identity = x if self.shortcut is None else self.shortcut(activated.contiguous())
+        identity = x if self.shortcut is None else self.shortcut(activated)
         out = self.conv1(activated)
         residual: Tensor = self.conv2(functional.relu(self.bn2(out)))
         return residual + identity
