@@ -22,6 +22,7 @@ def _seeded():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.mark.slow
 def test_the_backdoor_goes_and_the_task_stays(victim, plain_asrs):
     config = BanConfig(tuning=TUNING)
     defended = [victim.defend(ban_finetune, config, seed=seed) for seed in SEEDS]

@@ -45,10 +45,11 @@ DEFENSES = {
     "fine_prune": (fine_prune, FinePruningConfig(tuning=TUNING)),
     # A fresh head takes longer to learn.
     "fst": (feature_shift_tune, FstConfig(tuning=replace(TUNING, n_epochs=15))),
+    # A mask of fewer steps still covers whole pictures, and stamping those unlearns the task.
     "nc-unlearn": (
         nc_unlearn,
         NcUnlearnConfig(
-            search=NeuralCleanseConfig(n_stages=2, n_steps=10), n_full_steps=30, tuning=TUNING
+            search=NeuralCleanseConfig(n_stages=2, n_steps=30), n_full_steps=30, tuning=TUNING
         ),
     ),
     "sau": (shared_adversarial_unlearn, SauConfig(eps=0.1, step_size=0.1, tuning=TUNING)),

@@ -28,6 +28,7 @@ def test_the_target_is_flagged_the_backdoor_goes_and_the_task_stays(victim, plai
     assert victim.accuracy(defended) > victim.accuracy(victim.classifier) - 0.05
 
 
+@pytest.mark.slow
 def test_without_a_flagged_class_the_most_suspicious_is_unlearned_and_said(victim, plain_asrs):
     config = NcUnlearnConfig(flagged_p=1e-12, tuning=TUNING)
     defended, notes = _run(victim.classifier, victim.clean, config)

@@ -18,6 +18,7 @@ def _astray(model, original, images, labels, delta):
     return float(((answers[0] == answers[1]) & (answers[0] != labels)).double().mean())
 
 
+@pytest.mark.slow
 def test_the_backdoor_goes_the_task_stays_and_less_is_shared(victim, plain_asrs):
     defended = victim.defend(shared_adversarial_unlearn, SauConfig(tuning=TUNING))
     # Seeds apart: .05 to .08, after plain fine-tuning .55 to .66.
