@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.blackbox import BlackBoxOptions, FunctionBlackBox, TransportSettings
-from bdaudit.errors import ConfigError, InputError, ModelError, RemoteError
+from bdaudit.errors import ConfigError, InputError, RemoteError
 from bdaudit.models import wrap_module
 from bdaudit.records import AttackRun, AuditRecord
 from tests.auditing.test_audit import TRIGGER, another_innocent
@@ -187,7 +187,7 @@ def test_a_killed_search_goes_on_with_the_same_numbers_and_pays_nothing_twice(
     broken = Asked(dormant_twin())
     for fails_after in (10, 320, 700, 1500, 2300, whole.n_images - 300):
         broken.fails_after = fails_after
-        with pytest.raises(ModelError, match="went dead"):
+        with pytest.raises(RemoteError, match="went dead"):
             reactivate(broken, bdaudit.FolderStore(folder, resume=fails_after > 10))
     broken.fails_after = None
     again = reactivate(broken, bdaudit.FolderStore(folder, resume=True))
