@@ -50,9 +50,11 @@ def test_an_audit_takes_the_defaults_and_adds_to_them(tmp_path: Path) -> None:
     )
     assert list(asked) == ["one", "second"]
     one, second = asked.values()
-    assert one.sources.defended == str(tmp_path / "one.pt")
-    assert one.sources.references == tuple(str(tmp_path / f"innocent-{k}.pt") for k in (1, 2))
-    assert (one.sources.original, second.sources.original) == (
+    assert str(one.sources.defended) == str(tmp_path / "one.pt")
+    assert [str(r) for r in one.sources.references] == [
+        str(tmp_path / f"innocent-{k}.pt") for k in (1, 2)
+    ]
+    assert (str(one.sources.original), str(second.sources.original)) == (
         str(tmp_path / "original.pt"),
         str(tmp_path / "other.pt"),
     )
@@ -72,7 +74,7 @@ def test_wildcards_lists_and_a_matrix_stand_for_many(tmp_path: Path) -> None:
     assert len(asked) == 3 * 2 * 2
     assert "a-seed-1-mode-white-query" in asked
     one = asked["b-seed-1-mode-white"]
-    assert one.sources.defended == str(tmp_path / "cleaned" / "b.pt")
+    assert str(one.sources.defended) == str(tmp_path / "cleaned" / "b.pt")
     assert (one.settings.compute.seed, one.settings.mode) == (1, ("white",))
     assert asked["c-seed-0-mode-white-query"].settings.mode == ("white", "query")
 

@@ -21,11 +21,11 @@ sample = 100
 measure = 150
 
 [model]
-arch = "bdaudit/preactresnet18_w2"
+arch = "bdaudit/preactresnet18_w8"
 
 [training]
 images = 500
-epochs = 3
+epochs = 4
 learning_rate = 0.05
 batch_size = 20
 
