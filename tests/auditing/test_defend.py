@@ -183,7 +183,7 @@ def test_what_changed_is_named_and_done_again_alone(files: Path, tmp_path: Path)
     defend(files, tmp_path / "out", methods=("cut", "lull"))
     CALLS.clear()
     stronger = {"cut": {"strength": 2.0}}
-    record = defend(files, tmp_path / "out", methods=("cut", "lull"), method_settings=stronger)
+    record = defend(files, tmp_path / "out", methods=("cut", "lull"), settings=stronger)
     assert CALLS == ["cut"]
     assert row(record, "cut").changes == ("cut.strength was 1.0, is 2.0",)
     assert row(record, "cut").kept == "nothing"
@@ -240,7 +240,7 @@ def test_none_removed_fails_and_leaves_no_best(files: Path, tmp_path: Path) -> N
 
 def test_a_second_witness_that_disagrees_is_heard(files: Path, tmp_path: Path) -> None:
     taught = bdaudit.RelearnConfig(learning_rates=(1e-4,), steps=(5,), draws=3, n_held_out=60)
-    audit = replace(AUDIT, relearn=taught, eps=(0.001,), n_passes=2)
+    audit = replace(AUDIT, relearn=taught, eps=(0.001,), passes=2)
     record = defend(files, tmp_path / "out", methods=("lull",), audit=audit)
     (lulled,) = record.tried
     # So small a perturbation wakes nothing, and training does.
