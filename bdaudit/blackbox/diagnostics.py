@@ -30,7 +30,7 @@ _LOG_SCORE_TOLERANCE = 1e-3
 # by the same kernels, so here an image's scores come out bit for bit the same, in any precision.
 _OTHER_NEIGHBOURS = 1e-3
 # A batch of another size may be computed by other kernels, and a server may merge requests: half
-# precision and TF32 then move scores by up to 2 % of their spread (measured, docs/black-box.md).
+# precision and TF32 then move scores; the room left for that is a choice, not a measurement.
 _OTHER_SIZE = 5e-2
 _LEAST_LOG = log(1e-4)
 _TIMES_NOISE = 3.0  # beyond what the same batch differs by when it is asked about again

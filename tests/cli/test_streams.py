@@ -87,7 +87,7 @@ def test_the_check_sees_codes() -> None:
         (["report", "r.json", "--report", HOSTILE], 2),
         (["inspect", f"--{HOSTILE}"], 2),
         ([HOSTILE], 2),
-        (["audit", "--eps", HOSTILE], 2),
+        (["audit", "m.pt", "--original", "o.pt", "--data", "d", "--eps", HOSTILE], 2),
         (["inspect", "m.pt", "--json", f"{HOSTILE}/m"], 4),
     ],
 )
