@@ -50,7 +50,7 @@ def ask_of(
     server: FaultyServer, *, transport: dict[str, Any] | None = None, **options: Any
 ) -> ServedBlackBox:
     settled = BlackBoxOptions(
-        **{"batch_size": 4, **options},
+        **{"request_size": 4, **options},
         transport=TransportSettings(**{**QUICK, **(transport or {})}),
     )
     return ServedBlackBox(server.url, name="defended", options=settled)
@@ -97,7 +97,7 @@ def test_recoverable_faults_lose_nothing_and_cost_nothing(
     server.faults = [RECOVERABLE[name] for name in faults]
     images = images_of(n_images)
     with ask_of(
-        server, batch_size=batch_size, transport={"concurrency": concurrency, "retries": 5}
+        server, request_size=batch_size, transport={"concurrency": concurrency, "retries": 5}
     ) as box:
         meter = Meter(box, max_queries=n_images)
         torch.testing.assert_close(meter.ask(images), NET(images))
@@ -149,7 +149,7 @@ def test_equal_images_are_paid_for_as_often_as_they_occur(
 def test_one_refusal_ends_the_waiting_of_all(server: FaultyServer) -> None:
     server.faults = [faulty.status(503), faulty.delay(0.3), faulty.status(400)]
     with ask_of(
-        server, batch_size=1, transport={"concurrency": 3, "backoff_s": 30.0, "max_wait_s": 60.0}
+        server, request_size=1, transport={"concurrency": 3, "backoff_s": 30.0, "max_wait_s": 60.0}
     ) as box:
         started = time.monotonic()
         with pytest.raises(ModelError, match="status 400"):
