@@ -275,7 +275,7 @@ class Transport:
         if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
             return ModelError(
                 f"{url}: the request is too large (status 413): {said}; ask about fewer images at "
-                "once (batch_size)"
+                "once (request_size)"
             )
         if response.is_client_error:
             return ModelError(f"{url}: the request was refused (status {status}): {said}")

@@ -210,7 +210,7 @@ def test_queries_a_second_are_images_a_second(server: FaultyServer) -> None:
         (faulty.web_page, RemoteError, r"web page \(HTML\)"),
         (faulty.something_else, ModelError, r"JSON object with outputs, got .'hello'"),
         (faulty.status(400), ModelError, "refused .status 400.: .*as told: 400"),
-        (faulty.status(413), ModelError, "batch_size"),
+        (faulty.status(413), ModelError, "request_size"),
         (faulty.status(302, Location="http://elsewhere.test/"), RemoteError, "elsewhere.test"),
         (faulty.status(204), RemoteError, "expected status 200, got 204"),
         (faulty.flood, RemoteError, "at most 500000 bytes"),
