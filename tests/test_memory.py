@@ -13,7 +13,7 @@ MIB = 2**20
 _TWO_PEAKS = """
 import json
 import torch
-from bdaudit.memory import PeakMemory
+from bdaudit.foundation.memory import PeakMemory
 
 before = PeakMemory(torch.device("cpu"))
 large = torch.ones(100 * 2**20 // 4)
