@@ -68,7 +68,7 @@ def _open_local(
 ) -> Inputs:
     subjects, sample = open_models(sources, device=device)
     first = subjects[0].black_box
-    trigger = _open_trigger(sources, sample.class_names)
+    trigger = _aimed_trigger(sources, sample.class_names)
     halves = split_sample(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.held_out, seed=seed
     )
@@ -348,7 +348,8 @@ def open_trigger(sources: Sources) -> Trigger:
     return read_trigger(source.path, allow_code=sources.allow_trigger_code)
 
 
-def _open_trigger(sources: Sources, class_names: Sequence[str] | None) -> Trigger:
+def _aimed_trigger(sources: Sources, class_names: Sequence[str] | None) -> Trigger:
+    """Return the trigger, aimed at the class that the user names in place of its own."""
     trigger = open_trigger(sources)
     if sources.target_label is None:
         return trigger
