@@ -20,8 +20,9 @@ from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, rea
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.errors import ModelError
 from bdaudit.foundation.file_digests import digest_file
-from bdaudit.foundation.opening import MODEL_BYTES, check_file, is_file, path_inside, read_bytes
+from bdaudit.foundation.opening import MODEL_BYTES, check_file, is_file, open_file, path_inside
 from bdaudit.models import ModelSettings
+from bdaudit.models.foreign import describe_foreign
 
 __all__ = ["OnnxBlackBox"]
 
@@ -29,6 +30,7 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _BATCH_SIZE = 256
 # Types of which several numbers share a byte.
 _PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
+_HEAD_BYTES = 1024
 _MOST_BYTES = 2 << 30  # of a protobuf message; larger weights lie beside it
 
 TIME_LIMIT_S = 60.0
@@ -263,7 +265,13 @@ def _side_files(path: Path, onnx: ModuleType, subject: str) -> list[Path]:
     Raises:
         ModelError: The file is no ONNX model, or one of its entries leaves its folder.
     """
-    content = read_bytes(path, limit=_MOST_BYTES, what="an ONNX model", error=ModelError)
+    with open_file(path, limit=_MOST_BYTES, what="an ONNX model", error=ModelError) as stream:
+        # Before gigabytes of something else are read.
+        foreign = describe_foreign(stream.read(_HEAD_BYTES))
+        if foreign is not None:
+            raise ModelError(f"{subject}: expected an ONNX model, {foreign}")
+        stream.seek(0)
+        content = stream.read()
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:

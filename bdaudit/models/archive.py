@@ -30,6 +30,7 @@ _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _ZIP64_EXTRA = 1
 _DESCRIPTOR_FOLLOWS, _UTF8 = 0x0008, 0x0800
 _MOST_ENTRIES = 1_000_000
+_NEWEST_VERSION = 45  # zip64's; later ones are about compression and encryption
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,12 @@ def _directory(content: bytes) -> tuple[list[_Entry], int]:
     entries, at = [], start
     for _ in range(n_entries):
         fields = _CENTRAL.unpack_from(content, at)
-        signature, _, _, flags, method, _, _, crc, packed, unpacked = fields[:10]
+        signature, _, version, flags, method, _, _, crc, packed, unpacked = fields[:10]
         name_length, extra_length, comment_length, _, _, _, header_start = fields[10:]
         if signature != b"PK\x01\x02":
             raise _ArchiveError("whose directory is damaged")
+        if version & 0xFF > _NEWEST_VERSION:  # the other byte names a system
+            raise _ArchiveError(f"that asks for version {version / 10:.1f} of the format")
         at += _CENTRAL.size
         name = content[at : at + name_length]
         extra = content[at + name_length : at + name_length + extra_length]

@@ -8,6 +8,7 @@ __all__ = ["describe_foreign"]
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MARKUP = re.compile(rb"\s*<(!doctype|html|head|body|\?xml|script|!--)", re.IGNORECASE)
+_MANY_ZEROS = 64
 _UNPACK = "unpack it and name the checkpoint inside"
 _EXPORT = "export the network to ONNX and audit it with --mode query"
 _AGAIN = "download the file itself"
@@ -50,6 +51,8 @@ def describe_foreign(head: bytes) -> str | None:
     Args:
         head: Its first kilobyte.
     """
+    if len(head) >= _MANY_ZEROS and not any(head):
+        return "got zeros, as a download that broke off leaves them; download it again"
     if head.startswith(_LFS):
         return (
             "got a Git LFS pointer, which stands for the file and is not it; fetch the file with "

@@ -308,6 +308,14 @@ def test_bytes_around_an_archive_are_refused(
         open_checkpoint(tmp_path / "m.pt")
 
 
+def test_a_version_of_the_format_that_readers_do_not_know_is_refused(tmp_path: Path) -> None:
+    content = bytearray(write(parts_of(saved(SHOWN))))
+    content[content.index(b"PK\x01\x02") + 6] = 64
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(ModelError, match="asks for version 6.4"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
 def test_two_ends_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     content = bytearray(saved(SHOWN))
     at = content.rindex(b"PK\x06\x06")
