@@ -21,9 +21,9 @@ from bdaudit.cli.output import (
 from bdaudit.cli.project import (
     Config,
     TrustConfig,
-    announce_project,
     comes_from_project,
-    demand_trust,
+    table_of,
+    use_project,
 )
 from bdaudit.foundation.modes import MODES
 from bdaudit.settings import (
@@ -31,10 +31,12 @@ from bdaudit.settings import (
     Clip,
     Compute,
     Inputs,
+    Inversion,
     Limits,
     Models,
     Output,
     Query,
+    Relearning,
     Surrogates,
 )
 
@@ -76,8 +78,7 @@ def audit(
     from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
 
-    demand_trust(ctx, trust_config)
-    project = announce_project(ctx, quiet)
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
     if inputs.defended is not None and inputs.endpoint is not None:
         # One of the two named on the command line replaces the other of the project file.
         if comes_from_project(ctx, "defended"):
@@ -93,6 +94,8 @@ def audit(
         surrogates=surrogates,
         compute=compute,
         output=output,
+        relearning=table_of(ctx, Relearning),
+        inversion=table_of(ctx, Inversion),
         policy=limits.policy,
     )
     defended = assembly.defended_source(inputs)

@@ -28,13 +28,16 @@ from bdaudit.settings.declaring import Declared, LocalPath, Table, declared
 
 __all__ = [
     "Argument",
+    "Bundle",
     "Default",
     "InPanel",
+    "NotFromFile",
     "Only",
     "Required",
     "Reworded",
     "Single",
     "Without",
+    "bundles_of",
     "taking_tables",
     "telling_old_names",
 ]
@@ -68,6 +71,17 @@ class Single:
         self.names = names
 
 
+class NotFromFile:
+    """Takes these settings from the command line alone.
+
+    What a project file says of them is meant for an audit: where it writes the record to
+    `result.json`, another command must not write over it.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
 class Argument:
     """Takes this setting without its name, by its place."""
 
@@ -96,7 +110,7 @@ class Default:
         self.texts = text_by_name
 
 
-_Mark = Default | Only | Without | Required | Single | Argument | InPanel | Reworded
+_Mark = Default | Only | Without | Required | Single | NotFromFile | Argument | InPanel | Reworded
 
 
 def taking_tables(command: Callable[..., None]) -> Callable[..., None]:
@@ -106,14 +120,14 @@ def taking_tables(command: Callable[..., None]) -> Callable[..., None]:
     said on stderr.
     """
     signature = inspect.signature(command, eval_str=True)
-    bundles: dict[str, _Bundle] = {}
+    bundles: dict[str, Bundle] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         table, marks = _table_of(parameter.annotation)
         if table is None:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         else:
-            bundles[parameter.name] = _Bundle(table, marks)
+            bundles[parameter.name] = Bundle(table, marks)
             parameters += bundles[parameter.name].parameters()
 
     @functools.wraps(command)
@@ -124,7 +138,14 @@ def taking_tables(command: Callable[..., None]) -> Callable[..., None]:
 
     wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapped.bundles = tuple(bundles.values())  # type: ignore[attr-defined]
     return wrapped
+
+
+def bundles_of(command: Callable[..., object] | None) -> tuple[Bundle, ...]:
+    """Return the tables that a command takes, with what it does not take of each."""
+    found: tuple[Bundle, ...] = getattr(command, "bundles", ())
+    return found
 
 
 @contextmanager
@@ -148,7 +169,7 @@ def _table_of(annotation: Any) -> tuple[type[Table] | None, tuple[_Mark, ...]]:
 
 
 @dataclass
-class _Bundle:
+class Bundle:
     """The part of a table that a command takes."""
 
     table: type[Table]
@@ -159,7 +180,7 @@ class _Bundle:
         known = {each.key: each for each in declared(self.table)}
         names = {name for mark in self.marks for name in _names_in(mark)}
         assert names <= known.keys(), f"{self.table.__name__} has no {names - known.keys()}"
-        only, without = self._named(Only), self._named(Without)
+        only, without = self.named(Only), self.named(Without)
         self.taken = tuple(
             each for key, each in known.items() if (not only or key in only) and key not in without
         )
@@ -167,9 +188,9 @@ class _Bundle:
     def parameters(self) -> Iterator[inspect.Parameter]:
         """Return the parameters that Typer makes options of."""
         for each in self.taken:
-            one = each.key in self._named(Single) and each.several
-            required = each.key in self._named(Required)
-            argument = each.key in self._named(Argument)
+            one = each.key in self.named(Single) and each.several
+            required = each.key in self.named(Required)
+            argument = each.key in self.named(Argument)
             default, kind = _default_of(each, one), _type_of(each, one)
             if default is None and not required:
                 kind |= None
@@ -190,7 +211,7 @@ class _Bundle:
         given = {}
         for each in self.taken:
             value = values.pop(each.key)
-            one = each.key in self._named(Single) and each.several
+            one = each.key in self.named(Single) and each.several
             if one and value is not None and each.option.form is None:
                 value = [value]
             try:
@@ -201,7 +222,8 @@ class _Bundle:
                 raise ConfigError(f"{each.shown_name}: {said}") from error
         return self.table(**given)
 
-    def _named(self, kind: type) -> tuple[str, ...]:
+    def named(self, kind: type) -> tuple[str, ...]:
+        """Return the keys of the settings that carry a mark of this kind."""
         return tuple(n for mark in self.marks if isinstance(mark, kind) for n in _names_in(mark))
 
     def _help(self, each: Declared) -> str:
@@ -211,7 +233,7 @@ class _Bundle:
                 text = mark.help.get(each.key, text)
             elif isinstance(mark, Default):
                 default = mark.texts.get(each.key, default)
-        if default is not None and each.key not in self._named(Required):
+        if default is not None and each.key not in self.named(Required):
             text = f"{text.removesuffix('.')} [default: {default}]."
         return text.replace("[", "\\[")  # Typer reads its help as markup
 

@@ -21,7 +21,7 @@ from bdaudit.cli.bundles import (
 )
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
 from bdaudit.cli.output import JsonSink, running_many
-from bdaudit.cli.project import Config, TrustConfig, announce_project, demand_trust
+from bdaudit.cli.project import Config, TrustConfig, table_of, use_project
 from bdaudit.cli.streams import say, stdout_console
 from bdaudit.errors import ConfigError
 from bdaudit.settings import (
@@ -30,9 +30,11 @@ from bdaudit.settings import (
     Defend,
     Engine,
     Inputs,
+    Inversion,
     Limits,
     Models,
     Output,
+    Relearning,
     Surrogates,
 )
 
@@ -89,11 +91,16 @@ def defend(
     from bdaudit.records import to_json
     from bdaudit.report.defenses import print_defenses
 
-    demand_trust(ctx, trust_config)
-    project = announce_project(ctx, quiet)
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_)
     said = ProjectFile(
-        inputs=inputs, models=models, attack=attack, compute=compute, policy=limits.policy
+        inputs=inputs,
+        models=models,
+        attack=attack,
+        compute=compute,
+        relearning=table_of(ctx, Relearning),
+        inversion=table_of(ctx, Inversion),
+        policy=limits.policy,
     )
     wanted = DefendSettings(
         methods=defences.methods,

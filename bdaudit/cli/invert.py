@@ -10,9 +10,18 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.bundles import Argument, Only, Required, Reworded, Without, taking_tables
+from bdaudit.cli.bundles import (
+    Argument,
+    NotFromFile,
+    Only,
+    Required,
+    Reworded,
+    Without,
+    taking_tables,
+)
 from bdaudit.cli.exits import EXIT_OF_INVERSION, reporting_errors
 from bdaudit.cli.output import JsonSink, check_writable, show_record, showing_progress
+from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.cli.streams import say
 from bdaudit.settings import Clip, Compute, Inputs, Inversion, Models, Output, Surrogates
 
@@ -27,6 +36,7 @@ def register(app: typer.Typer) -> None:
 @reporting_errors
 @taking_tables
 def invert(
+    ctx: typer.Context,
     inputs: Annotated[
         Inputs,
         Without("defended", "endpoint", "trigger", "target", "allow_trigger_code"),
@@ -39,7 +49,7 @@ def invert(
     inversion: Inversion,
     surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
     compute: Compute,
-    output: Annotated[Output, Only("json")],
+    output: Annotated[Output, Only("json"), NotFromFile("json")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -50,12 +60,15 @@ def invert(
         ),
     ] = None,
     quiet: options.Quiet = False,
+    config: Config = None,
+    trust_config: TrustConfig = False,
     debug: options.Debug = False,
 ) -> None:
     """Find the trigger and the target class in a suspected model.
 
     Exit code 0: no backdoor found; 1: found; 3: unsure; 4: an input cannot be used.
     """
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_)
     if out is not None:
         check_writable(out)
@@ -69,7 +82,7 @@ def invert(
     said = ProjectFile(inputs=replace(inputs, target=target), models=models, clip=clip)
     with showing_progress(quiet) as listener:
         steps = invert_steps(
-            assembly.sources(said, defended=None),
+            assembly.sources(said, defended=None, project=project),
             config=assembly.inversion_config(inversion),
             stand_ins=inputs.stand_ins,
             stand_in=assembly.stand_in_config(inputs),

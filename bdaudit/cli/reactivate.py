@@ -11,6 +11,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.bundles import (
     Argument,
+    NotFromFile,
     Only,
     Required,
     Reworded,
@@ -26,6 +27,7 @@ from bdaudit.cli.output import (
     showing_progress,
     telling_what_is_kept,
 )
+from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.modes import MODES
 from bdaudit.settings import Attack, Clip, Compute, Inputs, Models, Output, Query, Surrogates
@@ -41,6 +43,7 @@ def register(app: typer.Typer) -> None:
 @reporting_errors
 @taking_tables
 def reactivate(
+    ctx: typer.Context,
     inputs: Annotated[
         Inputs,
         Without("stand_ins", "stand_in_images"),
@@ -60,10 +63,10 @@ def reactivate(
         Required("eps"),
         Reworded(eps="Radius in pixel units, such as 0.02 or 5/255."),
     ],
-    query: Query,
+    query: Annotated[Query, NotFromFile("state")],
     surrogates: Surrogates,
     compute: Compute,
-    output: Annotated[Output, Only("json")],
+    output: Annotated[Output, Only("json"), NotFromFile("json")],
     save: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +75,8 @@ def reactivate(
     ] = None,
     resume: options.Resume = False,
     quiet: options.Quiet = False,
+    config: Config = None,
+    trust_config: TrustConfig = False,
     debug: options.Debug = False,
 ) -> None:
     """Search a tiny universal perturbation that wakes the trigger.
@@ -79,6 +84,7 @@ def reactivate(
     The attack without the trigger and random noise are shown beside it: a high rate alone does
     not show a sleeping backdoor. For a verdict use `bdaudit audit`.
     """
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_)
     if save is not None:
         if save.suffix != ".safetensors":
@@ -103,14 +109,14 @@ def reactivate(
     )
     defended = assembly.defended_source(inputs)
     (mode,) = assembly.modes_of(said, defended)[:1]
-    config = KINDS[mode].configure(*assembly.single_attack(said, mode))
+    wanted = KINDS[mode].configure(*assembly.single_attack(said, mode))
     store = options.open_store(
         query.state, json=output.json_, resume=resume, default=MODES[mode].asks
     )
     with telling_what_is_kept(store), showing_progress(quiet) as listener:
         steps = reactivate_steps(
-            assembly.sources(said, defended=defended),
-            config=config,
+            assembly.sources(said, defended=defended, project=project),
+            config=wanted,
             cold=query.cold,
             compute=assembly.compute_settings(compute),
             split=assembly.split_settings(compute),

@@ -8,9 +8,18 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.bundles import Argument, Only, Required, Reworded, Without, taking_tables
+from bdaudit.cli.bundles import (
+    Argument,
+    NotFromFile,
+    Only,
+    Required,
+    Reworded,
+    Without,
+    taking_tables,
+)
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, ReportSinks, show_record, showing_progress
+from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.settings import Clip, Compute, Inputs, Models, Output, Relearning, Surrogates
 
 __all__ = ["register"]
@@ -24,6 +33,7 @@ def register(app: typer.Typer) -> None:
 @reporting_errors
 @taking_tables
 def relearn(
+    ctx: typer.Context,
     inputs: Annotated[
         Inputs,
         Without("endpoint", "original"),
@@ -36,8 +46,10 @@ def relearn(
     relearning: Relearning,
     surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
     compute: Annotated[Compute, Without("bf16")],
-    output: Annotated[Output, Without("pictures")],
+    output: Annotated[Output, Without("pictures"), NotFromFile("json", "report")],
     quiet: options.Quiet = False,
+    config: Config = None,
+    trust_config: TrustConfig = False,
     debug: options.Debug = False,
 ) -> None:
     """Teach a model its trigger by a few images, innocent models alike, and compare.
@@ -45,6 +57,7 @@ def relearn(
     A sleeping backdoor comes back within a few steps. This is evidence beside a verdict, not a
     verdict: the exit code is 0 whatever comes out.
     """
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_)
     report_sinks = ReportSinks(output.report, json=sink)
 
@@ -56,7 +69,7 @@ def relearn(
     said = ProjectFile(inputs=inputs, models=models, clip=clip)
     with showing_progress(quiet) as listener:
         steps = relearn_steps(
-            assembly.sources(said, defended=inputs.defended),
+            assembly.sources(said, defended=inputs.defended, project=project),
             config=assembly.relearn_config(relearning),
             stand_ins=inputs.stand_ins,
             stand_in=assembly.stand_in_config(inputs),

@@ -8,9 +8,18 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.bundles import Argument, Only, Required, Reworded, Without, taking_tables
+from bdaudit.cli.bundles import (
+    Argument,
+    NotFromFile,
+    Only,
+    Required,
+    Reworded,
+    Without,
+    taking_tables,
+)
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, show_record, showing_progress
+from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.settings import Clip, Compute, Existence, Inputs, Models, Output, Surrogates
 
 __all__ = ["register"]
@@ -24,6 +33,7 @@ def register(app: typer.Typer) -> None:
 @reporting_errors
 @taking_tables
 def score(
+    ctx: typer.Context,
     inputs: Annotated[
         Inputs,
         Without("endpoint"),
@@ -36,8 +46,10 @@ def score(
     existence: Existence,
     surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
     compute: Annotated[Compute, Without("bf16")],
-    output: Annotated[Output, Only("json")],
+    output: Annotated[Output, Only("json"), NotFromFile("json")],
     quiet: options.Quiet = False,
+    config: Config = None,
+    trust_config: TrustConfig = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure how much of the original's backdoor circuit is left (BEC).
@@ -45,6 +57,7 @@ def score(
     It explains a verdict and never makes one: a high value does not say that the backdoor can be
     woken, a low one not that it cannot.
     """
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_)
 
     from bdaudit.auditing import score_steps
@@ -55,7 +68,7 @@ def score(
     said = ProjectFile(inputs=inputs, models=models, clip=clip)
     with showing_progress(quiet) as listener:
         steps = score_steps(
-            assembly.sources(said, defended=inputs.defended),
+            assembly.sources(said, defended=inputs.defended, project=project),
             existence=assembly.existence_config(existence, compute),
             stand_ins=inputs.stand_ins,
             stand_in=assembly.stand_in_config(inputs),

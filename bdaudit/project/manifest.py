@@ -17,13 +17,15 @@ from bdaudit.project.reading import Project, check_project, refuse_unknown_keys
 
 __all__ = ["read_manifest"]
 
-_NO_DEFENCES = "a sweep audits; `bdaudit defend` tries defences"
+_SWEEPS_OWN_TABLES = {
+    "defend": "a sweep audits; `bdaudit defend` tries defences",
+    "engine": "give --engine and its settings to the sweep",
+    "existence": "it is read by `bdaudit score` alone",
+}
 _SWEEPS_OWN = {
     ("output", "json"): "the sweep names the records itself",
     ("output", "report"): "make reports from the records, with `bdaudit report`",
-    ("defend", "methods"): _NO_DEFENCES,
-    ("defend", "settings"): _NO_DEFENCES,
-    ("defend", "defender_images"): _NO_DEFENCES,
+    ("inversion", "target"): "give inputs.target",
     ("query", "state"): "the sweep keeps what is needed to go on",
     ("surrogates", "cache"): "give --cache to the sweep",
     ("surrogates", "no_cache"): "give --no-cache to the sweep",
@@ -123,11 +125,12 @@ def _expand(entry: Document, folder: Path, where: str) -> Iterator[tuple[str, Do
 
 
 def _refuse_the_sweeps_own(entry: Document, where: str) -> None:
-    for (table, key), instead in _SWEEPS_OWN.items():
-        values = entry.get(table)
-        if isinstance(values, Mapping) and key in values:
-            raise ProjectError(f"{where}: {table}.{key}: not in a manifest; {instead}")
     refuse_unknown_keys(entry, where)
+    for table, values in entry.items():
+        for key in values if isinstance(values, Mapping) else ():
+            instead = _SWEEPS_OWN_TABLES.get(table) or _SWEEPS_OWN.get((table, key))
+            if instead is not None:
+                raise ProjectError(f"{where}: {table}.{key}: not in a manifest; {instead}")
 
 
 def _files(value: Any, folder: Path, where: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,20 @@ class Project:
     file: ProjectFile
     given: Mapping[str, Mapping[str, Any]]
 
-    def options(self) -> dict[str, Any]:
-        """Return what the file says by name of `bdaudit audit`'s options.
+    def options(self, tables: Collection[str] = ()) -> dict[str, Any]:
+        """Return what the file says, by name of the command line's options.
 
         Paths are relative to the working folder, as those of the command line are. A list is one
         where the command takes an option several times. A policy that stands in the file itself
         is given by the file's path, which `read_policy` understands.
+
+        Args:
+            tables: Those that the command takes. Without them all are read, and of two tables with
+                the same key (`passes` and `target` are also in `inversion`) the first holds.
         """
         options: dict[str, Any] = {}
-        for key in _keys(self.given):
+        taken = [name for name in self.given if not tables or name in tables]
+        for key in _keys({name: self.given[name] for name in reversed(taken)}):
             now = key.declared.option.now
             if now is None:
                 options[key.declared.key] = self._as_option(key)

@@ -1,7 +1,7 @@
 """What a project file may say: the tables of `bdaudit.settings`, and a policy.
 
-Every key is an option of `bdaudit audit`, by the option's own name, in a table that is a panel of
-the command's help; `bdaudit defend` takes those that it has as well, and a table of its own.
+Every key is an option of a command that reads the file, by the option's own name, in a table that
+is a panel of the command's help.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from bdaudit.settings import (
     Compute,
     Declared,
     Defend,
+    Engine,
+    Existence,
     Inputs,
+    Inversion,
     Models,
     Output,
     Query,
+    Relearning,
     Surrogates,
     Table,
     declared,
@@ -37,8 +41,9 @@ __all__ = ["TABLES", "ProjectFile", "json_schema", "keys_of", "project_model"]
 class ProjectFile:
     """Everything `bdaudit audit` needs, so that it can be run without arguments.
 
-    Keys are the command's options by name. Paths are relative to this file. What is left out keeps
-    the command's default, and the command line wins over the file.
+    The commands score, reactivate, relearn, invert and defend take from it what they have options
+    for. Keys are the options by name. Paths are relative to this file. What is left out keeps the
+    command's default, and the command line wins over the file.
     """
 
     inputs: Inputs = field(default_factory=Inputs)
@@ -49,7 +54,11 @@ class ProjectFile:
     surrogates: Surrogates = field(default_factory=Surrogates)
     compute: Compute = field(default_factory=Compute)
     output: Output = field(default_factory=Output)
+    existence: Existence = field(default_factory=Existence)
+    relearning: Relearning = field(default_factory=Relearning)
+    inversion: Inversion = field(default_factory=Inversion)
     defend: Defend = field(default_factory=Defend)
+    engine: Engine = field(default_factory=Engine)
     policy: str | Policy | None = None
 
 

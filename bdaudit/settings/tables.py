@@ -390,7 +390,7 @@ class Output(Table, panel="Output"):
 
 @dataclass(frozen=True, kw_only=True)
 class Defend(Table, panel="Defences"):
-    """What `bdaudit defend` tries; `bdaudit audit` does not look at it."""
+    """What `bdaudit defend` tries; no other command looks at it."""
 
     methods: tuple[str, ...] | None = option(
         help="Defences to try, separated by commas.",
@@ -415,44 +415,53 @@ class Defend(Table, panel="Defences"):
 
 @dataclass(frozen=True, kw_only=True)
 class Existence(Table, panel="BEC"):
-    """How the backdoor existence coefficient is measured by `bdaudit score`."""
+    """How `bdaudit score`, and no other command, measures the backdoor existence coefficient."""
 
-    top_share: float = option(0.10, help="Share of channels kept in each layer.", ge=0.0, le=1.0)
-    estimator: Literal["plain", "debiased"] = option("plain", help="Of CKA.")
-    samples: int = option(500, help="Images at most.", ge=4)
-    bootstrap: int = option(200, help="Bootstrap draws; 0 for none.", ge=0)
+    top_share: float = option(
+        0.10, help="Share of channels kept in each layer.", examples=(0.10,), ge=0.0, le=1.0
+    )
+    estimator: Literal["plain", "debiased"] = option(
+        "plain", help="Estimator of CKA.", examples=("plain",)
+    )
+    samples: int = option(500, help="Images at most.", examples=(500,), ge=4)
+    bootstrap: int = option(200, help="Bootstrap draws; 0 for none.", examples=(200,), ge=0)
     layer: tuple[str, ...] = option(
-        (), help="Only layers whose name matches this pattern; may be given again."
+        (),
+        help="Only layers whose name matches this pattern; may be given again.",
+        examples=(["layer3*", "layer4*"],),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relearning(Table, panel="Relearning"):
-    """How `bdaudit relearn` teaches the trigger."""
+    """How `bdaudit relearn`, and an audit with attack.relearn, teach the trigger."""
 
-    shots: int = option(5, help="Triggered images taught.", ge=1)
+    shots: int = option(5, help="Triggered images taught.", examples=(5,), ge=1)
     steps: tuple[int, ...] = option(
         (2, 5, 10, 20),
         help="Training steps after which the ASR is measured, rising.",
+        examples=([2, 5, 10, 20],),
         form=COUNTS,
     )
     learning_rates: tuple[float, ...] = option(
         (0.0001, 0.0003, 0.001, 0.003),
         help="Rates tried on the innocent models, rising; the defended model is taught at the "
         "largest that leaves them innocent.",
+        examples=([0.0001, 0.0003, 0.001, 0.003],),
         form=NUMBERS,
     )
-    draws: int = option(5, help="Repetitions with other shots.", ge=1)
+    draws: int = option(5, help="Repetitions with other shots.", examples=(5,), ge=1)
     freeze_batch_norm: bool = option(
         True,
         help="Keep the running statistics of batch norm.",
+        examples=(True,),
         flags="--freeze-batch-norm/--train-batch-norm",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion(Table, panel="Search"):
-    """How `bdaudit invert` looks for the trigger."""
+    """How `bdaudit invert`, and an audit without inputs.trigger, look for the trigger."""
 
     method: tuple[
         Literal[
@@ -467,38 +476,57 @@ class Inversion(Table, panel="Search"):
     ] = option(
         (),
         help="May be given again. auto: universal, warp and neural-cleanse.",
+        examples=(["auto"],),
         default_text="auto",
     )
-    target: str = option(
-        "all", help="The suspected class (index or name), or all.", metavar="N|all"
+    target: int | str = option(
+        "all",
+        help="The suspected class (index or name), or all; an audit is given inputs.target.",
+        examples=("all", 0),
+        metavar="N|all",
     )
-    passes: int = option(12, help="Passes over the craft images for a trigger made in full.", ge=1)
+    passes: int = option(
+        12,
+        help="Passes over the craft images for a trigger made in full.",
+        examples=(12,),
+        ge=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine(Table, panel="Where it is computed"):
-    """Who does many tasks, and with what."""
+    """Who does the many tasks of `bdaudit defend`, and with what."""
 
     engine: Literal["local", "ray"] = option(
         "local",
         help="local: processes of this machine; ray: Ray here or on a cluster (bdaudit[ray]).",
+        examples=("local",),
     )
     workers: int | None = option(
         help="Tasks at a time.",
+        examples=(2,),
         ge=1,
         default_text="1, or as many as there is room for on Ray",
     )
     threads: int | None = option(
         help="Threads of each.",
+        examples=(1,),
         ge=1,
         default_text="the processors shared out among several, 1 on Ray",
     )
     gpus_per_task: float | None = option(
-        help="Ray: GPUs a task takes, 0.25 for four on each.", default_text="0"
+        help="Ray: GPUs a task takes, 0.25 for four on each.",
+        examples=(0.25,),
+        default_text="0",
     )
     ray_address: str | None = option(
-        help="Ray: address of the cluster, or auto.", default_text="Ray is started here"
+        help="Ray: address of the cluster, or auto.",
+        examples=("auto",),
+        default_text="Ray is started here",
+        marks=(Trusted("lets the Ray cluster there run code on this machine"),),
     )
     start_limit: float | None = option(
-        help="Ray: seconds to wait for free processors or GPUs.", default_text="120"
+        help="Ray: seconds to wait for free processors or GPUs.",
+        examples=(120.0,),
+        default_text="120",
     )

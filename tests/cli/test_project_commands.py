@@ -1,15 +1,16 @@
-"""`bdaudit init`, and `bdaudit audit` run from a project file."""
+"""`bdaudit init`, and commands run from a project file."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
-from bdaudit.project import json_schema
+from bdaudit.project import json_schema, read_project
 from bdaudit.records import AuditRecord, read_record
 from tests.cli.twin_files import write_twin_files
 
@@ -60,7 +61,7 @@ def test_audit_without_arguments_runs_the_project(project: Path) -> None:
     result = run("audit", "--trust-config")
     assert result.exit_code == 0, result.output
     assert "REMOVED" in result.stdout
-    assert "defaults are those of bdaudit.toml" in result.stderr
+    assert "using settings from bdaudit.toml" in result.stderr
     record = record_of(project.parent)
     assert record.settings["eps"] == [0.02, 0.05]
     assert record.settings["n_passes"] == 8
@@ -199,3 +200,132 @@ def test_a_value_out_of_range_in_a_project_is_named_with_its_key(project: Path) 
     assert result.exit_code == 4
     assert "bdaudit.toml: attack.passes" in result.stderr
     assert "greater than or equal to 1, got 0" in result.stderr
+
+
+# --- the commands that take one step of an audit -----------------------------------------------
+
+STEPS = """
+[existence]
+samples = 40
+bootstrap = 0
+[relearning]
+shots = 3
+steps = [1, 2]
+draws = 1
+[inversion]
+method = ["universal"]
+target = 0
+passes = 2
+"""
+
+
+@pytest.fixture
+def with_steps(project: Path) -> Path:
+    text = project.read_text().replace("eps = [0.02, 0.05]", "eps = [0.05]")
+    project.write_text(text + STEPS)
+    return project
+
+
+def settings_of(result: Result, part: str) -> dict[str, Any]:
+    assert result.exit_code in (0, 1, 3), result.output
+    settings: dict[str, Any] = json.loads(result.stdout)["settings"][part]
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("command", "part", "from_file", "option", "overridden"),
+    [
+        ("score", "existence", ("n_samples", 40), ("--samples", 60), 60),
+        ("reactivate", "attack", ("eps", 0.05), ("--eps", "0.01"), 0.01),
+        ("relearn", "relearn", ("shots", 3), ("--shots", 4), 4),
+        ("invert", "inversion", ("n_passes", 2), ("--passes", 3), 3),
+    ],
+)
+def test_every_step_reads_the_project_and_the_command_line_wins(
+    with_steps: Path,
+    command: str,
+    part: str,
+    from_file: tuple[str, object],
+    option: tuple[str, object],
+    overridden: object,
+) -> None:
+    name, value = from_file
+    result = run(command, "--trust-config", "--json", "-")
+    assert settings_of(result, part)[name] == value
+    assert "using settings from bdaudit.toml" in result.stderr
+    record = json.loads(result.stdout)
+    assert record["data"]["n_craft"] == 100
+    assert "project" in {each["role"] for each in record["inputs"]}
+    assert settings_of(run(command, "--trust-config", "--json", "-", *option), part)[name] == (
+        overridden
+    )
+
+
+@pytest.mark.parametrize("command", ["score", "reactivate", "relearn", "invert"])
+def test_a_step_does_not_write_over_the_record_of_the_audit(with_steps: Path, command: str) -> None:
+    record = with_steps.parent / "result.json"
+    record.write_text("of the audit")
+    assert run(command, "--trust-config").exit_code in (0, 1, 3)
+    assert record.read_text() == "of the audit"
+
+
+@pytest.mark.parametrize(
+    ("command", "table", "key", "meant"),
+    [
+        ("score", "existence", "sample = 3", "samples"),
+        ("reactivate", "attack", "norms = 'l2'", "norm"),
+        ("relearn", "relearning", "shot = 3", "shots"),
+        ("invert", "inversion", "methods = ['auto']", "method"),
+        ("defend", "engine", "worker = 2", "workers"),
+    ],
+)
+def test_a_wrong_key_of_a_step_is_refused_with_the_nearest(
+    project: Path, command: str, table: str, key: str, meant: str
+) -> None:
+    project.write_text(f"[{table}]\n{key}\n")
+    refused = run(command, *(("--out", "out") if command == "defend" else ()))
+    assert refused.exit_code == 4
+    assert f"{table}: unknown key" in refused.stderr
+    assert f"did you mean '{meant}'" in refused.stderr
+
+
+def test_a_step_takes_what_an_audit_may_not_without_trust(with_steps: Path) -> None:
+    refused = run("score")
+    assert refused.exit_code == 4
+    assert "models.arch runs the Python file" in refused.stderr
+    assert "--trust-config" in refused.stderr
+
+
+def test_one_attack_takes_one_radius_and_the_file_may_not_leave_it_open(project: Path) -> None:
+    refused = run("reactivate", "--trust-config", "--json", "-")
+    assert refused.exit_code == 4
+    assert "bdaudit.toml: attack.eps: expected one value, got 0.02, 0.05" in refused.stderr
+    assert "choose one by --eps" in refused.stderr
+    chosen = run("reactivate", "--trust-config", "--json", "-", "--eps", "0.02")
+    assert settings_of(chosen, "attack")["eps"] == 0.02
+
+
+def test_an_audit_follows_the_tables_of_its_steps(with_steps: Path) -> None:
+    result = run("audit", "--trust-config", "--relearn")
+    assert result.exit_code == 0, result.output
+    settings: Any = record_of(with_steps.parent).settings
+    assert settings["relearn"]["shots"] == 3
+    assert settings["relearn"]["steps"] == [1, 2]
+    assert settings["inversion"]["n_passes"] == 2
+
+
+def test_keys_that_two_tables_have_do_not_meet(with_steps: Path) -> None:
+    # attack.passes is 8, inversion.passes is 2.
+    audited = run("audit", "--trust-config")
+    assert audited.exit_code == 0, audited.output
+    assert record_of(with_steps.parent).settings["n_passes"] == 8
+    options = read_project(with_steps).options()
+    assert options["passes"] == "8"
+    assert read_project(with_steps).options(["inversion"])["passes"] == "2"
+
+
+def test_a_ray_cluster_in_the_project_needs_trust(project: Path) -> None:
+    project.write_text(project.read_text() + "[engine]\nengine = 'ray'\nray_address = 'h:1'\n")
+    refused = run("defend", "--out", "out", "--arch", FACTORY, "--json", "-")
+    assert refused.exit_code == 4
+    assert "engine.ray_address lets the Ray cluster there run code" in refused.stderr

@@ -100,6 +100,9 @@ def test_files_called_alike_are_named_by_their_folders(tmp_path: Path) -> None:
         ('[[audit]]\n[audit.output]\njson = "a.json"\n', r"output\.json: not in a manifest"),
         ('[[audit]]\n[audit.defend]\nmethods = ["fst"]\n', r"defend\.methods: not in a manifest"),
         ('[[audit]]\n[audit.query]\nstate = "s"\n', r"query\.state: not in a manifest"),
+        ("[[audit]]\n[audit.engine]\nworkers = 2\n", r"engine\.workers: .*--engine"),
+        ("[[audit]]\n[audit.existence]\nsamples = 9\n", r"existence\.samples: .*`bdaudit score`"),
+        ("[[audit]]\n[audit.inversion]\ntarget = 1\n", r"inversion\.target: .*inputs\.target"),
         ("[[audit]]\n[audit.matrix]\nseed = [1]\n", r"matrix\.seed: expected a table"),
         ("[[audit]]\n[audit.matrix.compute]\nseed = 1\n", "expected a list of values"),
         ('[[audit]]\n[audit.matrix.inputs]\ndefended = ["a"]\n', "inputs.defended itself"),
@@ -172,6 +175,13 @@ CHANGES: dict[str, Any] = {
     "surrogates.surrogate": ["s.pt"],
     "surrogates.strategy": "momentum",
     "surrogates.input_diversity": 0.5,
+    "relearning.shots": 3,
+    "relearning.steps": [1, 3],
+    "relearning.learning_rates": [0.01, 0.02],
+    "relearning.draws": 2,
+    "relearning.freeze_batch_norm": False,
+    "inversion.method": ["warp"],
+    "inversion.passes": 3,
     "compute.craft": 5,
     "compute.held_out": 6,
     "compute.device": "cpu",
@@ -185,7 +195,12 @@ CHANGES: dict[str, Any] = {
 ELSEWHERE = {
     *("inputs.defended", "inputs.endpoint", "inputs.original", "inputs.data"),
     *("clip.classnames", "clip.templates", "clip.pretrained", "clip.clip_config"),
-    *("defend.methods", "defend.settings", "defend.defender_images"),
+    *(
+        f"{table}.{key}"
+        for table in ("defend", "engine", "existence")
+        for key in keys_of(TABLES[table])
+    ),
+    "inversion.target",
     *("output.json", "output.report", "query.state", "surrogates.cache", "surrogates.no_cache"),
 }
 """Needed by all, tested below, or the sweep's own."""
@@ -209,6 +224,8 @@ def test_every_key_changes_the_audit_that_is_asked_for(key: str, tmp_path: Path)
     inputs = {"defended": "d.pt", "original": "o.pt", "data": "c.npz"}
     plain: dict[str, Any] = {"inputs": inputs}
     table, name = key.split(".")
+    if table == "relearning":
+        plain["attack"] = {"relearn": True}
     changed = {**plain, table: {**plain.get(table, {}), name: CHANGES[key]}}
     asked = [
         repr(request_from_project("x", check_project(document, tmp_path / "m.toml")))
