@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from bdaudit.blackbox.journal import AnswerJournal
-from bdaudit.blackbox.scale import ScoreKind, ScoreScale, detect_scale
+from bdaudit.blackbox.scale import ScoreKind, ScoreScale, detect_scale, spread_one_score
 from bdaudit.errors import ConfigError, DataError, ModelError
+from bdaudit.models import ONE_SCORE
 
-__all__ = ["BlackBox", "Feedback", "Identity", "top_labels"]
+__all__ = ["BlackBox", "Feedback", "Identity", "join_answers", "top_labels"]
 
 Feedback: TypeAlias = Literal["scores", "labels"]
 
@@ -61,7 +62,8 @@ class Identity:
 class BlackBox(ABC):
     """Images in, scores or labels out, every answered image counted once.
 
-    Subclasses implement `_answer` and `identity`.
+    Subclasses implement `_answer` and `identity`. Of a model of two classes `_answer` may give one
+    score an image, (N, 1): a logit or a probability of class 1.
 
     Attributes:
         journal: Where answers are kept as they arrive, and found again by a run that is resumed;
@@ -209,7 +211,7 @@ class BlackBox(ABC):
             for k, answer in zip(group, found, strict=True):
                 journal.keep(parts[k], answer)
                 answers[k] = answer
-        return torch.cat([answer for answer in answers if answer is not None])
+        return join_answers([answer for answer in answers if answer is not None], self.name)
 
     def _answered_of(self, parts: Sequence[Tensor]) -> list[Tensor | None]:
         """Return what was answered of a group of requests before one of them failed."""
@@ -245,7 +247,8 @@ class BlackBox(ABC):
         return labels
 
     def _scores(self, scores: Tensor, n_images: int) -> Tensor:
-        if scores.ndim != 2 or tuple(scores.shape) != (n_images, self.num_classes):
+        one_score = self.num_classes == 2 and tuple(scores.shape) == (n_images, 1)
+        if not one_score and tuple(scores.shape) != (n_images, self.num_classes):
             raise ModelError(
                 f"{self.name}: expected scores ({n_images}, {self.num_classes}), got "
                 f"{tuple(scores.shape)}; pass the right num_classes"
@@ -253,8 +256,22 @@ class BlackBox(ABC):
         scores = scores.detach().to("cpu", torch.float32)
         if not bool(torch.isfinite(scores).all()):
             raise ModelError(f"{self.name}: expected finite scores, got NaN or infinity")
+        if one_score:
+            return self._two_classes(scores)
         if self.feedback == "labels":
             return scores.argmax(dim=1)
+        return self._on_log_scale(scores)
+
+    def _two_classes(self, scores: Tensor) -> Tensor:
+        """Take one score an image (N, 1) as two classes; what it is decides even the labels."""
+        if ONE_SCORE not in self.notes:
+            self.notes.append(ONE_SCORE)
+        if self._scale is None:
+            self._scale = detect_scale(scores)
+        answers = self._on_log_scale(spread_one_score(scores, self._scale.kind))
+        return answers.argmax(dim=1) if self.feedback == "labels" else answers
+
+    def _on_log_scale(self, scores: Tensor) -> Tensor:
         if self._scale is None:
             self._scale = detect_scale(scores)
         if not self._scale.admits(scores):
@@ -263,6 +280,22 @@ class BlackBox(ABC):
                 "outside [0, 1] or do not sum to 1; declare outputs='logits'"
             )
         return self._scale.to_log_scale(scores)
+
+
+def join_answers(answers: Sequence[Tensor], subject: str) -> Tensor:
+    """Join the answers to parts of a question, all labels (n,) or all scores (n, K).
+
+    Raises:
+        ModelError: They differ in form.
+    """
+    forms = {tuple(answer.shape[1:]) for answer in answers}
+    if len(forms) > 1:
+        shown = " and ".join(str(("n", *form)).replace("'", "") for form in sorted(forms))
+        raise ModelError(
+            f"{subject}: expected answers of one form, got {shown} from one call to the next; "
+            "different models answer in turn, or some of it is no answer"
+        )
+    return torch.cat(list(answers))
 
 
 def top_labels(answers: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdaudit.blackbox.base import BlackBox, Feedback, Identity
+from bdaudit.blackbox.base import BlackBox, Feedback, Identity, join_answers
 from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.foundation.file_digests import digest_file
@@ -21,7 +21,8 @@ __all__ = ["FunctionBlackBox"]
 class FunctionBlackBox(BlackBox):
     """A function from images (n, C, H, W) in [0, 1], float32, to scores (n, K) or labels (n,).
 
-    It may give a torch tensor, a numpy array or nested lists. An image counts as answered when the
+    It may give a torch tensor, a numpy array or nested lists; of two classes also one score an
+    image, (n, 1). Whole numbers (n, 1) are labels. An image counts as answered when the
     function returns.
 
     Args:
@@ -79,7 +80,7 @@ class FunctionBlackBox(BlackBox):
         for batch in torch.split(images, self.batch_size):
             answers.append(self._call(batch))
             self._count(len(batch))
-        return torch.cat(answers)
+        return join_answers(answers, self.name)
 
     def _call(self, batch: Tensor) -> Tensor:
         where = (
@@ -92,5 +93,13 @@ class FunctionBlackBox(BlackBox):
             raise ModelError(
                 f"{self.name}: expected scores ({len(batch)}, {self.num_classes}) or labels "
                 f"({len(batch)},) from the function, got {tuple(answer.shape)}"
+            )
+        if answer.ndim == 2 and answer.shape[1] == 1 and not answer.dtype.is_floating_point:
+            answer = answer[:, 0]
+        if answer.ndim == 1 and answer.dtype.is_floating_point:
+            # Labels would be cut to whole numbers: every probability below 1 to class 0.
+            raise ModelError(
+                f"{self.name}: expected labels ({len(batch)},) as whole numbers, got "
+                f"{answer.dtype}; give one score an image as ({len(batch)}, 1)"
             )
         return answer.detach().cpu()

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdaudit.blackbox.base import BlackBox, Feedback, Identity
+from bdaudit.blackbox.base import BlackBox, Feedback, Identity, join_answers
 from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, read_rows
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.errors import ModelError
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import MODEL_BYTES, check_file, is_file, open_file, path_inside
-from bdaudit.models import ModelSettings
+from bdaudit.models import ONE_SCORE, ModelSettings
 from bdaudit.models.foreign import describe_foreign
 
 __all__ = ["OnnxBlackBox"]
@@ -36,6 +36,11 @@ _MOST_BYTES = 2 << 30  # of a protobuf message; larger weights lie beside it
 TIME_LIMIT_S = 60.0
 """How long a call may take, in seconds, beside `TIME_LIMIT_EACH_S` for each of its images."""
 TIME_LIMIT_EACH_S = 10.0
+
+# What leaves a probability a probability, on the way from a sigmoid to the end of a graph.
+_KEEPING = frozenset(
+    {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Clip", "Dropout"}
+)
 
 _FATAL_ONLY = 4  # onnxruntime's log level: what is wrong comes as an exception anyway
 
@@ -113,6 +118,8 @@ class OnnxBlackBox(BlackBox):
             scale=options.known_scale,
             notes=self.notes,
         )
+        if ONE_SCORE in self.notes and options.settings.outputs == "logits":
+            self._refuse_sigmoid(onnx, subject)
 
     def identity(self) -> Identity:
         """Digest the file together with its side files."""
@@ -197,7 +204,7 @@ class OnnxBlackBox(BlackBox):
         for batch in torch.split(images, self.batch_size):
             answers.append(self._run(batch))
             self._count(len(batch))
-        return torch.from_numpy(np.concatenate(answers))
+        return join_answers([torch.from_numpy(rows) for rows in answers], str(self.path))
 
     def _run(self, images: Tensor) -> NDArray[Any]:
         """Run one batch of images; scores (n, K) float32, or labels (n,) int64."""
@@ -232,11 +239,27 @@ class OnnxBlackBox(BlackBox):
                 f"{subject}: onnxruntime {runtime.__version__} cannot open it: {_first_line(error)}"
             ) from error
 
+    def _refuse_sigmoid(self, onnx: ModuleType, subject: str) -> None:
+        """Refuse a probability that was declared a logit: above 0, it would always be class 1."""
+        try:
+            model = onnx.load(str(self.path), load_external_data=False)
+            graph = onnx.inliner.inline_local_functions(model).graph
+        except Exception as error:
+            raise ModelError(f"{subject}: cannot be read: {_first_line(error)}") from error
+        if _last_operator(graph, self._output.name) == "Sigmoid":
+            raise ModelError(
+                f"{subject}: its outputs were declared logits, but {self._output.name} comes out "
+                "of a Sigmoid; declare outputs='probabilities', or leave it out"
+            )
+
     def _find_num_classes(self, declared: int | None, fallback: int | None, subject: str) -> int:
         """Run one grey image, which is not a query, and look at the width of the answer."""
         grey = torch.full((1, *self.layout.image_shape), 0.5)
         answer = self._run(grey)
         told = answer.shape[1] if answer.ndim == 2 else None
+        if told == 1:
+            self.notes.append(ONE_SCORE)
+            told = 2
         if told is not None and declared not in (None, told):
             raise ModelError(
                 f"{subject}: expected scores (1, {declared}) for one image, got "
@@ -246,6 +269,20 @@ class OnnxBlackBox(BlackBox):
         if number is None:
             raise ModelError(f"{subject}: gives labels only; pass num_classes")
         return int(number)
+
+
+def _last_operator(graph: Any, output: str) -> str | None:
+    """Return the operator that computes an output, those left out that keep its values."""
+    makers = {name: node for node in graph.node for name in node.output}
+    # No more steps than there are nodes, should a graph go round in a ring.
+    for _ in graph.node:
+        node = makers.get(output)
+        if node is None or node.domain not in ("", "ai.onnx") or not node.input:
+            return None
+        if node.op_type not in _KEEPING:
+            return str(node.op_type)
+        output = node.input[0]
+    return None
 
 
 def _import_onnx(subject: str) -> tuple[ModuleType, ModuleType]:

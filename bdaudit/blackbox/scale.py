@@ -15,7 +15,14 @@ from torch import Tensor
 
 from bdaudit.errors import ConfigError
 
-__all__ = ["ScoreKind", "ScoreScale", "are_probabilities", "detect_scale", "rounding_step"]
+__all__ = [
+    "ScoreKind",
+    "ScoreScale",
+    "are_probabilities",
+    "detect_scale",
+    "rounding_step",
+    "spread_one_score",
+]
 
 ScoreKind: TypeAlias = Literal["logits", "probabilities"]
 
@@ -24,6 +31,9 @@ _ROW_SUM_TOLERANCE = 1e-3
 # model's 1e-9 is close to 0 and was not rounded to it.
 _RELATIVE_TOLERANCE = 5e-7
 _STEPS = (0.1, 0.01, 0.001, 0.0001, 1 / 255, 0.00001)
+# Half of what lies between 1 and the float32 below it: of a probability of 1 nothing more is known
+# of the other class than that it is likelier by less.
+_LEAST_REST = 2.0**-25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +115,24 @@ def rounding_step(scores: Tensor) -> float | None:
 def detect_scale(scores: Tensor) -> ScoreScale:
     """Say what raw scores (N, K) are: probabilities where they can be, logits otherwise.
 
-    Two rows or more make chance agreement hopeless; with two classes one row can mislead.
+    Two rows or more make chance agreement hopeless; with two classes one row can mislead. One score
+    an image, (N, 1), is a probability where all are in [0, 1]. Logits of a classifier that knows
+    its two classes are not: those of class 0 are below 0.
     """
-    step = rounding_step(scores) if bool(((scores >= 0) & (scores <= 1)).all()) else None
-    if are_probabilities(scores, step=step):
+    inside = bool(((scores >= 0) & (scores <= 1)).all())
+    step = rounding_step(scores) if inside else None
+    if (inside and scores.shape[1] == 1) or are_probabilities(scores, step=step):
         return ScoreScale(kind="probabilities", step=step)
     return ScoreScale(kind="logits")
+
+
+def spread_one_score(scores: Tensor, kind: ScoreKind) -> Tensor:
+    """Turn one score an image (N, 1), which is for class 1, into scores of two classes (N, 2).
+
+    A logit z becomes (0, z), whose softmax is the sigmoid of z. A probability p becomes (1 - p, p);
+    where p is 1, the other class gets half of the least that float32 could have told.
+    """
+    if kind == "logits":
+        return torch.cat((torch.zeros_like(scores), scores), dim=1)
+    rest = (1.0 - scores.double()).clamp_min(_LEAST_REST).float()
+    return torch.cat((rest, scores), dim=1)

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdaudit.blackbox.base import BlackBox, Feedback, Identity
+from bdaudit.blackbox.base import BlackBox, Feedback, Identity, join_answers
 from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, read_rows
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.blackbox.protocol import (
@@ -30,7 +29,7 @@ from bdaudit.blackbox.protocol import (
 )
 from bdaudit.blackbox.transport import Answer, LostAnswerError, Transport
 from bdaudit.errors import ModelError, RemoteError
-from bdaudit.models import ModelSettings
+from bdaudit.models import ONE_SCORE, ModelSettings
 
 __all__ = ["ServedBlackBox"]
 
@@ -159,7 +158,7 @@ class ServedBlackBox(BlackBox):
                 raise
         answers = [self._kept[key] for key in keys]
         self._kept.clear()
-        return torch.from_numpy(np.concatenate(answers))
+        return join_answers([torch.from_numpy(rows) for rows in answers], self.endpoint.model_url)
 
     def _answered_of(self, parts: Sequence[Tensor]) -> list[Tensor | None]:
         kept = [self._kept.get(key) for key in _keys(parts)]
@@ -203,7 +202,8 @@ class ServedBlackBox(BlackBox):
     def _rows_of(self, answer: NDArray[Any], n_images: int, url: str) -> NDArray[Any]:
         """Check an answer's form; scores become (n, K) float32, labels (n,) int64."""
         rows = read_rows(answer, n_images)
-        if rows is not None and rows.shape[1:] in ((), (self.num_classes,)):
+        forms = [(), (self.num_classes,), *([(1,)] if self.num_classes == 2 else [])]
+        if rows is not None and rows.shape[1:] in forms:
             return rows
         raise ModelError(
             f"{url}: expected scores ({n_images}, {self.num_classes}) or labels ({n_images},), got "
@@ -255,9 +255,11 @@ class ServedBlackBox(BlackBox):
     def _find_num_classes(
         self, output: TensorSpec | None, declared: int | None, fallback: int | None
     ) -> int:
-        # An output (N, 1) holds labels.
         told = output.shape[1] if output is not None and len(output.shape) == 2 else None
-        told = None if told == 1 else told
+        if output is not None and told == 1:
+            one_score = output.dtype.startswith("float")  # whole numbers are labels
+            told = 2 if one_score else None
+            self.notes += [ONE_SCORE] if one_score else []
         if told is not None and declared not in (None, told):
             raise ModelError(
                 f"{self.endpoint.model_url}: expected {declared} classes, got {output}; pass "

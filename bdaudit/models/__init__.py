@@ -13,7 +13,7 @@ from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.inspection import ArchitectureGuess, Inspection, inspect_checkpoint
 from bdaudit.models.keeping import KeptClassifiers, describe_classifier
 from bdaudit.models.loading import load_model, wrap_module
-from bdaudit.models.outputs import check_outputs
+from bdaudit.models.outputs import ONE_SCORE, check_outputs
 from bdaudit.models.preactresnet import PreActResNet, preactresnet18
 from bdaudit.models.saving import save_model
 from bdaudit.models.settings import ModelSettings
@@ -21,6 +21,7 @@ from bdaudit.models.shortcuts import is_on_shortcut
 from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = [
+    "ONE_SCORE",
     "ArchitectureGuess",
     "BackdoorBenchRecord",
     "Checkpoint",

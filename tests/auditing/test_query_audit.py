@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import bdaudit
 from bdaudit.blackbox import BlackBoxOptions, FunctionBlackBox, TransportSettings
+from bdaudit.cli import app
 from bdaudit.errors import ConfigError, InputError, RemoteError
-from bdaudit.models import wrap_module
-from bdaudit.records import AttackRun, AuditRecord
+from bdaudit.models import ONE_SCORE, wrap_module
+from bdaudit.records import AttackRun, AuditRecord, to_json
 from tests.auditing.test_audit import TRIGGER, another_innocent
 from tests.blackbox.faulty_server import FaultyServer, drop_late
 from tests.blackbox.onnx_graphs import twin_onnx
-from tests.twins import dormant_twin, original_twin, removed_twin, twin_sample
+from tests.twins import TARGET, TwinNet, dormant_twin, original_twin, removed_twin, twin_sample
 
 SETTINGS = bdaudit.AuditSettings(
     stand_ins=0,
@@ -112,6 +114,53 @@ def test_an_onnx_file_in_query_mode_has_bec_as_well(tmp_path: Path) -> None:
     assert [b.value for b in record.bec] == [pytest.approx(b.value) for b in in_torch.bec]
     (defended,) = [m for m in record.models if m.role == "defended"]
     assert any("3 convolutions were matched" in note for note in defended.notes)
+
+
+def one_output(net: TwinNet) -> TwinNet:
+    """A twin of two classes that gives one logit: class 1 against the trigger's target, class 0."""
+    assert TARGET == 0
+    weight = net.linear.weight.data
+    net.linear = nn.Linear(weight.shape[1], 1).requires_grad_(requires_grad=False)
+    net.linear.weight.copy_(weight[1:2] - weight[:1])
+    net.linear.bias.zero_()
+    return net
+
+
+@pytest.mark.parametrize("probabilities", [False, True], ids=["logit", "sigmoid"])
+@pytest.mark.parametrize(
+    ("twin", "outcome"), [(dormant_twin, "dormant"), (removed_twin, "removed")]
+)
+def test_an_onnx_file_with_one_output_is_audited_as_two_classes(
+    tmp_path: Path,
+    twin: Callable[[], TwinNet],
+    outcome: str,
+    probabilities: bool,
+) -> None:
+    sample = twin_sample(1200, seed=1)
+    binary = (sample.labels < 2).nonzero()[:, 0]
+    record = audit(
+        twin_onnx(tmp_path / "d.onnx", one_output(twin()), probabilities=probabilities),
+        original=one_output(original_twin()),
+        data=replace(
+            sample,
+            images=sample.images[binary],
+            labels=sample.labels[binary],
+            names=tuple(sample.names[k] for k in binary),
+        ),
+        reference=[one_output(another_innocent(1))],
+    )
+    assert record.verdict is not None
+    assert record.verdict.outcome == outcome, record.verdict
+    assert {model.num_classes for model in record.models} == {2}
+    assert f"defended: {ONE_SCORE}" in record.input_notes()
+    file = tmp_path / "audit.json"
+    file.write_text(to_json(record))
+    said = "one score an image"  # the rest has signs that formats escape
+    assert said in ONE_SCORE
+    for command in (["report", "--report", f"md={tmp_path / 'r.md'}"], ["gate"]):
+        printed = CliRunner().invoke(app, [command[0], str(file), *command[1:]]).output
+        assert said in " ".join(printed.split())
+    assert said in " ".join((tmp_path / "r.md").read_text().split())
 
 
 def test_an_onnx_file_of_another_architecture_is_audited_without_bec(tmp_path: Path) -> None:

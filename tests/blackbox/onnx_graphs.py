@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.twins import IMAGE_SHAPE, NUM_CLASSES, TwinNet
+from tests.twins import IMAGE_SHAPE, TwinNet
 
 OPSETS = [helper.make_opsetid("", 17)]
 
@@ -39,7 +39,10 @@ def twin_onnx(
     probabilities: bool = False,
     labels: bool = False,
 ) -> Path:
-    """Write a twin network as an ONNX file, with its input laid out as asked."""
+    """Write a twin network as an ONNX file, with its input laid out as asked.
+
+    Of a twin with one output `probabilities` are its sigmoids.
+    """
     channels, height, width = IMAGE_SHAPE
     sides = (channels, height, width) if order == "NCHW" else (height, width, channels)
     nodes, at = [], "images"
@@ -61,14 +64,16 @@ def twin_onnx(
         then("Relu")
     then("Flatten")
     then("Gemm", "linear.weight", "linear.bias", transB=1)
-    if probabilities:
+    if probabilities and net.linear.out_features == 1:
+        then("Sigmoid")
+    elif probabilities:
         then("Softmax", axis=1)
     if labels:
         then("ArgMax", axis=1, keepdims=0)
     weights = [numpy_helper.from_array(t.numpy(), name) for name, t in net.state_dict().items()]
     weights.append(numpy_helper.from_array(np.float32(255.0), "max"))
-    kind, shape = (TensorProto.INT64, [batch]) if labels else (TensorProto.FLOAT, [batch, 4])
-    assert NUM_CLASSES == 4
+    n_scores = net.linear.out_features
+    kind, shape = (TensorProto.INT64, [batch]) if labels else (TensorProto.FLOAT, [batch, n_scores])
     return save_graph(
         path,
         nodes,

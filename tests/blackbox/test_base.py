@@ -24,7 +24,7 @@ from bdaudit.blackbox import (
 )
 from bdaudit.blackbox.scale import rounding_step
 from bdaudit.errors import BudgetError, ConfigError, DataError, ModelError
-from bdaudit.models import ModelSettings, preactresnet18, save_model, wrap_module
+from bdaudit.models import ONE_SCORE, ModelSettings, preactresnet18, save_model, wrap_module
 from tests.twins import IMAGE_SHAPE, NUM_CLASSES, original_twin, twin_sample
 
 NET = original_twin()
@@ -291,3 +291,47 @@ def test_a_declared_scale_is_believed() -> None:
 def test_settings_out_of_range(setting: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         function_box(NET.forward, **setting)
+
+
+def one_logit(images: Tensor) -> Tensor:
+    return 60 * (images.mean((1, 2, 3)) - 0.5)[:, None]
+
+
+LIGHT_AND_DARK = torch.linspace(0.02, 0.98, 8).view(-1, 1, 1, 1).expand(-1, *IMAGE_SHAPE)
+
+
+@pytest.mark.parametrize("sure", [False, True], ids=["logits", "probabilities"])
+def test_one_score_of_a_function_is_two_classes(sure: bool) -> None:
+    box = function_box(
+        (lambda images: one_logit(images).sigmoid()) if sure else one_logit, num_classes=2
+    )
+    answers = box.ask(LIGHT_AND_DARK)
+    assert box.notes == [ONE_SCORE]
+    assert answers.argmax(1).tolist() == [0] * 4 + [1] * 4
+    logits = answers[:, 1] - answers[:, 0]
+    # Of a probability that float32 rounds to 1 no more is known than that the rest is below 2^-24.
+    wanted = one_logit(LIGHT_AND_DARK)[:, 0].clamp(max=17.33 if sure else 99)
+    torch.testing.assert_close(logits, wanted, rtol=0.03, atol=1e-4)
+
+
+def test_whole_numbers_are_labels_and_fractions_are_not() -> None:
+    column = function_box(
+        lambda images: (images.mean((1, 2, 3)) > 0.5).long()[:, None],
+        num_classes=2,
+        feedback="labels",
+    )
+    assert column.ask(LIGHT_AND_DARK).tolist() == [0] * 4 + [1] * 4
+    row = function_box(
+        lambda images: one_logit(images)[:, 0].sigmoid(), num_classes=2, feedback="labels"
+    )
+    with pytest.raises(ModelError, match=r"one score an image as \(8, 1\)"):
+        row.ask(LIGHT_AND_DARK)
+
+
+def test_answers_of_a_function_keep_their_form() -> None:
+    forms = iter((1, 2))
+    box = function_box(
+        lambda images: torch.zeros(len(images), next(forms)), num_classes=2, batch_size=4
+    )
+    with pytest.raises(ModelError, match="answers of one form"):
+        box.ask(LIGHT_AND_DARK)

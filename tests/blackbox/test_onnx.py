@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bdaudit.blackbox import BlackBoxOptions, OnnxBlackBox, open_black_box
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.models import ModelSettings
+from bdaudit.models import ONE_SCORE, ModelSettings
 from tests.blackbox.onnx_graphs import move_weights_beside, save_graph, twin_onnx
 from tests.twins import original_twin, removed_twin, twin_sample
 
@@ -290,3 +290,73 @@ def test_resizing_is_not_silently_left_out(tmp_path: Path) -> None:
     options = BlackBoxOptions(settings=ModelSettings(input_size=(16, 16)))
     with pytest.raises(ConfigError, match="resizes none"):
         open_black_box(twin_onnx(tmp_path / "t.onnx", NET), name="defended", options=options)
+
+
+def one_score_onnx(path: Path, *last: str, dtype: int = TensorProto.FLOAT) -> Path:
+    """Write a network whose one logit an image is 8 (mean - .5), then other operators."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["mean"]),
+        helper.make_node("Sub", ["mean", "half"], ["centred"]),
+        helper.make_node("Mul", ["centred", "eight"], ["t0"]),
+    ]
+    for k, operator in enumerate(last):
+        attributes = {"to": dtype} if operator == "Cast" else {}
+        nodes.append(helper.make_node(operator, [f"t{k}"], [f"t{k + 1}"], **attributes))
+    weights = [
+        numpy_helper.from_array(np.float32(value), name)
+        for name, value in (("half", 0.5), ("eight", 8.0))
+    ]
+    output = scores_output(["N", 1], f"t{len(last)}", dtype)
+    return save_graph(path, nodes, [image_input(["N", 1, 8, 8])], [output], weights)
+
+
+LIGHT_AND_DARK = torch.linspace(0.02, 0.98, 12).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
+LOGITS = 8 * (LIGHT_AND_DARK.mean((1, 2, 3)) - 0.5)[:, None]
+
+
+@pytest.mark.parametrize("last", [(), ("Sigmoid",), ("Sigmoid", "Identity", "Clip")], ids=str)
+def test_one_score_is_two_classes(tmp_path: Path, last: tuple[str, ...]) -> None:
+    path = one_score_onnx(tmp_path / "one.onnx", *last)
+    box = open_black_box(path, name="defended")
+    assert box.num_classes == 2
+    assert box.notes == [ONE_SCORE]
+    answers = box.ask(LIGHT_AND_DARK)
+    two = torch.cat((torch.zeros_like(LOGITS), LOGITS), dim=1)
+    torch.testing.assert_close(answers.softmax(1), two.softmax(1), rtol=1e-5, atol=1e-6)
+    assert answers.argmax(1).tolist() == [0] * 6 + [1] * 6
+    if not last:
+        torch.testing.assert_close(answers, two)
+    assert box.score_kind == ("probabilities" if last else "logits")
+    assert box.notes == [ONE_SCORE]  # once
+    labels = open_black_box(path, name="defended", feedback="labels")
+    assert labels.ask(LIGHT_AND_DARK).tolist() == [0] * 6 + [1] * 6
+
+
+def test_one_probability_is_not_declared_a_logit(tmp_path: Path) -> None:
+    declared = BlackBoxOptions(settings=ModelSettings(outputs="logits"))
+    for last in (("Sigmoid",), ("Sigmoid", "Cast")):
+        path = one_score_onnx(tmp_path / "one.onnx", *last)
+        with pytest.raises(ModelError, match="comes out of a Sigmoid"):
+            open_black_box(path, name="defended", options=declared)
+    for last in ((), ("Sigmoid", "Neg")):
+        path = one_score_onnx(tmp_path / "one.onnx", *last)
+        assert open_black_box(path, name="defended", options=declared).num_classes == 2
+
+
+def test_one_score_of_other_class_counts_is_refused(tmp_path: Path) -> None:
+    path = one_score_onnx(tmp_path / "one.onnx")
+    declared = BlackBoxOptions(settings=ModelSettings(num_classes=10))
+    with pytest.raises(ModelError, match=r"expected scores \(1, 10\) for one image, got \(1, 1\)"):
+        open_black_box(path, name="defended", options=declared)
+    # What the file says counts more than what another model has.
+    assert open_black_box(path, name="defended", fallback_num_classes=10).num_classes == 2
+
+
+def test_whole_numbers_are_labels_also_one_an_image(tmp_path: Path) -> None:
+    path = one_score_onnx(
+        tmp_path / "one.onnx", "Sigmoid", "Round", "Cast", dtype=TensorProto.INT64
+    )
+    box = open_black_box(path, name="d", feedback="labels", fallback_num_classes=2)
+    assert box.ask(LIGHT_AND_DARK).tolist() == [0] * 6 + [1] * 6
+    assert box.notes == []

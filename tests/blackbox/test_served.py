@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bdaudit.blackbox import BlackBoxOptions, Meter, ServedBlackBox, TransportSettings
 from bdaudit.errors import BudgetError, ConfigError, ModelError, RemoteError
-from bdaudit.models import ModelSettings
+from bdaudit.models import ONE_SCORE, ModelSettings
 from tests.blackbox import faulty_server as faulty
 from tests.blackbox.faulty_server import FaultyServer
 from tests.twins import original_twin, twin_sample
@@ -457,3 +457,91 @@ def test_the_record_of_a_served_model_is_plain_text(server: FaultyServer) -> Non
     assert identity.sha256 is None
     json.dumps(dict(identity.details))
     assert identity.changes(identity) == []
+
+
+LIGHT_AND_DARK = torch.linspace(0.02, 0.98, 12).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
+
+
+def one_logit(images: Tensor) -> Tensor:
+    return 8 * (images.mean((1, 2, 3)) - 0.5)[:, None]
+
+
+@pytest.fixture
+def one_score(server: FaultyServer) -> Iterator[FaultyServer]:
+    server.answer = one_logit
+    server.metadata["outputs"] = [{"name": "scores", "datatype": "FP32", "shape": [-1, 1]}]
+    yield server
+    server.answer = NET
+
+
+@pytest.mark.parametrize("described", [True, False], ids=["described", "undescribed"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "rounded"])
+def test_one_score_is_two_classes(one_score: FaultyServer, described: bool, kind: str) -> None:
+    settled = {}
+    if not described:
+        one_score.metadata["outputs"] = []
+        settled = {"settings": ModelSettings(num_classes=2)}
+    if kind != "logits":
+        one_score.answer = lambda images: one_logit(images).sigmoid()
+    if kind == "rounded":
+        one_score.answer = lambda images: (one_logit(images).sigmoid() * 100).round() / 100
+    with ask_of(one_score, **settled) as box:
+        assert box.num_classes == 2
+        assert (ONE_SCORE in box.notes) == described  # else the first answer says it
+        answers = box.ask(LIGHT_AND_DARK)
+        assert box.notes == [ONE_SCORE]
+        scale = box.scale
+    assert scale is not None
+    assert (scale.kind, scale.step) == (
+        "logits" if kind == "logits" else "probabilities",
+        0.01 if kind == "rounded" else None,
+    )
+    assert answers.argmax(1).tolist() == [0] * 6 + [1] * 6
+    told = answers.softmax(1)[:, 1:]
+    room = 0.006 if kind == "rounded" else 1e-5
+    torch.testing.assert_close(told, one_logit(LIGHT_AND_DARK).sigmoid(), rtol=0, atol=room)
+    with ask_of_labels(one_score, **settled) as box:
+        assert box.ask(LIGHT_AND_DARK).tolist() == [0] * 6 + [1] * 6
+
+
+def ask_of_labels(server: FaultyServer, **options: Any) -> ServedBlackBox:
+    settled = BlackBoxOptions(**options, transport=TransportSettings(**QUICK))
+    return ServedBlackBox(server.url, name="defended", feedback="labels", options=settled)
+
+
+@pytest.mark.parametrize("feedback", ["scores", "labels"])
+def test_one_score_that_looked_like_a_probability_at_first(
+    one_score: FaultyServer, feedback: str
+) -> None:
+    # A logit of .35, which is of class 1; a probability of .35 would be of class 0.
+    ask = ask_of if feedback == "scores" else ask_of_labels
+    with ask(one_score) as box:
+        box.ask(LIGHT_AND_DARK[6:7])
+        with pytest.raises(ModelError, match="declare outputs='logits'"):
+            box.ask(LIGHT_AND_DARK)
+    declared = ModelSettings(outputs="logits")
+    with ask(one_score, settings=declared) as box:
+        answers = box.ask(LIGHT_AND_DARK[6:7])
+        assert (answers if answers.ndim == 1 else answers.argmax(1)).tolist() == [1]
+
+
+def test_one_score_of_other_class_counts_is_refused(one_score: FaultyServer) -> None:
+    with pytest.raises(ModelError, match="expected 10 classes"):
+        ask_of(one_score, settings=ModelSettings(num_classes=10))
+    one_score.metadata["outputs"] = []
+    with (
+        ask_of(one_score, settings=ModelSettings(num_classes=10)) as box,
+        pytest.raises(ModelError, match=r"expected scores \(4, 10\)"),
+    ):
+        box.ask(LIGHT_AND_DARK)
+
+
+def test_answers_that_change_their_form_are_refused(one_score: FaultyServer) -> None:
+    one_score.metadata["outputs"] = []
+    one_score.faults = [faulty.lie(shape=[4, 2], data=[0.5] * 8)]
+    settled = ModelSettings(num_classes=2)
+    with (
+        ask_of(one_score, settings=settled) as box,
+        pytest.raises(ModelError, match=r"answers of one form, got \(n, 1\) and \(n, 2\)"),
+    ):
+        box.ask(LIGHT_AND_DARK)
