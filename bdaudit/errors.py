@@ -188,7 +188,7 @@ def _reason(failure: Exception) -> str:
     if isinstance(failure, RecursionError):
         return "nested too deeply to be read"
     if isinstance(failure, MemoryError):
-        return "needs more memory than there is"
+        return "needs more memory than is available"
     if isinstance(failure, OSError) and failure.strerror:
         return failure.strerror
     if isinstance(failure, UnicodeDecodeError):

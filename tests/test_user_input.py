@@ -41,7 +41,7 @@ def run(*arguments: object) -> Result:
     ("raised", "said"),
     [
         (RecursionError("x"), "f: nested too deeply to be read"),
-        (MemoryError(), "f: needs more memory than there is"),
+        (MemoryError(), "f: needs more memory than is available"),
         (OSError(36, "File name too long"), "f: File name too long"),
         (UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "bad"), "f: expected text in UTF-8, got byte "
          "0xff at offset 1"),

@@ -97,7 +97,7 @@ def audit(
 
     Args:
         defended: The release candidate: a checkpoint's path, or a module that maps images
-            (N, C, H, W) in [0, 1] to logits (N, K); for query mode also what can only be asked: a
+            (N, C, H, W) in [0, 1] to logits (N, K); for query mode also what can only be queried: a
             served model's address, an ONNX file, or a function from images to scores or labels.
         original: The suspected model before the defence.
         data: Clean labelled images: a path, a pair (images, labels), or a `Sample`.
@@ -113,7 +113,7 @@ def audit(
         model_options: Architecture, normalisation and so on where the files do not say.
         target: Replaces the target of an all-to-one trigger; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
-        black_box: What is known about a defended model that can only be asked.
+        black_box: What is known about a defended model that can only be queried.
         store: Finished attack runs to use and to add to; a `FolderStore` lets an audit that was
             killed go on.
         project: The project file the arguments came from, to be named in the record.
@@ -321,7 +321,7 @@ class _Audit:
         """Score the models that were not yet, where there are such."""
         cost = self._baseline_cost(self._unmeasured)
         if cost:
-            # A model that cannot be asked at all ends the audit, and not this step alone.
+            # A model that cannot be queried at all ends the audit, and not this step alone.
             examined = examine_new(self.inputs, self.baselines)
             yield from self._step("baselines", self._baselines(examined), cost)
 

@@ -679,7 +679,7 @@ def _make_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder to write to, got a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _STATE).is_dir():
-        raise InputError(f"{folder}: holds something else; name another folder")
+        raise InputError(f"{folder}: contains something else; choose another folder")
     try:
         (folder / _STATE).mkdir(parents=True, exist_ok=True)
     except OSError as error:

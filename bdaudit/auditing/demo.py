@@ -80,7 +80,7 @@ def export_demo(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise InputError(f"{folder}: is not empty; name a new folder")
+            raise InputError(f"{folder}: is not empty; choose a new folder")
         with resources.as_file(_FILES) as source:
             files = [file for file in sorted(source.iterdir()) if file.is_file()]
             copied = [Path(shutil.copyfile(file, folder / file.name)) for file in files]

@@ -81,7 +81,7 @@ def reactivate(
     """Search one universal perturbation that wakes the trigger on `defended`.
 
     Args:
-        defended: The model to attack; for a query search also something that can only be asked.
+        defended: The model to attack; for a query search also something that can only be queried.
         data: Clean labelled images.
         trigger: The trigger.
         config: `WhiteboxConfig` differentiates through the model, `QueryConfig` only asks it,
@@ -95,7 +95,7 @@ def reactivate(
         split: Sizes of the craft and held-out halves.
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
-        black_box: What is known about a model that can only be asked.
+        black_box: What is known about a model that can only be queried.
         target: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Run Python code that the trigger file names.
         store: Where finished runs and a running search are kept; a `FolderStore` lets a search
@@ -213,8 +213,8 @@ def _with_surrogates(inputs: Inputs, attacker: Attacker, mode: Mode) -> Inputs:
     """
     if not attacker.surrogates:
         raise ConfigError(
-            f"{mode}: expected models to make the perturbation on; give --surrogate, or "
-            "--original to have some made from it"
+            f"{mode}: expected surrogates to make the perturbation on; pass --surrogate, or "
+            f"--original to make them from"
         )
     if inputs.with_role("surrogate"):
         return inputs

@@ -63,7 +63,7 @@ def audit_recovered(
         ConfigError: There is no original to look into.
     """
     if sources.original is None:
-        raise ConfigError("no trigger was given, and no original to look for one in")
+        raise ConfigError("expected a trigger, or an original to search for one, got neither")
     if found is None:
         found = yield from reworded(
             search_steps(sources, settings, cache_dir=cache_dir), within(0.0, _SEARCH_SHARE)

@@ -112,7 +112,7 @@ def _check_keys(requests: Sequence[AuditRequest]) -> None:
     for request in requests:
         # Some file systems do not tell "A" from "a".
         if request.key.lower() in seen:
-            raise ConfigError(f"audits: two are called {request.key!r}; give them other names")
+            raise ConfigError(f"audits: two are called {request.key!r}; give each its own name")
         seen.add(request.key.lower())
 
 
@@ -325,7 +325,7 @@ class _Board:
         self._running.pop(key, None)
         self._shares[key] = 1.0
         if isinstance(event, Failed) and event.retried:
-            self.notes.append(f"{key}: was begun twice, since its first worker died")
+            self.notes.append(f"{key}: was started again after its first worker died")
         if key.startswith("_"):
             if isinstance(event, Failed):
                 self.notes.append(f"{key}: not made beforehand: {event.error}")
@@ -355,8 +355,8 @@ def _seen(event: Finished, folder: Path) -> SweptAudit:
         Failed(
             line.key,
             InputError(
-                f"{record_path(folder, line.key)}: a worker wrote it and it is not here; --out "
-                "must be a folder that all machines share"
+                f"{record_path(folder, line.key)}: a worker wrote it, but it is not here; --out "
+                f"must be a folder that all machines share"
             ),
         )
     )

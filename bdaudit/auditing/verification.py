@@ -52,7 +52,7 @@ def verify(
     Args:
         record: What `bdaudit audit --json` wrote.
         seed: Draws eps and control.
-        folder: What the record's relative paths are relative to.
+        folder: Folder that relative paths in the record refer to.
         digests_only: Only hash; run nothing.
         allow_code: Run Python files that the record names, and use the token's variable it names.
         device: Where to compute; `None` for the recorded choice.

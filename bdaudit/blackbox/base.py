@@ -1,4 +1,4 @@
-"""A classifier that can only be asked.
+"""A classifier that can only be queried.
 
 Whatever stands behind it (a torch model, an ONNX file, a served model, a Python function), it is
 asked in one way: images in [0, 1] go in, scores or top labels come out, and every image answered

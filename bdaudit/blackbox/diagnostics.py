@@ -140,11 +140,11 @@ def diagnose_batch(black_box: BlackBox, answers: BatchAnswers) -> list[Diagnosti
 
     Returns:
         Nothing, or `answers_depend_on_batch`: an error where more than rounding moved, or where the
-        model cannot be asked about a single image; a warning where all that is known is that one
+        model cannot be queried about a single image; a warning where all that is known is that one
         top label of several changed.
     """
     if answers.alone is None:
-        seen = f"it cannot be asked about one image alone ({answers.failure})"
+        seen = f"it cannot be queried about one image alone ({answers.failure})"
         return [_depends(black_box, "error", seen)]
     others = _moved(black_box, answers.first, answers.beside_others)
     size = _moved(black_box, answers.first, answers.alone)

@@ -366,7 +366,7 @@ def _check_range(
         raise ModelError(
             f"{subject}: expected the {needed} bytes of {tensor.name[:80]!r} inside the "
             f"{size} bytes of {external['location'][:80]!r}, got {length} from {offset}; copy the "
-            "files again, or export the model anew"
+            "files again, or export the model again"
         )
 
 

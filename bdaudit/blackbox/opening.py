@@ -64,7 +64,7 @@ def open_black_box(
     Raises:
         ConfigError: An option is out of range.
         ModelError: It cannot be opened, or is no classifier of images.
-        RemoteError: The server cannot be asked.
+        RemoteError: The server cannot be queried.
     """
     options = options or BlackBoxOptions()
     fallback = ModelSettings(image_shape=fallback_image_shape, num_classes=fallback_num_classes)

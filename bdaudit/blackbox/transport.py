@@ -209,7 +209,7 @@ class Transport:
                 # A host that is no host, a length of a million digits: the server's, or the
                 # address's fault, whatever a parser makes of it.
                 reason = self._clean(f"{type(error).__name__}: {error}")
-                raise RemoteError(f"{url}: cannot be asked: {reason}") from error
+                raise RemoteError(f"{url}: cannot be queried: {reason}") from error
         raise AssertionError("the last attempt either returns or gives up")
 
     def _try(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:

@@ -71,7 +71,7 @@ def request_from_project(key: str, project: Project) -> AuditRequest:
     said = project.located()
     if (said.inputs.defended is None) == (said.inputs.endpoint is None):
         raise ProjectError(
-            f"{project.path}: {key}: expected inputs.defended or inputs.endpoint, one of them"
+            f"{project.path}: {key}: expected exactly one of inputs.defended and inputs.endpoint"
         )
     for name in ("original", "data"):
         if getattr(said.inputs, name) is None:
@@ -176,11 +176,11 @@ def defended_source(inputs: Inputs) -> str:
     """
     if inputs.endpoint is not None:
         if inputs.defended is not None:
-            raise ConfigError("give either a DEFENDED file or --endpoint, and only one of them")
+            raise ConfigError("expected either DEFENDED or --endpoint, got both")
         parse_endpoint(inputs.endpoint)
         return inputs.endpoint
     if inputs.defended is None:
-        raise ConfigError("give either a DEFENDED file or --endpoint")
+        raise ConfigError("expected DEFENDED or --endpoint, got neither")
     return inputs.defended
 
 
@@ -206,7 +206,7 @@ def model_settings(models: Models, clip: Clip | None = None) -> ModelSettings:
 def _clip_settings(clip: Clip, arch: str | None) -> ClipSettings | None:
     if clip.classnames is None:
         if clip != Clip():
-            raise ConfigError("templates, pretrained, clip_config: give classnames with them")
+            raise ConfigError("templates, pretrained, clip_config: these need classnames as well")
         return None
     if arch is not None and not arch.startswith("open_clip/"):
         raise ConfigError(f"classnames: only for a model of arch open_clip/NAME, got {arch}")
@@ -219,7 +219,7 @@ def _clip_settings(clip: Clip, arch: str | None) -> ClipSettings | None:
 
 
 def black_box_options(query: Query) -> BlackBoxOptions:
-    """Return what is said about a model that can only be asked."""
+    """Return what is said about a model that can only be queried."""
     return BlackBoxOptions(
         layout=query.layout,
         input_name=query.input_name,
@@ -286,7 +286,10 @@ def inversion_config(inversion: Inversion) -> InversionConfig:
     """Return how a trigger is looked for."""
     chosen = tuple(dict.fromkeys(m for m in inversion.method if m != "auto"))
     if chosen and "auto" in inversion.method:
-        raise ConfigError("--method: auto takes all methods; give it alone, or those you want")
+        raise ConfigError(
+            "--method: auto already runs the standard methods; pass it alone, or "
+            "list methods without it"
+        )
     if not chosen:
         return InversionConfig(n_passes=inversion.passes)
     return InversionConfig(methods=chosen, n_passes=inversion.passes)

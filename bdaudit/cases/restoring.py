@@ -36,7 +36,7 @@ def restore_settings(document: AuditRecord, path: Path) -> AuditSettings:
         )
     except ValidationError as error:
         raise RecordError(
-            f"{path}: its settings are not this version's; verify it with bdaudit "
+            f"{path}: its settings belong to another version; verify it with bdaudit "
             f"{document.environment.bdaudit}: {error.errors()[0]['msg']}"
         ) from error
 
@@ -60,7 +60,7 @@ def restore_sources(
         return replace(sources, trigger=InMemory(restore_trigger(document.kept_trigger)))
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
-            f"{path}: what it was made from is not said as this version says it "
+            f"{path}: its sources are not in the form that this version writes "
             f"({type(error).__name__}); verify it with bdaudit {document.environment.bdaudit}"
         ) from error
 
@@ -101,14 +101,14 @@ def _located(value: Any, folder: Path) -> Any:
 def _refuse_what_is_gone(document: AuditRecord, path: Path) -> None:
     said = document.sources
     if not said:
-        raise RecordError(f"{path}: does not say what it was made from")
+        raise RecordError(f"{path}: does not name its sources")
     gone = [name for name, value in said.items() if value == IN_MEMORY]
     if gone == ["trigger"] and document.kept_trigger is not None:
         return
     if gone:
         raise InputError(
-            f"{path}: {', '.join(gone)} was handed over in memory and cannot be opened again; "
-            "audit files to be able to verify"
+            f"{path}: {', '.join(gone)} was passed in memory and cannot be opened again; audit "
+            f"files to get a record that can be verified"
         )
 
 

@@ -178,14 +178,16 @@ class AuditSettings:
     def __post_init__(self) -> None:
         _check(self, Inputs, Attack, Query, Surrogates, Output)
         if self.mode is not None and len(set(self.mode)) != len(self.mode):
-            raise ConfigError(f"mode: the same kind twice in {self.mode}")
+            raise ConfigError(f"mode: the same mode twice in {self.mode}")
         if self.mode == ():
-            raise ConfigError("mode: expected one at least")
+            raise ConfigError("mode: expected at least one")
         if (
             not all(MODES[mode].objectives for mode in self.mode or ())
             and self.objective != "standard"
         ):
-            raise ConfigError("objective: only the white box knows another one than the standard")
+            raise ConfigError(
+                "objective: only mode white supports an objective other than standard"
+            )
         ladder = self.ladder
         if not ladder or any(not eps > 0.0 for eps in ladder):
             raise ConfigError(f"eps: expected one or more values above 0, got {ladder}")

@@ -45,7 +45,7 @@ ModelSource: TypeAlias = LoadedModel | nn.Module | str | Path
 
 
 DefendedSource: TypeAlias = ModelSource | BlackBox | Callable[[Tensor], Any]
-"""A model, or something that can only be asked: a black box, a function from images to scores or
+"""A model, or something that can only be queried: a black box, a function from images to scores or
 labels, the path of an ONNX file, `file.py:function`, or a served model's address."""
 
 
@@ -80,7 +80,7 @@ class Sources:
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
         classes: Class names in order of index, or a file with one a line.
         model_options: What the user says about all the checkpoints.
-        black_box: What the user says about a defended model that can only be asked.
+        black_box: What the user says about a defended model that can only be queried.
         feedback: What a query search is given.
         target_label: Replaces the target of the trigger's rule; an index, or a class name.
         allow_trigger_code: Whether a trigger file may name Python code to run.
@@ -137,7 +137,7 @@ class Sources:
     def named_models(self) -> list[tuple[Role, str, Source]]:
         """Give the models that are opened as files or modules their role and name.
 
-        The defended one comes first, unless it can only be asked.
+        The defended one comes first, unless it can only be queried.
         """
         named: list[tuple[Role, str, Source]] = []
         if self.defended is not None and not can_only_be_asked(self.defended):

@@ -25,7 +25,7 @@ class Subject:
     Attributes:
         role: Its part.
         name: How the record refers to it.
-        model: What can be looked into and differentiated; `None` when it can only be asked.
+        model: What can be looked into and differentiated; `None` when it can only be queried.
         black_box: What is asked in query mode. Of a loaded model it is the same model.
         stand_in: Whether it was made here, to stand for an innocent model.
     """
@@ -41,11 +41,12 @@ class Subject:
         """The model, for steps that need to look into it.
 
         Raises:
-            ConfigError: It can only be asked.
+            ConfigError: It can only be queried.
         """
         if self.model is None:
             raise ConfigError(
-                f"{self.name} can only be asked, and this step needs its weights: use --mode query"
+                f"{self.name} can only be queried, and this step needs its weights: use --mode "
+                f"query"
             )
         return self.model
 

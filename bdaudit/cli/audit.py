@@ -69,7 +69,7 @@ def audit(
 ) -> None:
     """Audit a defended model: is the original's backdoor gone, or only asleep?
 
-    Without arguments, what bdaudit.toml says (`bdaudit init` writes one).
+    Without arguments, it runs what bdaudit.toml describes (`bdaudit init` writes one).
 
     Exit code 0: removed; 1: active or dormant; 3: inconclusive; 4: an input cannot be used.
     """

@@ -58,8 +58,8 @@ def bench(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for the records, benchmark.json and benchmark.html; what it holds of the "
-            "same inputs and settings is kept.",
+            help="Folder for the records, benchmark.json and benchmark.html; results of the same "
+            "inputs and settings that it holds are kept.",
             show_default=False,
         ),
     ],
@@ -68,7 +68,7 @@ def bench(
         Only("data", "reference"),
         Reworded(
             data="Clean sample.",
-            reference="An innocent model of the same task, beside the family's own.",
+            reference="An innocent model for the same task, in addition to those of the family.",
         ),
         Default(data="the family's own"),
         InPanel(_WHAT),
@@ -76,22 +76,24 @@ def bench(
     variants: Annotated[
         str,
         typer.Option(
-            help=f"Ways to audit each model, the first the main one: {', '.join(MODES)}, "
-            "recovered (nobody knows the trigger), stand-ins (nobody has innocent models).",
+            help=f"Variants to audit each model with, the main one first: {', '.join(MODES)}, "
+            "recovered (the trigger is unknown), stand-ins (no innocent models are at hand).",
             rich_help_panel=_WHAT,
         ),
     ] = "white",
     every: Annotated[
         int,
         typer.Option(
-            help="Of the other ways, audit one model in so many.", min=1, rich_help_panel=_WHAT
+            help="With the other variants, audit only every Nth model.",
+            min=1,
+            rich_help_panel=_WHAT,
         ),
     ] = 1,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Only models of matching names ('badnets-*'); may be given again.",
+            help="Only models whose names match ('badnets-*'); may be repeated.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -102,8 +104,8 @@ def bench(
         bool,
         typer.Option(
             "--calibrate",
-            help="Choose the policy's limits on half of the originals' models, report on the "
-            "other half, and write policy.toml.",
+            help="Choose the policy's limits on the models of half of the originals, report on "
+            "the others, and write policy.toml.",
         ),
     ] = False,
     limits: Annotated[Limits, InPanel(None)],

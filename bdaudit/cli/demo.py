@@ -45,7 +45,9 @@ def demo(
     *,
     export: Annotated[
         Path | None,
-        typer.Option(help="Only write the demonstration's files to this new folder, to try on."),
+        typer.Option(
+            help="Only write the demonstration's files to this new folder, to experiment with."
+        ),
     ] = None,
     compute: Annotated[Compute, Only("device", "seed")],
     output: Annotated[Output, Without("pictures")],
@@ -80,7 +82,7 @@ def demo(
         report_sinks.write(record, variant=name)
     verdicts = {name: r.verdict.outcome for name, r in records.items() if r.verdict is not None}
     if verdicts != {name: name for name in DEMO_MODELS}:
-        tell(f"bdaudit: the demonstration came out otherwise: {verdicts}")
+        tell(f"bdaudit: the demonstration gave unexpected verdicts: {verdicts}")
         raise typer.Exit(EXIT_INTERNAL)
 
 

@@ -116,7 +116,7 @@ OUTCOMES: dict[type[BaseException], Outcome] = {
     OutputError: Outcome(EXIT_OUTPUT, "cannot be written: {}"),
     ConfigError: Outcome(EXIT_USAGE, "usage: {}"),
     InputError: Outcome(EXIT_INPUT, "unusable input: {}"),
-    RemoteError: Outcome(EXIT_INPUT, "cannot be asked: {}"),
+    RemoteError: Outcome(EXIT_INPUT, "cannot be queried: {}"),
     BdauditError: Outcome(EXIT_INTERNAL, "failed: {}"),
     KeyboardInterrupt: Outcome(EXIT_INTERRUPTED, "interrupted; no result was written"),
     MemoryError: Outcome(EXIT_INTERNAL, "out of memory: try a smaller --batch-size or --craft"),
@@ -162,7 +162,7 @@ def _check_numbers(options: Mapping[str, object]) -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise ConfigError(f"{_option(name)}: expected a finite number, got {number}")
             if isinstance(number, int) and abs(number) >= 1 << 63:
-                raise ConfigError(f"{_option(name)}: expected a number of 64 bits")
+                raise ConfigError(f"{_option(name)}: expected a number that fits in 64 bits")
 
 
 def _option(name: str) -> str:

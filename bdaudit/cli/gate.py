@@ -34,7 +34,7 @@ def gate(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="The files being released: all of the audited candidate's.", show_default=False
+            help="The files to be released: all files of the audited candidate.", show_default=False
         ),
     ] = None,
     policy: Annotated[
@@ -71,7 +71,7 @@ def gate(
     if key is not None:
         check_signature(record, public_key=key, signature=signature)
     elif signature is not None:
-        raise ConfigError("--signature: name the public key that it is checked by with --key")
+        raise ConfigError("--signature: pass the public key that checks it with --key")
     made = judge_release(record, policy=policy, files=files or ())
     sink.write(to_json(made))
     if not sink.to_stdout:

@@ -26,10 +26,10 @@ def register(app: typer.Typer) -> None:
 @reporting_errors
 def init(
     folder: Annotated[
-        Path, typer.Argument(help="Folder to look through and to write to.")
+        Path, typer.Argument(help="Folder to search, and to write the file to.")
     ] = Path(),
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the bdaudit.toml that is there.")
+        bool, typer.Option("--force", help="Overwrite an existing bdaudit.toml.")
     ] = False,
     schema: Annotated[
         bool,
@@ -49,7 +49,7 @@ def init(
     present = find_project(folder)
     if present is not None and (present != target or not force):
         remedy = "--force replaces it" if present == target else "edit that"
-        raise InputError(f"{present}: is there already; {remedy}")
+        raise InputError(f"{present}: already exists; {remedy}")
     check_writable(target)
 
     from bdaudit.auditing.drafting import draft_project
@@ -63,9 +63,9 @@ def init(
     for question in draft.open_questions:
         say(f"  not found {question}")
     if draft.open_questions:
-        say(f"fill in what is missing, look over the rest, then run: {_next(folder)}")
+        say(f"fill in what is missing, review the rest, then run: {_next(folder)}")
     else:
-        say(f"look it over, then run: {_next(folder)}")
+        say(f"review it, then run: {_next(folder)}")
 
 
 def _next(folder: Path) -> str:

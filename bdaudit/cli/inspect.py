@@ -39,7 +39,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="KEY",
-            help="Which weights to describe of a file with several sets.",
+            help="Which weights to describe if the file holds several sets.",
             show_default=False,
         ),
     ] = None,

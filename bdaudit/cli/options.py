@@ -22,14 +22,17 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on where a killed run stopped.",
-        rich_help_panel="Asking (query mode)",
+        help="Continue an interrupted run.",
+        rich_help_panel="Query mode",
     ),
 ]
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", help="No progress and no report, one line only.", rich_help_panel="Output"
+        "--quiet",
+        "-q",
+        help="Print one line in place of progress and report.",
+        rich_help_panel="Output",
     ),
 ]
 Debug = Annotated[
@@ -95,6 +98,9 @@ def open_store(
         state = f"{json}.state"
     if state is None:
         if resume:
-            raise ConfigError("--resume: name the result with --json FILE, or a folder by --state")
+            raise ConfigError(
+                "--resume: pass --json FILE or --state FOLDER, which tell where "
+                "the earlier run was kept"
+            )
         return None
     return FolderStore(Path(state), resume=resume)

@@ -52,8 +52,8 @@ def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
     except (RemoteError, KeyboardInterrupt):
         if store is not None and store.folder.is_dir():
             tell(
-                f"bdaudit: what was measured and answered is kept in {store.folder}; the same "
-                "command with --resume goes on from there"
+                f"bdaudit: results so far are kept in {store.folder}; run the same command with "
+                f"--resume to continue"
             )
         raise
 
@@ -118,8 +118,8 @@ def keeping_parts(folder: Path) -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             tell(
-                f"bdaudit: interrupted; what is finished is kept in {folder}, and the same command "
-                "goes on from there"
+                f"bdaudit: interrupted; finished work is kept in {folder}; run the same command "
+                f"again to continue"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -176,7 +176,9 @@ class ReportSinks:
                 raise ConfigError(f"--report: expected FORMAT=FILE, got {destination!r}")
             find_format(name)
             if file in taken:
-                raise ConfigError(f"--report: {destination}: {file} is written to already")
+                raise ConfigError(
+                    f"--report: {destination}: {file} is already used by another output"
+                )
             taken.add(file)
             if file != "-":
                 check_writable(Path(file))

@@ -51,7 +51,7 @@ def reactivate(
         Required("data", "trigger"),
         Reworded(
             trigger="Trigger file (TOML).",
-            original="Attack this model too, to compare; surrogates are made from it.",
+            original="Also attack this model, for comparison; surrogates are made from it.",
         ),
     ],
     models: Models,
@@ -79,7 +79,7 @@ def reactivate(
     trust_config: TrustConfig = False,
     debug: options.Debug = False,
 ) -> None:
-    """Search a tiny universal perturbation that wakes the trigger.
+    """Search for a tiny universal perturbation that wakes the backdoor.
 
     The attack without the trigger and random noise are shown beside it: a high rate alone does
     not show a sleeping backdoor. For a verdict use `bdaudit audit`.

@@ -26,7 +26,7 @@ _HEAD = """\
 
 Every command with all its options. This page is written from the same declarations as `--help`,
 the [project file](project-file.md) and its JSON schema. Where "several" stands, an option may be
-given again. The options of `audit`, `score`, `reactivate`, `relearn`, `invert` and `defend` are keys
+repeated. The options of `audit`, `score`, `reactivate`, `relearn`, `invert` and `defend` are keys
 of the project file by the same names.
 """
 

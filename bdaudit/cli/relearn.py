@@ -52,9 +52,9 @@ def relearn(
     trust_config: TrustConfig = False,
     debug: options.Debug = False,
 ) -> None:
-    """Teach a model its trigger by a few images, innocent models alike, and compare.
+    """Train a model and innocent models on a few triggered images, and compare.
 
-    A sleeping backdoor comes back within a few steps. This is evidence beside a verdict, not a
+    A dormant backdoor returns within a few steps. This is evidence beside a verdict, not a
     verdict: the exit code is 0 whatever comes out.
     """
     project = use_project(ctx, trusted=trust_config, quiet=quiet)

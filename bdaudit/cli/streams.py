@@ -85,7 +85,7 @@ class _Direct:
             if self._name == "stderr":
                 return
             if isinstance(error, BrokenPipeError):
-                raise ClosedOutputError(f"{self._name}: its reader went away") from error
+                raise ClosedOutputError(f"{self._name}: its reader closed it") from error
             raise OutputError(f"{self._name}: {error.strerror or error}") from error
 
     def __getattr__(self, name: str) -> Any:

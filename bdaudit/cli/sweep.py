@@ -43,8 +43,8 @@ def sweep(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for the records and sweep.json; what it holds of the same inputs and "
-            "settings is kept.",
+            help="Folder for the records and sweep.json; results of the same inputs and settings "
+            "that it holds are kept.",
             show_default=False,
         ),
     ],
@@ -62,9 +62,9 @@ def sweep(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Run many audits side by side; attacks on the same original are made once.
+    """Run many audits in parallel; attacks on a shared original are run once.
 
-    The same command goes on after an interrupt: finished audits are kept.
+    Run the same command again after an interruption: finished audits are kept.
 
     Exit code of the worst: 1 active or dormant, 70 one failed, 4 one had unusable inputs,
     3 inconclusive, 0 all removed.

@@ -35,7 +35,7 @@ def preview(
     images: Annotated[int, typer.Option(help="Images to show.", min=1)] = 6,
     image_shape: Annotated[
         str | None,
-        typer.Option(help="Bring the images to C,H,W first, where they differ in size."),
+        typer.Option(help="Resize the images to C,H,W first if they differ in size."),
     ] = None,
     debug: options.Debug = False,
 ) -> None:

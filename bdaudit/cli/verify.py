@@ -36,10 +36,10 @@ def verify(
         Path, typer.Argument(help="Record of an audit (--json).", show_default=False)
     ],
     seed: Annotated[
-        int, typer.Option(help="Draws the eps and the control that are run again.", min=0)
+        int, typer.Option(help="Seed that selects the eps and the control to repeat.", min=0)
     ] = 0,
     folder: Annotated[
-        Path, typer.Option(help="What the record's relative paths are relative to.")
+        Path, typer.Option(help="Folder that relative paths in the record refer to.")
     ] = Path(),
     digests_only: Annotated[
         bool, typer.Option("--digests-only", help="Only hash the inputs; run nothing.")
@@ -51,9 +51,7 @@ def verify(
             help="Run Python files that the record names, and use the token's variable it names.",
         ),
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="Where to compute \\[default: as recorded].")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device \\[default: as recorded].")] = None,
     key: Key = None,
     signature: Signature = None,
     output: Annotated[Output, Only("json")],
@@ -72,7 +70,7 @@ def verify(
     if key is not None:
         check_signature(record, public_key=key, signature=signature)
     elif signature is not None:
-        raise ConfigError("--signature: name the public key that it is checked by with --key")
+        raise ConfigError("--signature: pass the public key that checks it with --key")
     with showing_progress(quiet) as listener:
         made = run_verify(
             record,
@@ -92,7 +90,7 @@ def verify(
 
 def _in_words(made: VerificationRecord, *, brief: bool) -> list[str]:
     word = "AGREES" if made.agrees else "DISAGREES"
-    gist = f"{word}: {made.files_checked} file(s) have the recorded digest"
+    gist = f"{word}: {made.files_checked} files have their recorded digests"
     if made.numbers:
         gist += (
             f", {sum(check.agrees for check in made.numbers)} of {len(made.numbers)} rates lie "

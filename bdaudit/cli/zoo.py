@@ -49,7 +49,9 @@ def build(
     manifest: Annotated[
         Path, typer.Argument(help="Family file (TOML).", show_default=False, metavar="FAMILY.toml")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the family; what is there already is kept.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the family; models that exist already are kept.")
+    ],
     data: Annotated[
         str | None,
         typer.Option(help="Data set, in place of the family file's data.path.", show_default=False),
@@ -57,14 +59,18 @@ def build(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only members whose names match, and what they are made from: 'badnets-*'; may be "
-            "given again.",
+            help="Only members whose names match, and what they are made from: 'badnets-*'; may "
+            "be repeated.",
             metavar="PATTERN",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be made, and what it takes.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="List what would be built and how long it would take, without building it.",
+        ),
     ] = False,
     engine: Engine,
     compute: Annotated[Compute, Only("device")],
@@ -130,7 +136,7 @@ def _announce(build: Build) -> None:
     for name, changes in build.stale.items():
         tell(f"stale: {name}: {'; '.join(changes[:3])}")
     for name in build.strangers:
-        tell(f"left alone: models/{name} is not in the family file (any more)")
+        tell(f"left alone: models/{name} is not, or no longer, in the family file")
 
 
 def _show_costs(build: Build, workers: int) -> None:
@@ -156,7 +162,10 @@ def _show_costs(build: Build, workers: int) -> None:
         + ", and relearning"
     )
     if any(not estimate.measured for estimate in estimates):
-        say("* reckoned from passes of a fresh network; some defences take several times as long")
+        say(
+            "* estimated from passes of an untrained network; some defences take several times "
+            "as long"
+        )
 
 
 # -- while it is built -----------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def array_file_catalogue(path: Path, *, split: str) -> Catalogue:
         images, labels = arrays.read(images_key), arrays.read(labels_key)
     parts = {f"{key}_{part}" for key in (*IMAGE_KEYS, *LABEL_KEYS) for part in ("train", "test")}
     others = sorted(set(arrays.names) - {images_key, labels_key} - parts)
-    notes = (f"passed over arrays that are neither images nor labels: {shown(others)}",)
+    notes = (f"skipped arrays that are neither images nor labels: {shown(others)}",)
     return arrays_catalogue(images, labels, source=str(path), notes=notes if others else ())
 
 

@@ -30,7 +30,7 @@ _MOST_NAMES = 1_000_000
 
 @reads(DataError)
 def read_class_names(path: Path, *, within: Path | None = None) -> tuple[str, ...]:
-    """Read class names, one a line in order of index; blank lines at the end are dropped.
+    """Read class names, one per line in order of index; blank lines at the end are dropped.
 
     Args:
         path: The file.
@@ -40,11 +40,13 @@ def read_class_names(path: Path, *, within: Path | None = None) -> tuple[str, ..
         DataError: The file cannot be read, is empty, names a class twice or not at all, two names
             look the same, or one holds a character that nobody sees.
     """
-    text = read_text(path, what="class names, one a line", error=DataError, within=within)
+    text = read_text(path, what="class names, one per line", error=DataError, within=within)
     # Only line ends part names: splitlines would also part them at what nobody sees.
     names = tuple(line.strip(" \t") for line in text.rstrip(" \t\n").split("\n"))
     if not names or "" in names or len(set(names)) != len(names):
-        raise DataError(f"{path}: expected one different class name a line, in order of index")
+        raise DataError(
+            f"{path}: expected one class name per line, all different, in order of index"
+        )
     if len(names) > _MOST_NAMES:
         raise DataError(f"{path}: {len(names):,} class names, more than any model has classes")
     check_class_names(names, str(path))
@@ -63,8 +65,8 @@ def check_class_names(names: Sequence[str], where: str) -> None:
             if is_invisible(character):
                 raise DataError(
                     f"{where}: class name {place}, {_short(name)!r}, holds "
-                    f"{character_in_words(character)}, which looks like nothing or like a space; "
-                    "write the name anew"
+                    f"{character_in_words(character)}, which is invisible or looks like a space; "
+                    "retype the name"
                 )
         form = visible_form(name)
         if form in seen:
@@ -105,7 +107,7 @@ def agree_on_classes(
             raise DataError(
                 f"class {place} is {_short(given[place])!r} by {given_by}, and "
                 f"{_short(own[place])!r} by {own_by}, which has {_short(name)!r} as class "
-                f"{places[name]}; the two lists must have one order"
+                f"{places[name]}; the two lists must have the same order"
             )
     different = [place for place, name in enumerate(first) if name != second[place]]
     return (

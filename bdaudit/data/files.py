@@ -21,7 +21,7 @@ class ImageFiles:
     Attributes:
         images: All image files below it, by extension, sorted by relative path.
         folders: Names of the folders directly in it, sorted, those without images too.
-        notes: What was passed over.
+        notes: What was skipped.
     """
 
     images: tuple[Path, ...]
@@ -43,7 +43,7 @@ def is_inside(path: Path, folder: Path) -> bool:
 def list_images(folder: Path, *, root: Path | None = None) -> ImageFiles:
     """Find all image files below `folder`.
 
-    Hidden files and folders and files of other kinds are passed over.
+    Hidden files and folders and files of other kinds are skipped.
 
     Args:
         folder: Where.
@@ -87,7 +87,7 @@ def _passed_over(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
         return ()
     named = ", ".join(path.relative_to(folder).as_posix() for path in paths[:_N_SHOWN])
     more = ", ..." if len(paths) > _N_SHOWN else ""
-    return (f"passed over {len(paths)} files that are no images by their names ({named}{more})",)
+    return (f"skipped {len(paths)} files that are not images by their names ({named}{more})",)
 
 
 def unlisted(folder: Path, listed: Sequence[Path], by: str) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def unlisted(folder: Path, listed: Sequence[Path], by: str) -> tuple[str, ...]:
     images = [path for path in left if path.suffix.lower() in EXTENSIONS]
     if not images:
         return ()
-    return (f"passed over {len(images)} images that {by} does not list (first: {images[0].name})",)
+    return (f"skipped {len(images)} images that {by} does not list (first: {images[0].name})",)
 
 
 def stem_name(path: Path, folder: Path) -> str:

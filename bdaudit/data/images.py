@@ -193,7 +193,7 @@ def _convert_channels(images: Tensor, channels: int) -> Tensor:
         luma = torch.tensor(_LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
         return (images * luma).sum(dim=1, keepdim=True).clamp(0, 1)
     raise DataError(
-        f"expected images of {channels} channel(s), got {given}; only grey and RGB are converted"
+        f"expected images with {channels} channels, got {given}; only grey and RGB are converted"
     )
 
 

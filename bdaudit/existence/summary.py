@@ -121,7 +121,7 @@ def half_sample_interval(
 
     Args:
         value: The estimate on the whole sample, a scalar.
-        half_values: (B,) on the halves; values that are not finite are passed over.
+        half_values: (B,) on the halves; values that are not finite are skipped.
         confidence: Coverage, in (0, 1).
 
     Returns:

@@ -238,7 +238,7 @@ def _transfer(address: Address, slot: _Slot, source: Source) -> Steps[None]:
             time.sleep(FIRST_WAIT_S * 2 ** (fruitless - 1))
     raise FetchError(
         f"{address.public}: cannot be fetched: {trouble}; what has arrived is kept, and the next "
-        "run goes on from there"
+        "run continues from there"
     )
 
 
@@ -270,7 +270,7 @@ def _store(address: Address, slot: _Slot, stream: Stream, give_up_at: float) -> 
                 if done - then < SLOWEST_BYTES_PER_S * waited:
                     raise FetchError(
                         f"{address.public}: {done - then} bytes came in {waited:.0f} s, which is "
-                        "too slow; what has arrived is kept, and the next run goes on from there"
+                        "too slow; what has arrived is kept, and the next run continues from there"
                     )
                 looked_at, then = time.monotonic(), done
             if done > limit:

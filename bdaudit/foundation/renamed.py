@@ -73,7 +73,7 @@ def _reader(
 
 def _warn(title: str, old: str, new: str) -> None:
     warnings.warn(
-        f"{title}: {old} is now called {new}, and will go in the next release",
+        f"{title}: {old} is now called {new}, and the old name will be removed in the next release",
         DeprecationWarning,
         stacklevel=3,
     )

@@ -281,7 +281,7 @@ def _unseen_in_words(text: str, failure: str) -> str:
         return ""
     for character in lines[int(found[1]) - 1]:
         if character != "\t" and (is_invisible(character) or character in _TYPOGRAPHIC):
-            return f"; that line holds {character_in_words(character)}, write it anew"
+            return f"; that line holds {character_in_words(character)}, retype it"
     return ""
 
 

@@ -106,8 +106,8 @@ def score_arms(sizes: Tensor, *, n_tests: int, least_spread: float = LEAST_SPREA
     if not spreads:
         return Anomalies(
             gains, None, None, None, None,
-            f"{n_innocent} innocent model(s) and {n} class(es) do not show how much is chance: "
-            "two innocent models are needed, or five classes",
+            "two innocent models or five classes are needed to estimate what is chance, got "
+            f"{n_innocent} innocent and {n} classes",
         )  # fmt: skip
     spread = max([least_spread, *spreads])
     scores = gains / spread

@@ -55,8 +55,8 @@ def examine_answers(
 ) -> Examined:
     """Ask every model about a few craft images, and hold the answers against one another.
 
-    Of a model that can only be asked it costs nine queries an image, 8 images where it gives scores
-    and 16 where it gives labels; half of them carry the trigger, where there is one.
+    For a model that can only be queried it costs nine queries per image, on 8 images where it
+    gives scores and on 16 where it gives labels. Half of them carry the trigger, if there is one.
 
     Args:
         subjects: The models.
@@ -64,7 +64,7 @@ def examine_answers(
         poisoned: Their triggered versions, where a trigger is known.
 
     Raises:
-        ModelError: A model that can only be asked gave no usable answer.
+        ModelError: A model that can only be queried gave no usable answer.
         RemoteError: A served model could not be asked.
     """
     diagnostics: list[Diagnostic] = []

@@ -17,7 +17,7 @@ __all__ = ["ask", "keep_answers"]
 
 
 def keep_answers(subjects: Iterable[Subject], store: RunStore) -> None:
-    """Have everything that is answered by models that can only be asked kept in `store`."""
+    """Have everything that is answered by models that can only be queried kept in `store`."""
     for subject in subjects:
         if subject.model is None:
             subject.black_box.journal = store.journal("audit")
@@ -28,7 +28,7 @@ def ask(
 ) -> Tensor:
     """Return the top labels (N,) of `images`, perturbed by `delta` where one is given.
 
-    A loaded model is run as it is; one that can only be asked is asked, and counts it. With a
+    A loaded model is run as it is; one that can only be queried is asked, and counts it. With a
     delta, which is the scoring of an attack, a loaded model computes in the precision of
     `compute`, otherwise in float32.
     """

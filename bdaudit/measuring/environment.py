@@ -38,7 +38,7 @@ def resolve_device(device: str) -> torch.device:
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device: {device} asked for, {torch.cuda.device_count()} CUDA device(s) found; "
+            f"device: {device} asked for, {torch.cuda.device_count()} CUDA devices found; "
             "use --device auto or cpu"
         )
     return chosen

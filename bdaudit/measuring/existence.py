@@ -29,8 +29,7 @@ def existence_steps(
     references = [s.white for s in inputs.with_role("reference")]
     if not references:
         return (), (
-            "not measured: it needs an innocent model, and there is none that serves; pass "
-            "--reference"
+            "not measured: it needs an innocent model, and none is usable; pass --reference"
         )
     if defended.model is not None:
         networks = [original.white.classifier, *(r.classifier for r in references)]
@@ -52,7 +51,7 @@ def existence_steps(
         defended.black_box.notes.append(layers.note)
         network = layers.network
     else:
-        return (), "not measured: the defended model can only be asked"
+        return (), "not measured: the defended model can only be queried"
     records = yield from existence_coefficient(
         networks[0],
         network,

@@ -103,7 +103,7 @@ def left_out_diagnostic(name: str, reason: str, *, stand_in: bool) -> Diagnostic
         code="stand_in_left_out" if stand_in else "reference_left_out",
         severity="warning",
         subject=name,
-        message=f"{reason}; so it does not stand for an innocent model and is left out; {advice}",
+        message=f"{reason}; so it is not used as an innocent model; {advice}",
     )
 
 

@@ -87,7 +87,7 @@ def recover_steps(
         What was found, and the recovered triggers, one a candidate.
 
     Raises:
-        ConfigError: The target is no class of the model, or the original can only be asked.
+        ConfigError: The target is no class of the model, or the original can only be queried.
         DataError: Too few images.
         NumericsError: A gradient was not finite.
     """
@@ -295,9 +295,9 @@ def _nothing_noticeable(
         return None
     times = f"{2**least:.0f}" if least < _MOST_DOUBLINGS else "over 1,000"
     return (
-        f"No telling: by these {len(references)} {_named(references)} a class would have to be "
-        f"{times} times easier than on them to be told from chance ({method}). Pass more "
-        "--reference."
+        f"Undecided: with these {len(references)} {_named(references)} a class would have to be "
+        f"{times} times easier to reach than on them to stand out from chance ({method}). Pass "
+        f"more models with --reference."
     )
 
 
@@ -339,7 +339,7 @@ def _decide(
     what = f"{_name(best)} ({best.method})"
     reasons = [i.anomalies.reason for i, _ in found if i.anomalies.reason is not None]
     if len(reasons) == len(found):
-        return "unsure", f"No telling: {reasons[0]}. The first candidate is {what}."
+        return "unsure", f"Undecided: {reasons[0]}. The most suspicious candidate is {what}."
     unusual = [c for c in candidates if c.p_value is not None and c.p_value <= config.unsure_p]
     if not references:
         stands_out = f"{what} stands out among the classes" if unusual else "no class stands out"

@@ -34,7 +34,7 @@ def measure_relearning(
         config: Settings; `batch_size` and precision are those of `compute`.
 
     Raises:
-        ConfigError: The defended model can only be asked.
+        ConfigError: The defended model can only be queried.
         ModelError: There is no innocent model.
         NumericsError: Training gave no finite answers.
     """
@@ -46,7 +46,7 @@ def measure_relearning(
     references = [s for s in inputs.with_role("reference") if s.model is not None]
     if not references:
         raise ModelError(
-            "relearning: expected an innocent model to hold it against, got none; pass --reference"
+            "relearning: expected an innocent model to compare with, got none; pass --reference"
         )
     innocents: dict[str, Relearned] = {}
     for done, subject in enumerate(references):

@@ -91,7 +91,7 @@ def make_models(
                 code="no_stand_ins",
                 severity="warning",
                 subject="stand-ins",
-                message=f"no innocent model could be made to stand in: {error}; pass --reference",
+                message=f"no stand-in could be made: {error}; pass --reference",
             )
         )
     return MadeStandIns(models)
@@ -107,7 +107,7 @@ def stand_in_steps(
 ) -> Steps[tuple[Inputs, Diagnostic | None]]:
     """Make stand-ins and put them among the references.
 
-    The defended model teaches them. Where it can only be asked the original does, which costs no
+    The defended model teaches them. Where it can only be queried the original does, which costs no
     query: neither sees anything but clean craft images.
 
     Returns:
@@ -200,7 +200,7 @@ def examine_new(inputs: Inputs, known: Sequence[Baseline] = ()) -> Examined:
     """Examine the answers of the models that were not scored yet.
 
     Raises:
-        ModelError: A model that can only be asked gave no usable answer.
+        ModelError: A model that can only be queried gave no usable answer.
         RemoteError: A served model could not be asked.
     """
     before = {baseline.model for baseline in known}

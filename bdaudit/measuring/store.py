@@ -92,13 +92,15 @@ class FolderStore(MemoryStore):
         self.resume = resume
         marker = folder / self._INPUTS
         if resume and not is_file(marker):
-            raise InputError(f"{folder}: nothing to resume there; start without --resume")
+            raise InputError(f"{folder}: nothing to resume there; run without --resume")
         if not is_folder(folder):
             # Nothing, which is made when it is needed, or something that is in the way.
             if os.path.lexists(folder):
                 raise InputError(f"{folder}: expected a folder for the state, got something else")
         elif not is_file(marker) and any(folder.iterdir()):
-            raise InputError(f"{folder}: holds something else; name another folder for the state")
+            raise InputError(
+                f"{folder}: contains something else; choose another folder for the state"
+            )
 
     def describe(self, inputs: Mapping[str, str]) -> None:
         """Write down what the runs are made from, or compare it with what was written.
@@ -132,9 +134,7 @@ class FolderStore(MemoryStore):
                 load(read_bytes(delta, limit=TENSOR_BYTES, what="a perturbation"))["delta"],
             )
         except (ValidationError, SafetensorError, KeyError, ValueError) as error:
-            raise RecordError(
-                f"{record}: damaged; delete it to have that run made again"
-            ) from error
+            raise RecordError(f"{record}: damaged; delete it to repeat that run") from error
 
     def keep(self, key: str, run: ScoredRun) -> None:
         """Write a finished run; its record comes last, so half of one is never found."""

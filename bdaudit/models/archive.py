@@ -80,7 +80,7 @@ def check_torch_archive(path: Path, content: bytes) -> None:
         raise ModelError(
             f"{path}: expected a checkpoint as torch.save writes it, got an archive {error}; "
             "readers can differ in what they take from such a file, or it is damaged. Copy it "
-            "again, or load it where you trust it and re-save it with torch.save or as .safetensors"
+            "again, or load it if you trust it and re-save it with torch.save or as .safetensors"
         ) from error
 
 
@@ -183,7 +183,7 @@ def _refuse_other_kinds(path: Path, entries: list[_Entry]) -> None:
     if "archive_format" in inner or any("exported_program" in name for name in inner):
         raise ModelError(
             f"{path}: expected a state_dict, got a torch.export archive (.pt2); loading one can "
-            "run code, so it was not loaded. Where you trust it, re-save its weights: "
+            "run code, so it was not loaded. If you trust it, re-save its weights: "
             "torch.save(torch.export.load(...).state_dict, 'weights.pt')"
         )
     if "data.pkl" in inner:

@@ -319,7 +319,7 @@ def _read_shards(path: Path, content: bytes) -> tuple[dict[str, Tensor], list[Re
             odd = sorted(found.keys() ^ expected)
             raise ModelError(
                 f"{shard}: expected the {len(expected)} tensors that {path.name} says it holds, "
-                f"got {len(found)}; they differ in {quote_names(odd)}. Download all files anew"
+                f"got {len(found)}; they differ in {quote_names(odd)}. Download all files again"
             )
         tensors.update(found)
     return tensors, read

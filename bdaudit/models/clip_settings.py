@@ -74,7 +74,7 @@ def _read_lines(path: Path, what: str) -> tuple[str, ...]:
     text = read_text(path, what=f"{what}, one a line", error=ModelError)
     lines = text.rstrip(_BLANK).split("\n")
     if lines == [""]:
-        raise ModelError(f"{path}: expected {what}, one a line, got an empty file")
+        raise ModelError(f"{path}: expected {what}, one per line, got an empty file")
     return tuple(line.strip(_BLANK) for line in lines)
 
 
@@ -83,8 +83,8 @@ def _demand_visible(line: str, number: int, source: str) -> None:
     for character in line:
         if is_invisible(character):
             raise ModelError(
-                f"{source}: line {number} holds {character_in_words(character)}, which looks like "
-                "nothing or like a space; write the line anew"
+                f"{source}: line {number} holds {character_in_words(character)}, which is "
+                f"invisible or looks like a space; retype the line"
             )
 
 

@@ -136,8 +136,8 @@ def _fill_clip(
     assert arch is not None
     if prompting is None:
         raise ModelError(
-            f"{checkpoint.path}: {arch} is a classifier by its class names; give them, one a line "
-            "in order of index (--classnames FILE)"
+            f"{checkpoint.path}: {arch} is a classifier by its class names; give them, one per "
+            f"line, in order of index (--classnames FILE)"
         )
     plan = plan_clip(arch, prompting)
     mean, std = preprocessing_of(plan, prompting, notes)

@@ -151,7 +151,7 @@ def read_pickle(path: Path, content: bytes) -> Any:
     if not content.startswith(ZIP_MAGIC) and stream.tell() != len(content):
         raise ModelError(
             f"{path}: expected one checkpoint, got one with {len(content) - stream.tell()} bytes "
-            "after its end, which may be another; load it where you trust it and re-save the one "
+            "after its end, which may be another; load it if you trust it and re-save the one "
             "that is meant"
         )
     return tree

@@ -88,7 +88,7 @@ class ModelSettings:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and (not values or not all(map(math.isfinite, values))):
-                raise ConfigError(f"{name}: expected finite numbers, one a channel, got {values}")
+                raise ConfigError(f"{name}: expected finite numbers, one per channel, got {values}")
         if self.std is not None and min(self.std) <= 0:
             raise ConfigError(f"std: expected numbers above 0, got {self.std}")
         if self.mean and self.std and len(self.mean) != len(self.std):

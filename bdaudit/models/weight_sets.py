@@ -67,7 +67,7 @@ class Chosen:
         key: Its key.
         was_named: Whether it was taken because somebody named it.
         others: Keys of the file's other sets, whose weights differ.
-        notes: What was passed over, in words.
+        notes: What was skipped, in words.
     """
 
     tensors: dict[str, Tensor]
@@ -78,10 +78,10 @@ class Chosen:
 
 
 def find_sets(path: Path, content: Any) -> tuple[list[WeightSet], list[str]]:
-    """Return every mapping with named tensors anywhere in `content`, and what was passed over.
+    """Return every mapping with named tensors anywhere in `content`, and what was skipped.
 
     Optimisers' states, whose tensors are shaped like weights, are told by their structure and
-    passed over.
+    skipped.
 
     Args:
         path: For messages.
@@ -140,7 +140,7 @@ def choose_set(
         wanted: The key that somebody named, which must be there. Also the first part that some of
             the names in the only set have in common ("student" of "student.conv1.weight").
         preferred: Likewise, but taken only where it is there, and then before `wanted`.
-        passed_over: What `find_sets` passed over.
+        passed_over: What `find_sets` skipped.
 
     Raises:
         ModelError: Several different sets could be the network and none was named, or the one
@@ -197,7 +197,7 @@ def _notes(
     if equal:
         yield f"the file holds the same weights again under {quote_names(equal)}"
     if different:
-        yield f"NOT looked at: other weights under {quote_names([s.key for s in different])}"
+        yield f"NOT examined: other weights under {quote_names([s.key for s in different])}"
     helpers = [
         name if s.key == TOP else f"{s.key}/{name}"
         for s in sets

@@ -68,7 +68,7 @@ def read_manifest(path: Path) -> list[tuple[str, Project]]:
         for name, one in _expand(_merged(defaults, entry), path.parent, where):
             if name in read:
                 raise ProjectError(
-                    f"{where}: a second audit is called {name!r}; give them a name each"
+                    f"{where}: a second audit is called {name!r}; give each its own name"
                 )
             if len(read) == _MOST_AUDITS:
                 raise ProjectError(f"{where}: expected at most {_MOST_AUDITS} audits in a sweep")

@@ -1,4 +1,4 @@
-"""A student of the model that can only be asked, and the perturbation made on it.
+"""A student of the model that can only be queried, and the perturbation made on it.
 
 The model under audit was made from the suspected original by some defence. So a surrogate, the
 original itself or the original put through a defence, is a few hundred answers away from it: fine-

@@ -1,4 +1,4 @@
-"""Antithetic probes: the gradient of a model that can only be asked.
+"""Antithetic probes: the gradient of a model that can only be queried.
 
 One probe is one craft image, shown twice: with delta + u and with delta - u, u a random direction
 of length about eps. The difference of the two losses times u is, in the mean over images and

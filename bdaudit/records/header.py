@@ -50,7 +50,7 @@ class ModelInfo(Record):
     Attributes:
         name: How the record refers to it ("defended", "reference 1").
         weights_sha256: Digest over names, types, shapes and bytes of all tensors; of an ONNX
-            model over its files; `None` of a model that can only be asked.
+            model over its files; `None` of a model that can only be queried.
         access: Whether it could be looked into, or only asked.
         stand_in: Whether it was made here, as an innocent model (docs/stand-ins.md).
         notes: What the loader did ("stripped 'module.'", "took logs of probabilities").

@@ -113,7 +113,8 @@ def check_signature(record: Path, *, public_key: Path, signature: Path | None = 
         config.verify(record, beside)
     except Exception as error:
         raise RecordError(
-            f"{record}: {beside} is no signature of it by {public_key}: it was changed since it "
+            f"{record}: {beside} is not a valid signature of it by {public_key}: it was changed "
+            f"since it "
             f"was signed, or signed by another key ({type(error).__name__})"
         ) from error
     return beside

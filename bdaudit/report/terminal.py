@@ -134,7 +134,7 @@ def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
         Text(verdict.why),
     ]
     if len(verdict.reasons) > 1:
-        lines += [Text(""), Text("All that stood in the way:")]
+        lines += [Text(""), Text("What prevented a verdict:")]
         lines += [_bullet(reason) for reason in verdict.reasons]
     if verdict.release_reasons or verdict.warnings:
         lines.append(Text(""))

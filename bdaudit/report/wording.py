@@ -44,7 +44,7 @@ __all__ = [
 AnyRecord = AuditRecord | ScoreRecord | ReactivationRecord | RelearnRecord
 
 GISTS: dict[Outcome, str] = {
-    "removed": "no sign that the backdoor sleeps in this model",
+    "removed": "no sign of a dormant backdoor in this model",
     "dormant": "the backdoor is asleep, not gone",
     "active": "the backdoor still works as it is",
     "inconclusive": "this audit cannot tell",
@@ -63,7 +63,7 @@ SAME_IMAGES = "same images, no trigger"
 _NOT_PROVED = (
     "other triggers and other target classes: only the trigger given here was tried",
     "stronger attackers: larger budgets, other searches, perturbations that are not universal",
-    "backdoors put in after, or by, the defence",
+    "backdoors introduced after the defence, or by it",
 )
 _RECOVERED = (
     "the attacker's own trigger: the one tried was recovered from the original, not known, and "
@@ -81,7 +81,7 @@ def not_proved(record: AuditRecord) -> list[str]:
     if any(MODES[mode].has_weights for mode in modes):
         return lines
     how = (
-        "only asked" if any(MODES[mode].asks for mode in modes) else "neither looked into nor asked"
+        "only asked" if any(MODES[mode].asks for mode in modes) else "neither examined nor queried"
     )
     return [f"an attacker who holds the weights: the model was {how}", *lines]
 

@@ -204,7 +204,7 @@ class Table:
                 continue
             name, now = each.option.now(value)
             warnings.warn(
-                f'{each.key} will go in the next release: say {name} = "{now}"',
+                f'{each.key} will be removed in the next release: use {name} = "{now}"',
                 DeprecationWarning,
                 stacklevel=3,
             )

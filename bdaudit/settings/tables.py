@@ -44,7 +44,7 @@ __all__ = [
     "Surrogates",
 ]
 
-_ASKING = "Asking (query mode)"
+_ASKING = "Query mode"
 _COMPUTE = "Computation"
 _STAND_INS = "Stand-ins for innocent models"
 
@@ -74,13 +74,13 @@ class Inputs(Table, panel="Inputs"):
     )
     reference: tuple[str, ...] = option(
         (),
-        help="An innocent model of the same task; give three or more for a firm verdict. "
-        "Stand-ins are made for those that are missing.",
+        help="An innocent model for the same task; pass three or more for a firm verdict. "
+        "Stand-ins are made for missing ones.",
         examples=(["innocent-1.safetensors", "innocent-2.safetensors"],),
         marks=(LOCATION,),
     )
     stand_ins: int | None = option(
-        help="Innocent models to make from the clean images, 0 for none.",
+        help="Number of stand-ins to make from the clean images.",
         examples=(3,),
         ge=0,
         default_text="as many as are missing",
@@ -88,7 +88,7 @@ class Inputs(Table, panel="Inputs"):
     )
     stand_in_images: int = option(
         64_000,
-        help="Images each is trained on, every variant of a craft image counted.",
+        help="Images each stand-in is trained on, counting every variant of a craft image.",
         examples=(64_000,),
         ge=1,
         panel=_STAND_INS,
@@ -100,17 +100,17 @@ class Inputs(Table, panel="Inputs"):
         marks=(LOCATION,),
     )
     classes: str | None = option(
-        help="File with one class name a line, in order of index.",
+        help="File with one class name per line, in order of index.",
         examples=("classes.txt",),
         marks=(LOCATION, PATH),
     )
     trigger: str | None = option(
-        help="Trigger file (TOML). Without it one is looked for in the original first.",
+        help="Trigger file (TOML). Without one, a trigger is first searched for in the original.",
         examples=("trigger.toml",),
         marks=(LOCATION,),
     )
     target: int | str | None = option(
-        help="Target class, its index or name, in place of the trigger file's.",
+        help="Target class (index or name), overriding the trigger file.",
         examples=(0, "sandal"),
     )
     allow_trigger_code: bool = option(
@@ -134,8 +134,8 @@ class Limits(Table, panel="Inputs"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models(Table, panel="What the checkpoints do not say themselves"):
-    """What the checkpoints do not say themselves."""
+class Models(Table, panel="Model details that the checkpoints do not store"):
+    """Model details that the checkpoints do not store."""
 
     arch: str | None = option(
         help="torchvision/NAME, timm/NAME, open_clip/NAME, bdaudit/preactresnet18[_wN], or "
@@ -145,7 +145,7 @@ class Models(Table, panel="What the checkpoints do not say themselves"):
     )
     num_classes: int | None = option(help="Number of classes.", examples=(10,), ge=2)
     input_size: tuple[int, int] | None = option(
-        help="Size the network wants, HxW or one number; images are resized to it.",
+        help="Input size of the network, HxW or one number; images are resized to it.",
         examples=("224x224",),
         form=SIZE,
     )
@@ -155,7 +155,7 @@ class Models(Table, panel="What the checkpoints do not say themselves"):
         form=NUMBERS,
     )
     std: tuple[float, ...] | None = option(
-        help="Per-channel deviation, comma-separated.",
+        help="Per-channel standard deviation, comma-separated.",
         examples=([0.25, 0.24, 0.26],),
         form=NUMBERS,
     )
@@ -164,7 +164,7 @@ class Models(Table, panel="What the checkpoints do not say themselves"):
     )
     weights: tuple[str, ...] = option(
         (),
-        help="Which weights are meant of a file with several sets: KEY for every file that has it, "
+        help="Which weights to use of a file with several sets: KEY for every file that has it, "
         "original=KEY (or defended, reference, surrogate) for one role; may be repeated.",
         examples=(["state_dict_ema"], ["defended=model", "original=state_dict"]),
         metavar="KEY|ROLE=KEY",
@@ -172,16 +172,16 @@ class Models(Table, panel="What the checkpoints do not say themselves"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(Table, panel="A CLIP as a classifier (--arch open_clip/NAME)"):
+class Clip(Table, panel="CLIP as a classifier (--arch open_clip/NAME)"):
     """A CLIP as a classifier, where models.arch is open_clip/NAME."""
 
     classnames: str | None = option(
-        help="File with the name that prompts give each class, one a line in order of index.",
+        help="File with the class names for the prompts, one per line, in order of index.",
         examples=("classnames.txt",),
         marks=(LOCATION, PATH),
     )
     templates: str | None = option(
-        help="File with one prompt a line, {} for the name; their embeddings are averaged.",
+        help="File with one prompt per line, {} for the class name; their embeddings are averaged.",
         examples=("templates.txt",),
         default_text="'a photo of a {}.'",
         marks=(LOCATION, PATH),
@@ -193,7 +193,7 @@ class Clip(Table, panel="A CLIP as a classifier (--arch open_clip/NAME)"):
         examples=("openai",),
     )
     clip_config: str | None = option(
-        help="Folder with NAME.json, a config of open_clip.",
+        help="Folder with NAME.json, an open_clip config.",
         examples=("configs",),
         marks=(LOCATION, PATH),
     )
@@ -207,7 +207,7 @@ class Attack(Table, panel="Attack"):
         (),
         help="; ".join(f"{mode}: {words.help}" for mode, words in MODES.items()) + ".",
         examples=(["white"],),
-        default_text="white, or query where the model can only be asked",
+        default_text="white, or query if the model can only be queried",
     )
     eps: tuple[float, ...] | None = option(
         help="Radii to try, in pixel units on [0, 1] images: 0.01,0.02 or 2/255.",
@@ -226,15 +226,17 @@ class Attack(Table, panel="Attack"):
     )
     restarts: int = option(1, help="Independent starts.", examples=(1,), ge=1)
     objective: Literal["standard", "specific"] = option(
-        "standard", help="What the attack optimises.", examples=("standard",)
+        "standard", help="Objective of the attack.", examples=("standard",)
     )
     optimizer: Literal["default", "research"] = option(
-        "default", help="research: the paper's, for comparison.", in_file=False
+        "default",
+        help="Optimiser of the attack; research: the one of the paper, for comparison.",
+        in_file=False,
     )
     bec: bool = option(True, help="Measure the backdoor existence coefficient.", examples=(True,))
     relearn: bool = option(
         False,
-        help="Also measure how fast the trigger is relearned; shown beside the verdict.",
+        help="Also measure how fast the trigger is relearned; reported beside the verdict.",
         examples=(False,),
     )
 
@@ -245,28 +247,32 @@ class Query(Table, panel=_ASKING):
 
     max_queries: int = option(
         20_000,
-        help="Images one search may ask about, never exceeded.",
+        help="Query budget of one search, in images; never exceeded.",
         examples=(20_000,),
         ge=1,
     )
     feedback: Literal["scores", "labels"] = option(
         "scores",
-        help="What the search is given: scores, or the top labels alone.",
+        help="What the search sees of each answer: scores, or the top label only.",
         examples=("scores",),
     )
     schedule: Literal["default", "research"] = option(
-        "default", help="research: the paper's search, to compare.", examples=("default",)
+        "default",
+        help="Query search; research: the one of the paper, for comparison.",
+        examples=("default",),
     )
     cold: bool = option(
         False,
-        help="Start queries without surrogates.",
+        help="Start the query search without surrogates.",
         examples=(False,),
         flags="--cold/--warm",
     )
-    qps: float | None = option(help="Images a second at most.", examples=(50.0,), gt=0)
-    concurrency: int = option(1, help="Requests in flight.", examples=(1,), ge=1)
-    timeout: float = option(30.0, help="Seconds to wait for an answer.", examples=(30.0,), gt=0)
-    retries: int = option(5, help="Times a request is sent again.", examples=(5,), ge=0)
+    qps: float | None = option(help="Maximum number of images per second.", examples=(50.0,), gt=0)
+    concurrency: int = option(1, help="Number of requests in flight.", examples=(1,), ge=1)
+    timeout: float = option(30.0, help="Seconds to wait for a response.", examples=(30.0,), gt=0)
+    retries: int = option(
+        5, help="How many times a failed request is retried.", examples=(5,), ge=0
+    )
     token_env: str | None = option(
         help="Environment variable that holds a bearer token.",
         examples=("MODEL_TOKEN",),
@@ -278,21 +284,23 @@ class Query(Table, panel=_ASKING):
     binary: bool | None = option(
         help="Send tensors as raw bytes.",
         examples=(True,),
-        default_text="as the server offers",
+        default_text="if the server supports it",
     )
     layout: Literal["NCHW", "NHWC"] | None = option(
-        help="Of the model's input.", examples=("NCHW",)
+        help="Order of dimensions of the model's input.", examples=("NCHW",)
     )
-    input_name: str | None = option(help="Of a server's image input.", examples=("input",))
+    input_name: str | None = option(help="Name of the server's image input.", examples=("input",))
     output_name: str | None = option(
-        help="Output with the scores, of several.", examples=("logits",)
+        help="Name of the output with the scores, if there are several.", examples=("logits",)
     )
     grid: int | None = option(
-        help="Steps of a pixel value on its way, 255 for 8-bit images.", examples=(255,), ge=1
+        help="Quantisation steps of a pixel value in transit, 255 for 8-bit images.",
+        examples=(255,),
+        ge=1,
     )
-    request_size: int | None = option(help="Images in a request.", examples=(64,), ge=1)
+    request_size: int | None = option(help="Images per request.", examples=(64,), ge=1)
     state: str | None = option(
-        help="Folder for what is needed to resume.",
+        help="Folder for the state that --resume needs.",
         examples=("audit.state",),
         default_text="in query mode the --json file's name + .state",
         marks=(WRITTEN, PATH),
@@ -305,30 +313,30 @@ class Surrogates(Table, panel="Surrogates (transfer mode, and where queries star
 
     surrogate: tuple[str, ...] = option(
         (),
-        help="Another defended version of the original, of any architecture.",
+        help="Another defended version of the original, of any architecture; may be repeated.",
         examples=(["other-defence.safetensors"],),
         default_text="made from the original, by four defences",
         marks=(LOCATION, PATH),
     )
     strategy: Literal["ensemble", "momentum", "one-per-step"] = option(
-        "ensemble", help="How several are used.", examples=("ensemble",)
+        "ensemble", help="How several surrogates are combined.", examples=("ensemble",)
     )
     input_diversity: float = option(
         0.0,
-        help="Chance that a mini-batch is shrunk and moved at random.",
+        help="Probability that a mini-batch is shrunk and shifted at random.",
         examples=(0.0,),
         ge=0.0,
         le=1.0,
     )
     cache: str | None = option(
-        help="Folder that keeps models made here for the next run.",
+        help="Cache folder for the models that a run makes.",
         examples=(".bdaudit-cache",),
         default_text="$BDAUDIT_CACHE, or ~/.cache/bdaudit",
         panel=_COMPUTE,
         marks=(WRITTEN, PATH),
     )
     no_cache: bool = option(
-        False, help="Keep none.", examples=(False,), flags="--no-cache", panel=_COMPUTE
+        False, help="Do not cache models.", examples=(False,), flags="--no-cache", panel=_COMPUTE
     )
 
 
@@ -337,24 +345,24 @@ class Compute(Table, panel=_COMPUTE):
     """Where, on how many images, from which seed."""
 
     craft: int | None = option(
-        help="Images perturbations are made on.",
+        help="Number of images to make perturbations on.",
         examples=(500,),
         ge=1,
         default_text="half, at most 500",
     )
     held_out: int | None = option(
-        help="Images rates are measured on.",
+        help="Number of images to measure rates on.",
         examples=(1500,),
         ge=1,
         default_text="all others",
     )
     device: str = option("auto", help="auto, cpu, cuda or cuda:N.", examples=("auto",))
-    seed: int = option(0, help="Seed of every draw.", examples=(0,), ge=0)
-    batch_size: int = option(256, help="Images in a forward pass.", examples=(256,), ge=1)
+    seed: int = option(0, help="Seed of all random draws.", examples=(0,), ge=0)
+    batch_size: int = option(256, help="Images per forward pass.", examples=(256,), ge=1)
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
-        help="Of attacks, their scoring, BEC and everything that is trained. Clean accuracy and "
-        "the rate of the trigger alone are measured in float32 always.",
+        help="Precision of attacks, their scoring, BEC and all training. Clean accuracy and "
+        "the ASR of the trigger alone are always measured in float32.",
         examples=("float32",),
     )
     bf16: bool | None = option(
@@ -376,7 +384,7 @@ class Output(Table, panel="Output"):
     )
     report: tuple[str, ...] = option(
         (),
-        help="Also write the result as html, sarif, junit, md, csv, env, json; repeat for more.",
+        help="Also write the result as html, sarif, junit, md, csv, env, json; may be repeated.",
         examples=(["html=report.html"],),
         metavar="FORMAT=FILE",
         marks=(WRITTEN_AS,),
@@ -406,7 +414,7 @@ class Defend(Table, panel="Defences"):
         metavar="METHOD.SETTING=VALUE",
     )
     defender_images: int | None = option(
-        help="Clean images the defences get; the audits get the others.",
+        help="Number of clean images for the defences; the audits use the others.",
         examples=(500,),
         ge=2,
         default_text="half, at most 2000",
@@ -423,11 +431,11 @@ class Existence(Table, panel="BEC"):
     estimator: Literal["plain", "debiased"] = option(
         "plain", help="Estimator of CKA.", examples=("plain",)
     )
-    samples: int = option(500, help="Images at most.", examples=(500,), ge=4)
+    samples: int = option(500, help="Maximum number of images.", examples=(500,), ge=4)
     bootstrap: int = option(200, help="Bootstrap draws; 0 for none.", examples=(200,), ge=0)
     layer: tuple[str, ...] = option(
         (),
-        help="Only layers whose name matches this pattern; may be given again.",
+        help="Only layers whose name matches this pattern; may be repeated.",
         examples=(["layer3*", "layer4*"],),
     )
 
@@ -436,24 +444,24 @@ class Existence(Table, panel="BEC"):
 class Relearning(Table, panel="Relearning"):
     """How `bdaudit relearn`, and an audit with attack.relearn, teach the trigger."""
 
-    shots: int = option(5, help="Triggered images taught.", examples=(5,), ge=1)
+    shots: int = option(5, help="Number of triggered images to train on.", examples=(5,), ge=1)
     steps: tuple[int, ...] = option(
         (2, 5, 10, 20),
-        help="Training steps after which the ASR is measured, rising.",
+        help="Training steps after which the ASR is measured, in rising order.",
         examples=([2, 5, 10, 20],),
         form=COUNTS,
     )
     learning_rates: tuple[float, ...] = option(
         (0.0001, 0.0003, 0.001, 0.003),
-        help="Rates tried on the innocent models, rising; the defended model is taught at the "
-        "largest that leaves them innocent.",
+        help="Learning rates to try on the innocent models, in rising order; the defended model "
+        "is trained at the largest that leaves them innocent.",
         examples=([0.0001, 0.0003, 0.001, 0.003],),
         form=NUMBERS,
     )
-    draws: int = option(5, help="Repetitions with other shots.", examples=(5,), ge=1)
+    draws: int = option(5, help="Repetitions with other triggered images.", examples=(5,), ge=1)
     freeze_batch_norm: bool = option(
         True,
-        help="Keep the running statistics of batch norm.",
+        help="Freeze the running statistics of batch norm.",
         examples=(True,),
         flags="--freeze-batch-norm/--train-batch-norm",
     )
@@ -475,54 +483,54 @@ class Inversion(Table, panel="Search"):
         ...,
     ] = option(
         (),
-        help="May be given again. auto: universal, warp and neural-cleanse.",
+        help="Search method; may be repeated. auto: universal, warp and neural-cleanse.",
         examples=(["auto"],),
         default_text="auto",
     )
     target: int | str = option(
         "all",
-        help="The suspected class (index or name), or all; an audit is given inputs.target.",
+        help="The suspected class (index or name), or all; for an audit set inputs.target.",
         examples=("all", 0),
         metavar="N|all",
     )
     passes: int = option(
         12,
-        help="Passes over the craft images for a trigger made in full.",
+        help="Passes over the craft images for each trigger that is optimised to the end.",
         examples=(12,),
         ge=1,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine(Table, panel="Where it is computed"):
+class Engine(Table, panel="Execution"):
     """Who does the many tasks of `bdaudit defend`, and with what."""
 
     engine: Literal["local", "ray"] = option(
         "local",
-        help="local: processes of this machine; ray: Ray here or on a cluster (bdaudit[ray]).",
+        help="local: processes on this machine; ray: Ray here or on a cluster (bdaudit[ray]).",
         examples=("local",),
     )
     workers: int | None = option(
-        help="Tasks at a time.",
+        help="Number of tasks to run at a time.",
         examples=(2,),
         ge=1,
-        default_text="1, or as many as there is room for on Ray",
+        default_text="1; on Ray, as many as fit",
     )
     threads: int | None = option(
-        help="Threads of each.",
+        help="Threads per task.",
         examples=(1,),
         ge=1,
-        default_text="the processors shared out among several, 1 on Ray",
+        default_text="the processors divided among the workers; on Ray, 1",
     )
     gpus_per_task: float | None = option(
-        help="Ray: GPUs a task takes, 0.25 for four on each.",
+        help="Ray: GPUs per task; 0.25 lets four tasks share one.",
         examples=(0.25,),
         default_text="0",
     )
     ray_address: str | None = option(
         help="Ray: address of the cluster, or auto.",
         examples=("auto",),
-        default_text="Ray is started here",
+        default_text="a Ray that is started here",
         marks=(Trusted("lets the Ray cluster there run code on this machine"),),
     )
     start_limit: float | None = option(

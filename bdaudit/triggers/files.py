@@ -420,7 +420,7 @@ def _write_companions(path: Path, transform: Transform) -> dict[str, str]:
 
 def _copy_folder_atomically(source: Path, target: Path) -> None:
     if target.exists():
-        raise TriggerError(f"{target}: is there already; remove it or choose another name")
+        raise TriggerError(f"{target}: already exists; remove it or choose another name")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as staging:
         shutil.copytree(source, Path(staging) / "images")
         (Path(staging) / "images").rename(target)

@@ -73,7 +73,8 @@ def match_files(record: AuditRecord, released: Sequence[FileDigest]) -> Iterator
     audited = {f.sha256: f for f in record.files_of("defended")}
     if not audited:
         yield (
-            "the record holds no digest of the candidate (it was only asked, or given in memory), "
+            "the record holds no digest of the candidate (it was only queried, or passed in "
+            "memory), "
             "so it says nothing about these files"
         )
         return

@@ -105,7 +105,9 @@ def _compared(finding: Dormant) -> Iterator[str]:
 
 
 def _removed(finding: Removed) -> str:
-    only_asked = " (it was only asked, never looked into)" if finding.only_asked else ""
+    only_asked = (
+        " (it could only be queried; its weights were not examined)" if finding.only_asked else ""
+    )
     return (
         f"With the trigger the defended model does no more than the strongest control{only_asked}: "
         f"lift at most {_points(finding.largest.high)} (upper bound, at eps "
@@ -131,11 +133,13 @@ def doubt_in_words(doubt: Doubt) -> str:
             kind = "covers the image" if doubt.wide else "is local"
             left_out = "".join(f"; {b.model} left out: {b.left_out}" for b in doubt.left_out)
             return (
-                f"{doubt.n} innocent model(s) for a trigger that {kind}, {doubt.needed} needed: "
-                f"pass --reference more often{left_out}"
+                f"a trigger that {kind} needs {doubt.needed} innocent models, got {doubt.n}: "
+                f"add more with --reference{left_out}"
             )
         case TooFewImages():
-            return f"{doubt.n} held-out images, {doubt.needed} needed: give more clean data"
+            return (
+                f"{doubt.n} held-out images, but {doubt.needed} are needed: provide more clean data"
+            )
         case TriggerAloneMayDoMore():
             return (
                 f"the trigger alone may do up to {_points(doubt.high)} more on the defended model "
@@ -146,8 +150,9 @@ def doubt_in_words(doubt: Doubt) -> str:
         case StandInsCannotAccuse():
             return (
                 f"at eps {doubt.run.eps:g} {_percent(doubt.run.asr.value)} is above all controls, "
-                "but a trigger that covers the image may take true innocent models further than "
-                f"stand-ins: {doubt.needed} given as --reference are needed to tell"
+                "but a trigger that covers the image may move real innocent models further than "
+                f"stand-ins: {doubt.needed} innocent models given as --reference are needed to "
+                "decide"
             )
         case TooFewInnocentsServe():
             return _too_few_serve(doubt)
@@ -157,20 +162,19 @@ def doubt_in_words(doubt: Doubt) -> str:
                 f"at eps {doubt.run.eps:g} {_percent(doubt.run.asr.value)} is above all "
                 f"{doubt.n_innocents} innocent models, which differ so much that one more of them "
                 f"may reach as far (the {beyond.name} is {_points(beyond.value)}, at least "
-                f"{_points(beyond.low)}): give more --reference"
+                f"{_points(beyond.low)}): add more innocent models with --reference"
             )
         case BoundNotBelow():
             return _bound_not_below(doubt)
         case OnlyTransfer():
             return (
-                "only perturbations made on surrogates were tried, and that those fail shows "
-                "little, since surrogates may be unlike the defended model: try the white box, or "
-                "queries"
+                "only perturbations made on surrogates were tried, and their failure says little, "
+                "because surrogates may differ from the defended model: try mode white or query"
             )
         case ControlsSaturate():
             return (
-                f"the controls saturate at every eps tried (above {_percent(doubt.limit)}), so no "
-                "lift could show: try smaller eps"
+                f"the controls saturate at every eps tried (above {_percent(doubt.limit)}), so a "
+                "lift could not be seen: try smaller eps"
             )
         case AttackFailsOnOriginal():
             return _attack_fails(doubt)
@@ -186,7 +190,7 @@ def _backdoor_not_sure(doubt: BackdoorNotSure) -> str:
     found = doubt.why.rstrip(".")
     if doubt.outcome == "none":
         return f"no backdoor found to audit ({found})"
-    return f"it is not sure that there is a backdoor to audit ({found})"
+    return f"it is uncertain whether there is a backdoor to audit ({found})"
 
 
 def _missing(doubt: NotMeasured) -> str:
@@ -204,12 +208,12 @@ def _too_few_serve(doubt: TooFewInnocentsServe) -> str:
     at = f"at eps {doubt.run.eps:g}"
     if not doubt.too_easy:
         return (
-            f"{at} only {doubt.left} innocent model(s) were measured of the {doubt.needed} needed"
+            f"{at} {doubt.left} of the {doubt.needed} innocent models that are needed were measured"
         )
     verb = "is" if len(doubt.too_easy) == 1 else "are"
     return (
         f"{at} {', '.join(doubt.too_easy)} {verb} pushed too easily even without the trigger, so "
-        f"{doubt.left} innocent model(s) are left of the {doubt.needed} needed"
+        f"{doubt.left} of the {doubt.needed} innocent models that are needed are left"
     )
 
 

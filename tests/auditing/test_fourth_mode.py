@@ -61,7 +61,7 @@ def test_a_fourth_mode_is_spoken_of_in_its_words(folder: Path) -> None:
         assert "brighter or darker" in text
         # It asks, so a report says that nobody looked inside, and what was asked.
         assert "the model was only asked" in text
-    assert "only asked, never looked into" in record_of(folder, "removed")["verdict"]["why"]
+    assert "could only be queried" in record_of(folder, "removed")["verdict"]["why"]
 
 
 def test_a_fourth_mode_is_a_setting_and_a_single_attack(folder: Path) -> None:

@@ -67,7 +67,7 @@ def test_names_given_for_a_sample_in_memory() -> None:
     sample = twin_sample(80, seed=1)
     assert opened(sample, ["a", "b", "c", "d"]).class_names == ("a", "b", "c", "d")
     named = replace(sample, class_names=("a", "b", "c", "d"))
-    with pytest.raises(DataError, match="one order"):
+    with pytest.raises(DataError, match="the same order"):
         opened(named, ["b", "a", "c", "d"])
     with pytest.raises(DataError, match="out of range"):
         opened(sample, ["a", "b", "c"])

@@ -159,7 +159,7 @@ def test_without_innocent_models_a_recovered_trigger_carries_no_verdict() -> Non
     record = audit(removed_twin(), reference=[])
     assert record.verdict is not None
     assert record.verdict.outcome == "inconclusive"
-    assert "not sure that there is a backdoor" in record.verdict.why
+    assert "uncertain whether there is a backdoor" in record.verdict.why
     assert record.runs
 
 

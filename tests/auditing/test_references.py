@@ -75,7 +75,7 @@ def test_the_references_that_remain_decide_what_may_be_said(twin: object) -> Non
     record = audit(defended, reference=bad, policy=policy)
     assert outcome(record) == "inconclusive"
     assert record.verdict is not None
-    assert "0 innocent model(s)" in record.verdict.why
+    assert "innocent models, got 0" in record.verdict.why
     assert "reference 3 left out: its clean accuracy" in record.verdict.why
     good = [another_innocent(1), another_innocent(2), another_innocent(3)]
     assert outcome(audit(defended, reference=[*good, *bad], policy=policy)) in (

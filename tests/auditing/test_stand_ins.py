@@ -120,7 +120,7 @@ def test_what_did_not_learn_the_task_is_shown_and_left_out() -> None:
     assert [d.code for d in record.diagnostics].count("stand_in_left_out") == 2
     assert "clean_accuracy_near_chance" not in {d.code for d in record.diagnostics}
     assert record.bec == ()
-    assert "none that serves" in (record.bec_missing or "")
+    assert "none is usable" in (record.bec_missing or "")
     # A local trigger can be judged by the controls on the defended model.
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"

@@ -91,7 +91,7 @@ def test_a_failed_transfer_never_says_removed() -> None:
     record = audit(removed_twin())
     assert record.verdict is not None
     assert record.verdict.outcome == "inconclusive"
-    assert any("surrogates may be unlike" in reason for reason in record.verdict.reasons)
+    assert any("surrogates may differ from" in reason for reason in record.verdict.reasons)
 
 
 def test_a_failed_transfer_leaves_the_white_box_its_verdict() -> None:

@@ -215,7 +215,7 @@ def test_nor_name_one_model_and_measure_another(copy: Path) -> None:
 )
 def test_a_record_that_says_nonsense_is_refused(copy: Path, changes: dict[str, object]) -> None:
     with_sources(copy, **changes)
-    with pytest.raises(RecordError, match="not said as this version says it"):
+    with pytest.raises(RecordError, match="not in the form that this version writes"):
         verified(copy)
 
 
@@ -284,7 +284,7 @@ def test_the_command_ends_with_0_1_and_4(copy: Path) -> None:
 
     code, output = run("--trust-record", "--json", copy / "verification.json")
     assert code == 0, output
-    assert output.startswith("AGREES: 8 file(s)")
+    assert output.startswith("AGREES: 8 files")
     assert "run again: plain rates of all models; re-activation (white)" in output
     assert json.loads((copy / "verification.json").read_text())["agrees"] is True
     assert run()[0] == 4

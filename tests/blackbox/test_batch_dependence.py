@@ -128,7 +128,7 @@ def test_a_model_that_takes_no_single_image_depends_on_the_batch() -> None:
 
     (doubt,) = doubts(torch_box(Squeezing(), TWIN_IMAGES), TWIN_IMAGES)
     assert doubt.severity == "error"
-    assert "cannot be asked about one image alone" in doubt.message
+    assert "cannot be queried about one image alone" in doubt.message
 
 
 @pytest.mark.parametrize("probabilities", [False, True])

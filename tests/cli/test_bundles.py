@@ -145,7 +145,9 @@ def test_the_old_name_of_the_precision_works_warns_and_is_hidden(flag: str, prec
 
     result = run(command, flag)
     assert result.stdout.strip() == precision
-    assert f'bf16 will go in the next release: say precision = "{precision}"' in result.stderr
+    assert (
+        f'bf16 will be removed in the next release: use precision = "{precision}"' in result.stderr
+    )
     assert "bf16" not in run(command, "--help").output
     assert run(command, "--precision", "bfloat16").stderr == ""
 

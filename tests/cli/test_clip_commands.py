@@ -209,7 +209,7 @@ def test_the_target_may_be_named(files: Path, tmp_path: Path) -> None:
     [
         ({"--arch": "open_clip/tiny-vti"}, "did you mean open_clip/tiny-vit"),
         ({"--pretrained": "openai"}, "no tag of open_clip/tiny-vit"),
-        ({"--classnames": "empty.txt"}, "expected class names, one a line, got an empty file"),
+        ({"--classnames": "empty.txt"}, "expected class names, one per line, got an empty file"),
         ({"--classnames": "twice.txt"}, "on line 1 and again on line 3"),
         ({"--classnames": "gap.txt"}, "on line 2, got an empty one"),
         ({"--classnames": "three.txt"}, "label 3 is out of range for the 3 class names given"),

@@ -274,7 +274,7 @@ def test_a_single_attack_refuses_an_objective_that_its_mode_would_drop(
     attack = ("--data", "d", "--trigger", "t", "--eps", "0.1", "--objective", "specific")
     result = run("reactivate", defended, *attack, *options)
     assert result.exit_code == 2
-    assert "only the white box knows another" in result.stderr
+    assert "only mode white supports" in result.stderr
 
 
 def test_a_single_attack_of_eps_0_leaves_what_the_trigger_does_alone(

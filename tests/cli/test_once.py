@@ -58,7 +58,7 @@ def test_no_option_of_any_command_is_dropped(name: str) -> None:
 def test_two_values_are_a_usage_error(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "takes one value, got 'a' and 'b'" in result.output
+    assert "expected one value, got 'a' and 'b'" in result.output
 
 
 def test_the_same_value_twice_is_one_value(tmp_path: Any) -> None:
@@ -73,4 +73,4 @@ def test_a_method_beside_auto() -> None:
     arguments = ["invert", "m.pt", "--data", "d", "--method", "auto", "--method", "warp"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "auto takes all methods" in result.output
+    assert "auto already runs the standard methods" in result.output

@@ -143,7 +143,7 @@ def test_init_writes_what_audit_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = run("init")
     assert made.exit_code == 0, made.output
     assert "guessed inputs.defended = cleaned.safetensors (by its name)" in made.stdout
-    assert "look it over, then run: bdaudit audit" in made.stdout
+    assert "review it, then run: bdaudit audit" in made.stdout
     result = run(
         "audit", "--arch", FACTORY, "--craft", 100, "--passes", 8, "--eps", "0.02,0.05", "--quiet",
         "--stand-ins", 0,
@@ -187,7 +187,7 @@ def test_the_old_name_of_the_precision_warns_and_the_command_line_wins(
     project.write_text(project.read_text().replace("[compute]", "[compute]\nbf16 = true"))
     result = run("audit", "--trust-config", *arguments)
     assert result.exit_code == 0, result.output
-    said = 'bdaudit: bf16 will go in the next release: say precision = "bfloat16"'
+    said = 'bdaudit: bf16 will be removed in the next release: use precision = "bfloat16"'
     assert result.stderr.count(said) == 1
     compute = record_of(project.parent).settings["compute"]
     assert isinstance(compute, dict)

@@ -101,7 +101,7 @@ def test_a_killed_run_is_resumed_by_the_same_command(files: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (["--mode", "white"], 2, "only be asked"),
+        (["--mode", "white"], 2, "only be queried"),
         (["--endpoint", "http://127.0.0.1:1/v2/models/m"], 2, "only one"),
         (["--resume"], 2, "--json"),
         (["--resume", "--state", "nowhere"], 4, "nothing to resume"),

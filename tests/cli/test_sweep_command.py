@@ -176,7 +176,7 @@ def test_an_interrupt_keeps_what_is_finished(files: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on from there" in err
+    assert "run the same command again to continue" in err
     assert "Traceback" not in err
     assert {p.stem for p in records.iterdir()} == {"removed", "dormant"}
 

@@ -231,7 +231,7 @@ def test_files_that_are_passed_over_are_said(tmp_path: Path) -> None:
     (tmp_path / "dog" / "b.avif").write_bytes(b"x")
     (tmp_path / "dog" / ".DS_Store").write_bytes(b"x")
     said = notes_of(tmp_path)
-    assert "passed over 1 files" in said
+    assert "skipped 1 files" in said
     assert "dog/b.avif" in said
 
 

@@ -351,7 +351,7 @@ def test_tiny_imagenet_that_is_damaged(tmp_path: Path, demo_files: Path) -> None
             load_sample(base)
 
 
-# --- what is passed over, and what may not be followed -------------------------------------------
+# --- what is skipped, and what may not be followed -------------------------------------------
 
 
 def notes_of(path: Path, **options: object) -> str:
@@ -391,8 +391,8 @@ def test_tiny_imagenet_says_how_its_classes_are_numbered(tmp_path: Path, demo_fi
     assert "class 0 would be n02769748" in said
     stray = base / "val" / "images" / "val_7.JPEG"
     stray.write_bytes((base / "val" / "images" / "val_0.JPEG").read_bytes())
-    assert "passed over 1 images that val_annotations.txt does not list" in notes_of(base)
-    with pytest.raises(DataError, match="one order"):
+    assert "skipped 1 images that val_annotations.txt does not list" in notes_of(base)
+    with pytest.raises(DataError, match="the same order"):
         load_sample(base, classes=["n02769748", "n01443537", "n09999999"])
 
 
@@ -424,7 +424,7 @@ def test_gtsrb_says_what_its_list_leaves_out(tmp_path: Path) -> None:
     (base / "GT-final_test.csv").write_text("Filename;ClassId\n00002.ppm;38\n00001.ppm;1\n")
     said = notes_of(base, image_shape=(3, 8, 8))
     assert "row 0 is 00002.ppm" in said
-    assert "passed over 1 images that GT-final_test.csv does not list" in said
+    assert "skipped 1 images that GT-final_test.csv does not list" in said
 
 
 @pytest.mark.parametrize("part", ["images-idx3", "labels-idx1"])
@@ -472,7 +472,7 @@ def test_class_names_given_for_cifar_must_have_its_order(tmp_path: Path) -> None
     assert load_sample(tmp_path, classes=own).notes == ()
     other = load_sample(tmp_path, classes=[f"class {k}" for k in range(10)])
     assert any("10 of 10 classes have other names" in note for note in other.notes)
-    with pytest.raises(DataError, match="one order"):
+    with pytest.raises(DataError, match="the same order"):
         load_sample(tmp_path, classes=[own[1], own[0], *own[2:]])
     with pytest.raises(DataError, match=r"9 classes .* 10"):
         load_sample(tmp_path, classes=own[:9])

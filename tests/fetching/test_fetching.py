@@ -85,7 +85,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server: FileServer) -> None:
 
 def test_the_next_run_goes_on_too(server: FileServer, cache: Path) -> None:
     server.cuts = [1_000_000] + [0] * 5
-    with pytest.raises(FetchError, match="the next run goes on from there"):
+    with pytest.raises(FetchError, match="the next run continues from there"):
         fetch(f"{server.url}/a/model.pt")
     assert not list(cache.rglob("model.pt")), "half a file is never found under its name"
     server.cuts = []

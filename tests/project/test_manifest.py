@@ -119,7 +119,7 @@ def test_what_is_no_audit_is_said_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(ProjectError, match=r"x: expected inputs\.defended or"):
         requests(tmp_path, '[[audit]]\nname = "x"\n')
     both = '[[audit]]\n[audit.inputs]\ndefended = "x.pt"\nendpoint = "http://h/v2/models/m"\n'
-    with pytest.raises(ProjectError, match="one of them"):
+    with pytest.raises(ProjectError, match="exactly one of"):
         requests(tmp_path, both)
     with pytest.raises(ProjectError, match=r"attack: eps: expected numbers such as"):
         requests(tmp_path, '[[audit]]\n[audit.inputs]\ndefended="x"\n[audit.attack]\neps=["a"]\n')

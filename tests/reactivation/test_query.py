@@ -38,7 +38,7 @@ def _triggered(n=60, seed=0):
 
 
 class _Oracle:
-    """A model that can only be asked, and that counts."""
+    """A model that can only be queried, and that counts."""
 
     def __init__(self, net, *, feedback="scores"):
         self.net = net

@@ -423,7 +423,10 @@ def test_stand_ins_alone_do_not_accuse_where_the_trigger_covers_the_image() -> N
     calm = [{0.02: 0.07}, {0.02: 0.11}, {0.02: 0.08}]
     verdict = judge(with_stand_ins(0.50, calm, calm, wide=True), Policy())
     assert verdict.outcome == "inconclusive"
-    assert any("3 given as --reference are needed to tell" in reason for reason in verdict.reasons)
+    assert any(
+        "3 innocent models given as --reference are needed to decide" in reason
+        for reason in verdict.reasons
+    )
     assert outcome(with_stand_ins(0.50, calm, calm)) == "dormant", "a patch needs no innocents"
     true = audit_record(defended={0.02: 0.50}, no_trigger={0.02: 0.04}, innocents=calm, wide=True)
     assert outcome(true) == "dormant"
@@ -441,7 +444,7 @@ def test_stand_ins_that_were_left_out_count_for_nothing() -> None:
         record.model_copy(update={"baselines": tuple(baselines), "runs": tuple(runs)}), Policy()
     )
     assert verdict.outcome == "inconclusive"
-    assert "2 innocent model(s) for a trigger that covers the image, 3 needed" in verdict.why
+    assert "a trigger that covers the image needs 3 innocent models, got 2" in verdict.why
     assert "stand-in 2 left out: too weak" in verdict.why
 
 

@@ -306,7 +306,7 @@ def test_an_interrupt_says_that_nothing_is_lost(
     arguments = ["zoo", "build", str(small_data / "family.toml"), "--out", str(copied)]
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
     assert result.exit_code == 130
-    assert "the same command goes on" in result.output
+    assert "run the same command again to continue" in result.output
     monkeypatch.undo()
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--quiet"])
     assert result.exit_code == 0, result.output
