@@ -28,7 +28,7 @@ def preview_trigger(
     image_shape: tuple[int, int, int] | None = None,
     classes: Sequence[str] | Path | None = None,
     allow_trigger_code: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Write a PNG strip: clean, triggered, difference times ten.
 
     Args:
@@ -39,6 +39,9 @@ def preview_trigger(
         image_shape: (C, H, W) to bring the images to, where they differ in size.
         classes: Class names, or a file of them.
         allow_trigger_code: Whether the trigger file may name Python code to run.
+
+    Returns:
+        What of the images was dropped, ignored, converted or guessed when they were read.
 
     Raises:
         InputError: Trigger or data cannot be read, or do not fit each other.
@@ -53,3 +56,4 @@ def preview_trigger(
     png = BytesIO()
     picture.save(png, format="PNG")
     write_atomically(out, png.getvalue())
+    return sample.notes

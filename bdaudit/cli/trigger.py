@@ -43,7 +43,7 @@ def preview(
     from bdaudit.auditing.preview import preview_trigger
 
     check_writable(out)
-    preview_trigger(
+    notes = preview_trigger(
         trigger,
         data=str(inputs.data),
         out=out,
@@ -52,4 +52,6 @@ def preview(
         classes=None if inputs.classes is None else Path(inputs.classes),
         allow_trigger_code=inputs.allow_trigger_code,
     )
+    for note in notes:
+        say(f"note: images: {note}")
     say(f"wrote {out}")

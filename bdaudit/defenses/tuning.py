@@ -19,6 +19,7 @@ from torch.nn import functional
 from bdaudit.defenses.augmentation import shift_and_flip
 from bdaudit.errors import ConfigError, DataError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.models import training_order
 
 __all__ = [
     "Gradients",
@@ -112,8 +113,12 @@ def trainable_copy(classifier: nn.Module) -> nn.Module:
     Raises:
         ConfigError: It would be trained inside an autocast that caches its casts.
     """
-    refuse_cached_autocast(device_of(classifier).type)
-    return copy.deepcopy(classifier).requires_grad_(True)
+    device = device_of(classifier)
+    refuse_cached_autocast(device.type)
+    copied = copy.deepcopy(classifier).requires_grad_(True)
+    if training_order(copied, device) is torch.contiguous_format:
+        copied = copied.to(memory_format=torch.contiguous_format)  # as it came may be unsafe
+    return copied
 
 
 def refuse_cached_autocast(device_type: str) -> None:

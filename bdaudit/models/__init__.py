@@ -13,6 +13,7 @@ from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.inspection import ArchitectureGuess, Inspection, inspect_checkpoint
 from bdaudit.models.keeping import KeptClassifiers, describe_classifier
 from bdaudit.models.loading import load_model, wrap_module
+from bdaudit.models.memory_order import training_order
 from bdaudit.models.outputs import ONE_SCORE, check_outputs
 from bdaudit.models.preactresnet import PreActResNet, preactresnet18
 from bdaudit.models.saving import save_model
@@ -45,5 +46,6 @@ __all__ = [
     "open_record",
     "preactresnet18",
     "save_model",
+    "training_order",
     "wrap_module",
 ]

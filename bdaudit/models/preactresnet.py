@@ -11,28 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bdaudit.models.memory_order import FEW_CHANNELS, PixelsPickedFirst
+
 __all__ = ["PreActBlock", "PreActResNet", "preactresnet18"]
 
 
-_NARROW = 16  # channels in a vector of AVX-512, the widest that oneDNN takes at once
-
-
-class _PixelsPickedFirst(nn.Conv2d):
-    """A strided 1x1 convolution, computed as one without a stride on every other pixel.
-
-    The same numbers. oneDNN writes the weights' gradient of the strided one outside its buffer on
-    a CPU where channels are few and lie last in memory, in the input or in the weights:
-    https://github.com/uxlfoundation/oneDNN/issues/6035.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name that torch gives it)
-        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        down, right = self.stride
-        return functional.conv2d(input[:, :, ::down, ::right], self.weight)
-
-
 def _projection(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
-    kind = _PixelsPickedFirst if in_channels < _NARROW and stride != 1 else nn.Conv2d
+    kind = PixelsPickedFirst if in_channels < FEW_CHANNELS and stride != 1 else nn.Conv2d
     return kind(in_channels, channels, 1, stride=stride, bias=False)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.foundation.progress import finish
+from bdaudit.models import training_order
 from bdaudit.perturbation import apply_delta
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.objective import CraftSet, ask
@@ -256,7 +257,10 @@ class DistilSearch:
 
     def _copy_of_chosen(self) -> nn.Module:
         student = copy.deepcopy(self._surrogates[self._chosen])
-        return student.to(memory_format=torch.channels_last) if self._bf16 else student
+        return student.to(memory_format=self._order(student)) if self._bf16 else student
+
+    def _order(self, model: nn.Module) -> torch.memory_format:
+        return training_order(model, _device_of(model))
 
     def _descend(self, student: nn.Module, n_steps: int, generator: torch.Generator) -> None:
         """Take `n_steps` of Adam, on mini-batches half from the newest round, half from others."""
@@ -299,7 +303,7 @@ class DistilSearch:
     def _run(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return a local model's logits (n, K), float32."""
         if self._bf16:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=self._order(model))
         return ask(model, images, bf16=self._bf16)
 
 

@@ -26,11 +26,11 @@ from torch.nn import functional
 
 from bdaudit.data import Sample
 from bdaudit.defenses import TuningConfig
-from bdaudit.defenses.tuning import Gradients, tune
+from bdaudit.defenses.tuning import Gradients, device_of, tune
 from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.progress import Progress, Steps, reworded
-from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
+from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier, training_order
 from bdaudit.models.fresh import fresh_classifier
 
 __all__ = ["StandInConfig", "make_stand_ins"]
@@ -180,7 +180,7 @@ def _distil(
     for _ in range(_MAX_ATTEMPTS):
         student = fresh_classifier(teacher, generator=generator)
         # Channels-last convolutions train faster; the strides are put back for what comes after.
-        student = student.to(memory_format=torch.channels_last)
+        student = student.to(memory_format=training_order(student, device_of(student)))
         watched = _Watched(lessons)
         steps = tune(
             student,
@@ -241,10 +241,11 @@ class _Watched:
 def _imitation(teacher: nn.Module, config: StandInConfig, generator: torch.Generator) -> Gradients:
     """Return the gradient of the divergence from the teacher on mixtures of the mini-batch."""
     teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-    teacher = teacher.to(memory_format=torch.channels_last)
+    order = training_order(teacher, device_of(teacher))
+    teacher = teacher.to(memory_format=order)
 
     def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        mixed, _, _ = _mixed(images, generator)
+        mixed, _, _ = _mixed(images, generator, order)
         with torch.autocast(
             images.device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16"
         ):
@@ -267,7 +268,8 @@ def _schooling(config: StandInConfig, generator: torch.Generator) -> Gradients:
     """Return the gradient of the cross-entropy on mixtures, weighted as their labels are mixed."""
 
     def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        mixed, partners, shares = _mixed(images, generator)
+        order = training_order(student, images.device)
+        mixed, partners, shares = _mixed(images, generator, order)
         with torch.autocast(
             images.device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16"
         ):
@@ -281,17 +283,19 @@ def _schooling(config: StandInConfig, generator: torch.Generator) -> Gradients:
     return backpropagate
 
 
-def _mixed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _mixed(
+    images: Tensor, generator: torch.Generator, order: torch.memory_format
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mix every image of (N, C, H, W) with another of them, in a share uniform in [0, 1].
 
     Returns:
-        The mixtures, channels last; with whom each was mixed (N,); the partner's share (N,).
+        The mixtures, laid out in `order`; with whom each was mixed (N,); the partner's share (N,).
     """
     n = len(images)
     partners = torch.randperm(n, generator=generator).to(images.device)
     shares = torch.rand((n, 1, 1, 1), generator=generator).to(images.device)
     mixed = images.lerp(images[partners], shares)
-    return mixed.contiguous(memory_format=torch.channels_last), partners, shares.flatten()
+    return mixed.contiguous(memory_format=order), partners, shares.flatten()
 
 
 def _loaded(teacher: LoadedModel, classifier: nn.Module, name: str, by: str) -> LoadedModel:

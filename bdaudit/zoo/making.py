@@ -19,7 +19,7 @@ from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.plain_settings import config_from
 from bdaudit.foundation.progress import Progress, Steps
-from bdaudit.models import Classifier, LoadedModel, load_model, save_model
+from bdaudit.models import Classifier, LoadedModel, load_model, save_model, training_order
 from bdaudit.precision import computing_in
 from bdaudit.records.families import why_not_learned
 from bdaudit.relatives.standins import StandInConfig, make_stand_ins
@@ -278,7 +278,7 @@ class _Making:
         assert self.recipe.type is not None
         images, labels = self._of_defender()
         config = defense_config(self.recipe.type, self.recipe.settings)
-        parent = self._channels_last(self._load(self.recipe.needs[0]))
+        parent = self._in_fast_order(self._load(self.recipe.needs[0]))
         run = DEFENSES[self.recipe.type].run
         return (
             yield from self._in_precision(
@@ -288,7 +288,7 @@ class _Making:
 
     def _unlearned(self) -> Steps[nn.Module]:
         images, labels = self._of_defender()
-        parent = self._channels_last(self._load(self.recipe.needs[0]))
+        parent = self._in_fast_order(self._load(self.recipe.needs[0]))
         config = config_from(UnlearningConfig, self.recipe.settings, "unlearning")
         trigger = self._trigger()
         return (
@@ -354,14 +354,15 @@ class _Making:
 
     def _helper(self) -> nn.Module | None:
         needed = HELPER in self.recipe.needs
-        return self._channels_last(self._load(HELPER)) if needed else None
+        return self._in_fast_order(self._load(HELPER)) if needed else None
 
     def _trigger(self) -> Trigger:
         assert self.recipe.trigger is not None
         return read_trigger(self.shop.folder.file(self.shop.recipes[self.recipe.trigger]))
 
-    def _channels_last(self, model: LoadedModel) -> nn.Module:
-        return model.classifier.to(memory_format=torch.channels_last)
+    def _in_fast_order(self, model: LoadedModel) -> nn.Module:
+        order = training_order(model.classifier, self.device)
+        return model.classifier.to(memory_format=order)
 
     def _in_precision(self, steps: Callable[[], Steps[Result]]) -> Steps[Result]:
         return computing_in(self.shop.training.precision, self.device, steps)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from bdaudit.defenses.tuning import Gradients, TuningConfig, tune
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps
-from bdaudit.models import Classifier, build_network
+from bdaudit.models import Classifier, build_network, training_order
 from bdaudit.precision import autocasting
 from bdaudit.settings import Precision
 
@@ -106,7 +106,7 @@ def new_classifier(
     )
     classifier = Classifier(network, mean=mean, std=std, input_size=input_size)
     # Channels-last convolutions train faster; what is saved is contiguous again.
-    return classifier.to(memory_format=torch.channels_last)
+    return classifier.to(memory_format=training_order(classifier, "cpu"))
 
 
 def train(
@@ -156,7 +156,7 @@ def gradients_in(precision: Precision) -> Gradients:
     """
 
     def backpropagate(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=training_order(classifier, images.device))
         with autocasting(images.device, precision):
             logits = classifier(images)
         loss = functional.cross_entropy(logits.float(), labels)

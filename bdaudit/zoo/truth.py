@@ -25,7 +25,7 @@ from bdaudit.foundation.opening import MODEL_BYTES, check_file
 from bdaudit.foundation.progress import Steps
 from bdaudit.foundation.texts import read_json
 from bdaudit.foundation.writing import write_atomically
-from bdaudit.models import load_model
+from bdaudit.models import load_model, training_order
 from bdaudit.precision import computing_in
 from bdaudit.records import Rate
 from bdaudit.records.families import RelearningEvidence, Truth, TruthSource
@@ -263,7 +263,8 @@ class _Lesson:
         path = shop.folder.file(recipe)
         device = torch.device(shop.device)
         model = load_model(path, name=recipe.name, device=device)
-        classifier = model.classifier.to(memory_format=torch.channels_last)
+        classifier = model.classifier
+        classifier = classifier.to(memory_format=training_order(classifier, device))
 
         def steps() -> Steps[Relearned]:
             return relearn(

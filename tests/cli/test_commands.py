@@ -207,6 +207,21 @@ def test_a_saved_delta_is_a_trigger_for_the_next_command(files: Path, tmp_path: 
         assert picture.width > 100
 
 
+def test_a_preview_says_how_its_images_were_read(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for label in range(4):
+        (folder / f"c{label}").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (10, 60 * label, 90)).save(folder / f"c{label}" / "one.png")
+    (folder / "c1" / "notes.txt").write_text("left by somebody")
+    arguments = ("--data", folder, "--image-shape", "1,8,8", "--out", tmp_path / "strip.png")
+    result = run("trigger", "preview", files / "trigger.toml", *arguments)
+    assert result.exit_code == 0, result.output
+    said = [line for line in result.stdout.splitlines() if line.startswith("note: images: ")]
+    assert any("grey" in line for line in said), result.stdout
+    assert any("notes.txt" in line for line in said), result.stdout
+    assert result.stdout.splitlines()[-1].startswith("wrote ")
+
+
 def test_inspect_tells_safe_from_unsafe(files: Path, tmp_path: Path) -> None:
     safe = run("inspect", files / "dormant.safetensors")
     assert safe.exit_code == 0

@@ -7,12 +7,19 @@ depending on the processor (https://github.com/uxlfoundation/oneDNN/issues/6035)
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from bdaudit.models import preactresnet18
+from bdaudit.defenses.tuning import TuningConfig, trainable_copy, tune
+from bdaudit.foundation.progress import finish
+from bdaudit.models import preactresnet18, training_order, wrap_module
+from bdaudit.relatives.standins import StandInConfig, make_stand_ins
+from bdaudit.zoo.training import gradients_in
+from tests.twins import twin_sample
 
 GRADIENTS = """
 import torch
@@ -65,3 +72,93 @@ def test_shortcuts_compute_a_strided_convolution(width):
     for layer, (given,), answered in seen:
         strided = functional.conv2d(given, layer.weight, stride=2)
         torch.testing.assert_close(answered, strided, rtol=1e-4, atol=1e-5)
+
+
+# --- networks of the user, which are built of torch's own convolutions
+
+
+class Shrinking(nn.Module):
+    """A user's narrow network: its strided 1x1 convolution is torch's own."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, 3, padding=1)
+        self.shrink = nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False)
+        self.linear = nn.Linear(2 * channels * 16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = functional.relu(self.stem(images))
+        if torch.is_grad_enabled():
+            ORDERS.add((maps.stride()[1] == 1, self.shrink.weight.stride()[3] != 1))
+        shrunk = self.shrink(maps)
+        scores: Tensor = self.linear(torch.flatten(shrunk, 1))
+        return scores
+
+
+# Of every training pass: whether channels lay last in the input, and whether in the weights.
+ORDERS: set[tuple[bool, bool]] = set()
+
+
+@pytest.mark.parametrize(
+    ("layer", "hit"),
+    [
+        (nn.Conv2d(4, 8, 1, stride=2), True),
+        (nn.Conv2d(64, 64, 1, stride=2, groups=32), True),
+        (nn.Conv2d(4, 8, 1), False),
+        (nn.Conv2d(4, 8, 3, stride=2), False),
+        (nn.Conv2d(64, 128, 1, stride=2), False),
+        (preactresnet18(10, width=4), False),
+    ],
+    ids=str,
+)
+def test_which_networks_keep_their_channels_first(layer: nn.Module, *, hit: bool) -> None:
+    order = torch.contiguous_format if hit else torch.channels_last
+    assert training_order(nn.Sequential(layer), "cpu") is order
+    assert training_order(layer, "cuda") is torch.channels_last
+
+
+def train_by_stand_ins(lessons: str) -> Callable[[], None]:
+    def train() -> None:
+        model = wrap_module(Shrinking(), name="original", image_shape=(1, 8, 8))
+        config = StandInConfig(lessons=lessons, n_images=40)  # type: ignore[arg-type]
+        draw = torch.Generator().manual_seed(0)
+        steps = make_stand_ins(model, twin_sample(40, 0), count=1, config=config, generator=draw)
+        finish(steps)
+
+    return train
+
+
+def train_for_a_family() -> None:
+    sample, network = twin_sample(40, 0), Shrinking()
+    order = training_order(network, "cpu")
+    gradients_in("float32")(network.to(memory_format=order), sample.images, sample.labels)
+
+
+def tune_what_came_channels_last() -> None:
+    sample = twin_sample(40, 0)
+    given = Shrinking().to(memory_format=torch.channels_last)
+    config = TuningConfig(n_epochs=1)
+    draw = torch.Generator().manual_seed(0)
+    copied = trainable_copy(given)
+    finish(
+        tune(copied, sample.images, sample.labels, config=config, generator=draw, title="tuning")
+    )
+    assert given.shrink.weight.stride() == (4, 1, 4, 4)  # left as it came
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        train_by_stand_ins("answers"),
+        train_by_stand_ins("labels"),
+        train_for_a_family,
+        tune_what_came_channels_last,
+    ],
+    ids=["stand-in by answers", "stand-in by labels", "zoo", "tuning"],
+)
+def test_narrow_networks_of_users_are_trained_with_channels_first(
+    train: Callable[[], None],
+) -> None:
+    ORDERS.clear()
+    train()
+    assert {(False, False)} == ORDERS
