@@ -184,7 +184,7 @@ def reads(
 
 
 def _reason(failure: Exception) -> str:
-    """Say in a line what a parser raised."""
+    """Return in one line what a parser raised."""
     if isinstance(failure, RecursionError):
         return "nested too deeply to be read"
     if isinstance(failure, MemoryError):
@@ -201,7 +201,7 @@ def _reason(failure: Exception) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Say that `key` is not known, and which one was probably meant."""
+    """Return the message for an unknown `key`, with the one that was probably meant."""
     names = list(known)
     nearest = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names)}"

@@ -413,7 +413,7 @@ def compare_relearning(
 
 
 def read_gap(evidence: RelearningEvidence, *, limit: float = GAP_LIMIT) -> Reading:
-    """Say what a gap tells: the whole interval above the limit, below it, or neither."""
+    """Return what a gap tells: the whole interval above the limit, below it, or neither."""
     if evidence.low > limit:
         return "dormant"
     return "removed" if evidence.high < limit else "unknown"

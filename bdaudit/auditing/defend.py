@@ -618,7 +618,7 @@ def _earlier(folder: Path, method: str) -> TriedDefense | None:
 
 
 def _is_there(path: Path, earlier: TriedDefense) -> bool:
-    """Say whether the earlier model is still the file it was; one that failed never was."""
+    """Return whether the earlier model is still the file it was; one that failed never was."""
     if earlier.model is None:
         return True
     return is_file(path) and digest_file(path) == earlier.model_sha256

@@ -333,7 +333,7 @@ class _Board:
         self.settle(_line_of_failure(event) if isinstance(event, Failed) else _seen(event, folder))
 
     def progress(self, what: str | None = None) -> Progress:
-        """Say how far all are: in tasks, those under way by their share."""
+        """Return how far all are: in tasks, those under way by their share."""
         n_failed = sum(line.status == "failed" for line in self.over.values())
         step = f"{len(self.over)} of {self.n_audits} audits"
         if n_failed:

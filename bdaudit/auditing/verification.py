@@ -166,7 +166,7 @@ class _Sample:
         return cls(run.mode, run.eps, control.model, control.condition)
 
     def wants(self, mode: Mode, model: str, condition: Condition, eps: float) -> bool:
-        """Say whether an attack belongs to the part."""
+        """Return whether an attack belongs to the part."""
         if (mode, eps) != (self.mode, self.eps):
             return False
         return (model, condition) in (

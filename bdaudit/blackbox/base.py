@@ -43,7 +43,7 @@ class Identity:
     details: Mapping[str, str] = field(default_factory=dict)
 
     def changes(self, now: Identity) -> list[str]:
-        """Say in words what differs between this identity and `now`; empty when nothing does.
+        """Return in words what differs between this identity and `now`; empty when nothing does.
 
         A file that only moved is the same model; an endpoint at another address is not known to be.
         """
@@ -183,7 +183,7 @@ class BlackBox(ABC):
 
     @abstractmethod
     def identity(self) -> Identity:
-        """Say which model answers."""
+        """Return which model answers."""
 
     @abstractmethod
     def _answer(self, images: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def check_batch_dependence(
 
 
 def diagnose_batch(black_box: BlackBox, answers: BatchAnswers) -> list[Diagnostic]:
-    """Say whether what a model answers about an image depends on the images beside it.
+    """Return whether what a model answers about an image depends on the images beside it.
 
     Args:
         black_box: What was asked.
@@ -209,7 +209,7 @@ def _depends(black_box: BlackBox, severity: Literal["error", "warning"], seen: s
 
 
 def describe_scale(black_box: BlackBox) -> list[Diagnostic]:
-    """Say what the scores turned out to be, once something was asked.
+    """Return what the scores turned out to be, once something was asked.
 
     Returns:
         Nothing where labels are given or nothing was asked; `scores_are_probabilities` (info)
@@ -242,7 +242,7 @@ def describe_scale(black_box: BlackBox) -> list[Diagnostic]:
 
 
 def diagnose_grid(black_box: BlackBox, delta: Tensor) -> list[Diagnostic]:
-    """Say what sending images as 8-bit values does to a perturbation.
+    """Return what sending images as 8-bit values does to a perturbation.
 
     Args:
         black_box: What is asked.

@@ -120,7 +120,7 @@ class ImageLayout:
         return tensor
 
     def describe(self) -> dict[str, str]:
-        """Say what of this decides the answers, for `Identity.details`."""
+        """Return what of this decides the answers, for `Identity.details`."""
         return {
             "order": self.order,
             "dtype": self.dtype,

@@ -113,7 +113,7 @@ def rounding_step(scores: Tensor) -> float | None:
 
 
 def detect_scale(scores: Tensor) -> ScoreScale:
-    """Say what raw scores (N, K) are: probabilities where they can be, logits otherwise.
+    """Return what raw scores (N, K) are: probabilities where they can be, logits otherwise.
 
     Two rows or more make chance agreement hopeless; with two classes one row can mislead. One score
     an image, (N, 1), is a probability where all are in [0, 1]. Logits of a classifier that knows

@@ -113,7 +113,7 @@ class ServedBlackBox(BlackBox):
             raise
 
     def identity(self) -> Identity:
-        """Say where the model is and what it calls itself; its weights are not known."""
+        """Return where the model is and what it calls itself; its weights are not known."""
         return Identity(
             kind="served",
             source=self.endpoint.model_url,

@@ -52,7 +52,7 @@ class TorchBlackBox(BlackBox):
         self.batch_size = batch_size
 
     def identity(self) -> Identity:
-        """Say which weights answer."""
+        """Return which weights answer."""
         source = "in memory" if self.model.path is None else str(self.model.path)
         details = {} if self.grid is None else {"grid": str(self.grid)}
         return Identity(

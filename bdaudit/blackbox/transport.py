@@ -256,7 +256,7 @@ class Transport:
         return bytes(content)
 
     def _refusal(self, response: httpx.Response, content: bytes, url: str) -> Exception:
-        """Say what a status other than 200 means."""
+        """Return what a status other than 200 means."""
         status = response.status_code
         said = self._clean(content.decode("utf-8", "replace"))
         if status == _TOO_MANY_REQUESTS or response.is_server_error:

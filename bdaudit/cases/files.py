@@ -120,7 +120,7 @@ def shared_by(digests: dict[str, str] | None) -> str | None:
 
 
 def is_still_true(record: AuditRecord, files: FileDigests) -> bool:
-    """Say whether every file that a record read is still what it was.
+    """Return whether every file that a record read is still what it was.
 
     Files that shape a verdict and no measurement are left out, and those that were fetched, which
     are under their addresses in the record.

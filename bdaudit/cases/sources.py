@@ -153,7 +153,7 @@ class Sources:
 
 
 def can_only_be_asked(source: Source) -> bool:
-    """Say whether a source is something without weights to look into."""
+    """Return whether a source is something without weights to look into."""
     match source:
         case OnnxFile() | PythonFunction() | ServedModel():
             return True

@@ -159,7 +159,7 @@ class Inputs:
         return next((s for s in self.with_role("reference") if s is not subject), None)
 
     def description(self) -> dict[str, str]:
-        """Say in digests what everything is measured on, to be held against at a resume."""
+        """Return digests of all that is measured on, which a resumed run is compared with."""
         models = {
             f"{subject.name} {name}": value
             for subject in self.subjects

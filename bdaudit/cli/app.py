@@ -185,7 +185,7 @@ def _call(arguments: Sequence[str], call: Callable[[], Any]) -> int:
 
 
 def _tell_usage(error: Any) -> None:
-    """Say what is wrong with the arguments, as typer found it."""
+    """Print what typer found wrong with the arguments."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":  # the help, which is shown by now
         return

@@ -47,7 +47,7 @@ def inspect(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Say what is in a checkpoint, whether it is safe to open, and which architecture fits.
+    """Show what is in a checkpoint, whether it is safe to open, and which architecture fits.
 
     Nothing in the file is executed. Exit code 0: it can be opened; 4: it cannot.
     """

@@ -114,7 +114,7 @@ def use_project(ctx: typer.Context, *, trusted: bool, quiet: bool) -> Path | Non
 
 
 def comes_from_project(ctx: typer.Context, option: str) -> bool:
-    """Say whether the value of `option` is the project file's and not the command line's."""
+    """Return whether the value of `option` is the project file's and not the command line's."""
     source = ctx.get_parameter_source(option)
     return source is not None and source.name == "DEFAULT_MAP"
 

@@ -204,5 +204,5 @@ def help_console(*, stderr: bool = False, **settings: Any) -> Console:
 
 
 def stderr_is_terminal() -> bool:
-    """Say whether somebody watches stderr, as the console that draws progress there has it."""
+    """Return whether somebody watches stderr, as the console that draws progress there has it."""
     return stderr_console().is_terminal

@@ -124,7 +124,7 @@ def _read(manifest: Path, *, trusted: bool) -> list[AuditRequest]:
 
 
 def _say(audit: SweptAudit) -> None:
-    """Say in a line that an audit is over, where no bar does."""
+    """Print one line when an audit has finished, where there is no progress bar."""
     what = audit.outcome or "failed"
     tell(f"bdaudit: {audit.key}: {what} ({audit.status}): {audit.why}")
 

@@ -128,7 +128,7 @@ def build(
 
 
 def _announce(build: Build) -> None:
-    """Say what is there, what is not, and what no longer holds, on stderr."""
+    """Print on stderr what exists, what is missing and what is out of date."""
     n = len(build.wanted)
     tell(f"{n - len(build.missing)} of {n} are there, {len(build.missing)} to make")
     for note in build.shop.parts.notes:
@@ -268,7 +268,7 @@ def _showing(build: Build, silent: bool) -> Iterator[_Display]:
 
 
 def _made_of(result: object) -> str:
-    """Say what came of a task, in a few words."""
+    """Return what came of a task, in a few words."""
     from bdaudit.zoo.folder import Made
 
     if not isinstance(result, Made):

@@ -225,7 +225,7 @@ def folder_number(name: str, where: str) -> int | None:
 def absent_classes(
     labels: Tensor, num_classes: int, class_names: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Say which of the classes no label is of, by name where there are names."""
+    """Return which of the classes no label is of, by name where there are names."""
     present = set(labels.tolist())
     missing = [index for index in range(num_classes) if index not in present]
     if class_names is None:

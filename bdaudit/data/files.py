@@ -30,7 +30,7 @@ class ImageFiles:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Say whether `path`, with every symbolic link followed, lies in or below `folder`.
+    """Return whether `path`, with every symbolic link followed, lies in or below `folder`.
 
     A path that cannot be followed (a loop of links, a NUL in it) does not.
     """

@@ -97,7 +97,7 @@ def class_folder_catalogue(
 
 
 def _are_numbers_of(folders: Sequence[str], class_names: Sequence[str], where: str) -> bool:
-    """Say whether folders are indices into the names rather than names themselves."""
+    """Return whether folders are indices into the names rather than names themselves."""
     all_numbers = all(folder_number(name, where) is not None for name in folders)
     return all_numbers and set(folders).isdisjoint(class_names)
 

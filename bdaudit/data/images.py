@@ -109,7 +109,7 @@ def _demand_size(image: Image.Image) -> None:
 
 
 def _list_oddities(image: Image.Image) -> tuple[str, ...]:
-    """Say what of an image is not read as it stands, before it is decoded."""
+    """Return what of an image is not read as it stands, before it is decoded."""
     found = []
     if getattr(image, "n_frames", 1) > 1:
         found.append(_FRAMES)
@@ -248,7 +248,7 @@ def read_images(
 
 
 def fitting_notes(shapes: Mapping[tuple[int, ...], int], image_shape: ImageShape) -> list[str]:
-    """Say what `fit_images` did to images.
+    """Return what `fit_images` did to images.
 
     Args:
         shapes: How many images there are of each (C, H, W).

@@ -182,7 +182,7 @@ def _recover(
 def _in_words(
     inverted: Inverted, names: list[str], skipped: tuple[str, ...], config: NcUnlearnConfig
 ) -> str:
-    """Say which classes' triggers are unlearned, and why."""
+    """Return which classes' triggers are unlearned, and why."""
     anomalies, race = inverted.anomalies, inverted.race
     first = inverted.recovered[0].arm
     p_value = None if anomalies.p_values is None else anomalies.p_values[race.finished.index(first)]

@@ -237,7 +237,7 @@ def _failing(error: BaseException) -> Work:
 
 
 def failed_with(key: str, error: BaseException) -> Failed:
-    """Say that a task failed of what was raised here."""
+    """Return the event of a task that failed with the exception that was raised here."""
     trouble = Trouble.of(error)
     return Failed(key, trouble.error(), traceback=trouble.traceback)
 

@@ -171,12 +171,12 @@ def check_file(
 
 
 def is_file(path: str | Path) -> bool:
-    """Say whether a regular file is there, whatever the name; a ring of links is none."""
+    """Return whether a regular file is there, whatever the name; a ring of links is none."""
     return _is(path, stat.S_ISREG)
 
 
 def is_folder(path: str | Path) -> bool:
-    """Say whether a folder is there, whatever the name."""
+    """Return whether a folder is there, whatever the name."""
     return _is(path, stat.S_ISDIR)
 
 

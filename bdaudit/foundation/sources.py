@@ -116,12 +116,12 @@ Source: TypeAlias = LocalSource | RemoteFile
 
 
 def is_url(text: object) -> bool:
-    """Say whether `text` is a URL rather than a path."""
+    """Return whether `text` is a URL rather than a path."""
     return isinstance(text, str) and _URL.match(text) is not None
 
 
 def parse_model(value: object) -> Source:
-    """Say what a model is named by.
+    """Return what a model is named by.
 
     Args:
         value: A path, a URL, `FILE.py:NAME`, the address of a served model, or an object. What was
@@ -148,7 +148,7 @@ def parse_model(value: object) -> Source:
 
 
 def parse_file(value: object) -> FileSource | RemoteFile | InMemory:
-    """Say what images, a trigger or a list is named by: a path, a URL, or an object.
+    """Return what images, a trigger or a list is named by: a path, a URL, or an object.
 
     What was parsed before is returned as it is.
     """

@@ -191,7 +191,7 @@ def parse_json(text: str, *, where: str, what: str, error: type[InputError]) -> 
 
 
 def content_in_words(content: bytes) -> str | None:
-    """Say what a file is that is often found in place of the wanted one, and what to do.
+    """Return what a file is that is often found in place of the wanted one, and what to do.
 
     Args:
         content: Its first bytes.
@@ -210,7 +210,7 @@ def content_in_words(content: bytes) -> str | None:
 
 
 def is_invisible(character: str) -> bool:
-    """Say whether a character looks like nothing, or like a space without being one."""
+    """Return whether a character looks like nothing, or like a space without being one."""
     # Joiners (U+200C, U+200D) shape letters in several scripts and hold emoji together.
     if character in "\u200c\u200d":
         return False
@@ -269,7 +269,7 @@ def _nul_in_words(content: bytes, text: str) -> str:
 
 
 def _is_wide(content: bytes) -> bool:
-    """Say whether bytes look like UTF-16 or UTF-32: of Latin letters half of them are zero."""
+    """Return whether bytes look like UTF-16 or UTF-32: of Latin letters half of them are zero."""
     return content.count(b"\0") * 3 > len(content)
 
 

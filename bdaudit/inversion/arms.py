@@ -75,7 +75,7 @@ def make_arms(
 
 
 def is_won(answers: Tensor, targets: Tensor) -> Tensor:
-    """Say of each image whether it is where it should be taken, in the terms of `Arm.targets`."""
+    """Return for each image whether it was classified as its target, as `Arm.targets` has it."""
     return torch.where(targets < 0, answers != ~targets, answers == targets)
 
 

@@ -158,7 +158,7 @@ def _milder(diagnostic: Diagnostic) -> Diagnostic:
 
 
 def _are_one(one: Subject, other: Subject, scores: dict[str, Tensor]) -> str | None:
-    """Say what two models have in common that makes them one; `None` where they differ."""
+    """Return what two models have in common that makes them one; `None` where they differ."""
     if one.weights_sha256 is not None and one.weights_sha256 == other.weights_sha256:
         return "hold equal tensors"
     if one.model is not None and other.model is not None and _are_copies(one.model, other.model):

@@ -115,7 +115,7 @@ def check_baselines(
     max_clean_acc_loss: float,
     class_names: Sequence[str] | None = None,
 ) -> Iterator[Diagnostic]:
-    """Say what the plain figures give reason to doubt.
+    """Return what the plain figures give reason to doubt.
 
     Args:
         baselines: One a model.

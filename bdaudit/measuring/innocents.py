@@ -19,7 +19,7 @@ __all__ = [
 def assess_innocents(
     baselines: Sequence[Baseline], policy: Policy, *, unfit: Mapping[str, str], wide: bool
 ) -> tuple[tuple[Baseline, ...], list[Diagnostic]]:
-    """Say which innocent models are not good enough to be held against the defended one.
+    """Return which innocent models are not good enough to be held against the defended one.
 
     Args:
         baselines: One a model; what is left out already stays so.
@@ -94,7 +94,7 @@ def trigger_moves_innocents(
 
 
 def left_out_diagnostic(name: str, reason: str, *, stand_in: bool) -> Diagnostic:
-    """Say that a model plays no part, and why."""
+    """Return the diagnostic of a model that is left out, with the reason."""
     if stand_in:
         advice = "more clean images help, or pass --reference"
     else:
@@ -108,7 +108,7 @@ def left_out_diagnostic(name: str, reason: str, *, stand_in: bool) -> Diagnostic
 
 
 def lacks_accuracy(accuracy: float, loss: float, whose: str, limit: float) -> str | None:
-    """Say why a model's clean accuracy is too low; `None` where it is not.
+    """Return why a model's clean accuracy is too low; `None` where it is not.
 
     Args:
         accuracy: Its clean accuracy on held-out images.
@@ -125,7 +125,7 @@ def lacks_accuracy(accuracy: float, loss: float, whose: str, limit: float) -> st
 
 
 def looks_moved(asr: Rate, clean_target_rate: Rate, limit: float) -> str | None:
-    """Say why the trigger alone moves a model too much; `None` where it does not."""
+    """Return why the trigger alone moves a model too much; `None` where it does not."""
     moved = asr.value - clean_target_rate.value
     if moved <= limit:
         return None

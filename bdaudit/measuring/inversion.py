@@ -55,7 +55,7 @@ def _clean_acc(subject: Subject, held_out: Sample, compute: Compute) -> Rate:
 
 
 def lacking_accuracy(accuracies: Mapping[str, Rate], original: Rate) -> dict[str, str]:
-    """Say which innocent models did not learn the original's task well enough, and why.
+    """Return which innocent models did not learn the original's task well enough, and why.
 
     That no trigger moves them can only be looked at when there is one.
     """
@@ -242,7 +242,7 @@ def _hidden_by_stand_ins(
     config: InversionConfig,
     compute: Compute,
 ) -> str | None:
-    """Say where stand-ins may be why nothing was found; `None` where they are not.
+    """Return where stand-ins may be why nothing was found; `None` where they are not.
 
     A stand-in that learned the backdoor along with the task would make its target look as easy to
     reach as the original does. It would be moved by the trigger as well. So where the trigger
@@ -281,7 +281,7 @@ def _nothing_noticeable(
     n_tests: int,
     config: InversionConfig,
 ) -> str | None:
-    """Say which search would not have noticed even a conspicuous class; `None` where all would.
+    """Return which search would not have noticed even a conspicuous class; `None` where all would.
 
     Few classes and few innocent models leave few degrees of freedom; innocent models that differ
     much, as when one of them is backdoored itself, leave a wide spread.
@@ -304,7 +304,7 @@ def _nothing_noticeable(
 def _why_asleep(
     asr: Rate, bare: Rate, others: Sequence[Rate], config: InversionConfig
 ) -> str | None:
-    """Say why a trigger cannot be said to wake the original, `None` where it can."""
+    """Return why a trigger cannot be said to wake the original, `None` where it can."""
     if asr.low < config.min_asr:
         return (
             f"it takes {asr.value:.1%} of held-out images to the target (at least {asr.low:.1%}; "

@@ -45,7 +45,7 @@ class LabelDoubt:
     def explain(
         self, by_class: Sequence[ClassAnswers], class_names: Sequence[str] | None = None
     ) -> str:
-        """Say in a sentence what was seen and what to do."""
+        """Return in a sentence what was seen and what to do."""
 
         def name(index: int) -> str:
             known = class_names is not None and index < len(class_names)

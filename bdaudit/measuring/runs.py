@@ -130,7 +130,7 @@ def titled(steps: Steps[_Result], title: str) -> Steps[_Result]:
 def about(
     subject: Subject, title: str, diagnostics: Iterable[Diagnostic]
 ) -> tuple[Diagnostic, ...]:
-    """Say of an attack's diagnostics which attack and whom they are about."""
+    """Return diagnostics of an attack that name the attack and the model."""
     return tuple(
         d.model_copy(update={"subject": subject.name, "message": f"{title}: {d.message}"})
         for d in diagnostics

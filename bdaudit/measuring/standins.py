@@ -235,7 +235,7 @@ def measure_and_assess(
 def doubts_about_models(
     inputs: Inputs, baselines: Sequence[Baseline], policy: Policy
 ) -> list[Diagnostic]:
-    """Say what the plain figures of all models give reason to doubt."""
+    """Return what the plain figures of all models give reason to doubt."""
     doubts = check_baselines(
         baselines,
         inputs.num_classes,

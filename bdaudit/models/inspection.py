@@ -162,7 +162,7 @@ def inspect_checkpoint(path: Path | str, *, weights: str | None = None) -> Inspe
 
 
 def _problem(checkpoint: Checkpoint) -> str | None:
-    """Say why `load_model` would refuse what could be read."""
+    """Return why `load_model` would refuse what could be read."""
     if is_python_factory(checkpoint.metadata.get("arch")):
         return f"its metadata names Python code to run as arch: {checkpoint.metadata['arch']!r}"
     try:

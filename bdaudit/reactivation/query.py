@@ -181,7 +181,7 @@ class _Run:
         self.search.recall(state.memory)
 
     def state(self) -> QueryState:
-        """Say where the search stands."""
+        """Return where the search stands."""
         return QueryState(
             fingerprint=self.fingerprint,
             n_queries=self.n_queries,
@@ -218,7 +218,7 @@ class _Run:
             self.suspicions.append("answers_change")
 
     def progress(self) -> Progress:
-        """Say how far the search is."""
+        """Return how far the search is."""
         config = self.config
         return Progress(
             step=f"query search, {config.norm} eps {config.eps:g}",
@@ -384,7 +384,7 @@ def _fingerprint(
     generator: torch.Generator,
     identity: Mapping[str, str] | None,
 ) -> dict[str, str]:
-    """Say in short what a search depends on, name by name."""
+    """Return in short form what a search depends on, by name."""
     found = {name: repr(value) for name, value in asdict(config).items()}
     images = {"images": craft.images, "targets": craft.targets}
     found["craft images"] = digest_tensors(images)[:16]

@@ -177,7 +177,7 @@ class Family(Record):
         return found
 
     def did_not_learn(self) -> dict[str, str]:
-        """Say of which members nothing can be learned, since they may do no better than guessing.
+        """Return members that may do no better than guessing, and so show nothing, with the reason.
 
         Returns:
             By name, why: the model itself did not learn the task, or its original did not.
@@ -208,7 +208,7 @@ class Family(Record):
 
 
 def why_not_learned(clean_acc: Rate | None, num_classes: int) -> str | None:
-    """Say that a model may do no better than guessing; `None` where it surely does, or who knows.
+    """Return why a model may do no better than guessing; `None` where it does, or is not known to.
 
     Args:
         clean_acc: Its clean accuracy, `None` where it was not measured.

@@ -180,7 +180,7 @@ class Header(Record):
         return tuple(file for file in self.inputs if file.role == role)
 
     def input_notes(self) -> tuple[str, ...]:
-        """Say what was left out, converted or guessed when the given inputs were read.
+        """Return what was left out, converted or guessed when the given inputs were read.
 
         Models that were made here (stand-ins and surrogates) are not among them.
         """
@@ -191,7 +191,7 @@ class Header(Record):
         )
 
     def about_weights(self) -> str | None:
-        """Say which set of a file's weights was audited as the defended model, and which was not.
+        """Return which set of weights in a file was audited as the defended model, and which not.
 
         `None` where its file holds one set, or nothing is said about files at all.
         """

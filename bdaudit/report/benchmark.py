@@ -78,7 +78,7 @@ def shown_confusion(record: BenchmarkRecord) -> Confusion | None:
 
 
 def gist(record: BenchmarkRecord) -> str:
-    """Say in one sentence how good the verdict is."""
+    """Return in one sentence how good the verdict is."""
     found = shown_confusion(record)
     if found is None:
         return "Nothing was audited."

@@ -113,7 +113,7 @@ def _short(value: object) -> str:
 
 
 def _differences(records: Sequence[tuple[str, AuditRecord]], names: Sequence[str]) -> Iterator[str]:
-    """Say in what the records differ that makes their figures less comparable."""
+    """Yield differences between the records that make their figures less comparable."""
     checks: tuple[tuple[str, Callable[[AuditRecord], object]], ...] = (
         ("the images (rates are then of different images)", lambda r: r.data.sha256),
         (

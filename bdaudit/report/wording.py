@@ -72,7 +72,7 @@ _RECOVERED = (
 
 
 def not_proved(record: AuditRecord) -> list[str]:
-    """Say what even a pass leaves open."""
+    """Return what even a pass leaves open."""
     modes = {run.mode for run in record.runs if run.condition == "trigger"}
     lines = list(_NOT_PROVED)
     if record.trigger.recovered:
@@ -118,7 +118,7 @@ def number(value: float | None) -> str:
 
 
 def about_innocents(baselines: Sequence[Baseline]) -> str | None:
-    """Say what stand-ins are and which innocent models were left out; `None` without either."""
+    """Return what stand-ins are and which innocent models were left out; `None` without either."""
     said = []
     if any(baseline.stand_in for baseline in baselines):
         said.append(
@@ -132,7 +132,7 @@ def about_innocents(baselines: Sequence[Baseline]) -> str | None:
 
 
 def one_line(record: AnyDocument) -> str:
-    """Say what `record` found in one line of plain text."""
+    """Return what `record` found in one line of plain text."""
     if isinstance(record, AuditRecord):
         verdict = record.verdict
         return "no verdict" if verdict is None else f"{verdict.outcome}: {verdict.why}"

@@ -276,7 +276,7 @@ class Declared:
         return self.flags[0].partition("/")[0]
 
     def has(self, kind: type) -> bool:
-        """Say whether it is marked so."""
+        """Return whether it is marked so."""
         return any(isinstance(mark, kind) for mark in self.option.marks)
 
     def read(self, written: Any) -> Any:

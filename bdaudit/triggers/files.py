@@ -330,7 +330,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _gist(error: Exception) -> str:
-    """Say what another library complains of, in one line of its kind and first words."""
+    """Return what another library complains of, in one line of its kind and first words."""
     words = str(error).strip().splitlines()
     return f"{type(error).__name__}: {words[0][:200]}" if words else type(error).__name__
 

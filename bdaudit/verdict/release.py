@@ -30,7 +30,7 @@ class Decision:
 def decide_release(
     record: AuditRecord, outcome: Outcome, policy: Policy, *, against: Sequence[str] = ()
 ) -> Decision:
-    """Say whether a candidate of this outcome may be released.
+    """Return whether a candidate of this outcome may be released.
 
     Args:
         record: The audit.
@@ -65,7 +65,7 @@ def decide_release(
 
 
 def match_files(record: AuditRecord, released: Sequence[FileDigest]) -> Iterator[str]:
-    """Say why `released` are not the files whose audit `record` is; nothing when they are.
+    """Return why `released` are not the files whose audit `record` is; nothing when they are.
 
     Every one must be a file of the defended model as it was audited, and every file of that model
     must be among them.
@@ -127,7 +127,7 @@ def _bec_warnings(record: AuditRecord, policy: Policy) -> Iterator[str]:
 
 
 def _relearning_warnings(record: AuditRecord, outcome: Outcome) -> Iterator[str]:
-    """Say where relearning tells otherwise than the verdict, which it leaves as it is."""
+    """Return where relearning tells otherwise than the verdict, which it leaves as it is."""
     if record.relearning_missing is not None:
         yield f"relearning was not measured: {record.relearning_missing}"
     if record.relearning is None:

@@ -176,7 +176,7 @@ def _trigger_alone_doubts(figures: Figures) -> Iterator[Doubt]:
 
 
 def _bound_doubts(attack: Attack, limit: float) -> Iterator[Doubt]:
-    """Say which upper bounds are not below the limit, and what is not beaten none the less."""
+    """Return which upper bounds are not below the limit, and what is not beaten none the less."""
     for bound in attack.bounds:
         if bound.high is None or bound.high < limit:
             continue
@@ -186,7 +186,7 @@ def _bound_doubts(attack: Attack, limit: float) -> Iterator[Doubt]:
 
 
 def _strength_doubts(figures: Figures) -> Iterator[Doubt]:
-    """Say where the attack has not been shown to wake the original."""
+    """Return where the attack has not been shown to wake the original."""
     case = figures.case
     assert case.original is not None
     for attack in figures.attacks:

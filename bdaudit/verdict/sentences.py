@@ -33,7 +33,7 @@ __all__ = ["doubt_in_words", "reasons", "why"]
 
 
 def why(finding: Finding, record: AuditRecord) -> str:
-    """Say in one sentence why the outcome is what it is.
+    """Return in one sentence why the outcome is what it is.
 
     Further sentences say of a trigger that nobody knew where it is from, and of a file with several
     sets of weights which were audited.
@@ -88,7 +88,7 @@ def _dormant(finding: Dormant) -> str:
 
 
 def _compared(finding: Dormant) -> Iterator[str]:
-    """Say what the same attack does elsewhere."""
+    """Return what the same attack does elsewhere."""
     attack = finding.attack
     for null in attack.nulls:
         if isinstance(null, InnocentModels) and null.innocents:

@@ -242,7 +242,7 @@ def _floors(shop: Workshop) -> dict[str, float]:
 
 
 def _has_references(shop: Workshop) -> bool:
-    """Say whether references are there, all of them: in a part of a family they may not be."""
+    """Return whether references are there, all of them: in a part of a family they may not be."""
     return bool(shop.references) and all(map(shop.folder.holds, shop.references))
 
 

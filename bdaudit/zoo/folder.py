@@ -108,7 +108,7 @@ class FamilyFolder:
         write_atomically(self._note_file(recipe), f"{text}\n".encode())
 
     def holds(self, recipe: Recipe) -> bool:
-        """Say whether what the recipe makes is there, undamaged."""
+        """Return whether what the recipe makes is there, undamaged."""
         made = self.note(recipe)
         if made is None or made.key != recipe.key:
             return False
@@ -132,7 +132,7 @@ class FamilyFolder:
 
 
 def changes_between(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:
-    """Say what differs between what determined two things: "training.epochs: 5, was 4"."""
+    """Return what differs between what determined two things: "training.epochs: 5, was 4"."""
     changes = []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)

@@ -89,7 +89,7 @@ class Workshop:
         )
 
     def why_not_learned(self, recipe: Recipe) -> str | None:
-        """Say why nothing can be learned of a member, itself or its original; `None` otherwise."""
+        """Return why a member, or its original, cannot be judged; `None` where it can."""
         note = self.folder.note(recipe)
         measured = None if note is None else note.measured
         if measured is not None:

@@ -72,7 +72,7 @@ class Ruling:
 
 
 def may_need_relearning(recipe: Recipe, recipes: Mapping[str, Recipe]) -> bool:
-    """Say whether a member was taught a backdoor and then put through something."""
+    """Return whether a member was taught a backdoor and then put through something."""
     if recipe.is_reference or recipe.lineage == "original":
         return False
     return _was_taught(recipe, recipes)
@@ -85,7 +85,7 @@ def needs_relearning(
     original_asr: Rate | None,
     floor: float | None,
 ) -> bool:
-    """Say whether relearning has to tell what a member is; arguments as for `judge_truth`."""
+    """Return whether relearning has to tell what a member is; arguments as for `judge_truth`."""
     if not may_need_relearning(recipe, recipes) or asr is None:
         return False
     return _is_active(original_asr, floor) and not _is_active(asr, floor)
@@ -105,7 +105,7 @@ def judge_truth(
     floor: float | None,
     why_none: str,
 ) -> Ruling:
-    """Say what a member is.
+    """Return what a member is.
 
     Args:
         recipe: How it was made.
@@ -158,7 +158,7 @@ def _beginning(recipe: Recipe, recipes: Mapping[str, Recipe]) -> str:
 
 
 def _was_taught(recipe: Recipe, recipes: Mapping[str, Recipe]) -> bool:
-    """Say whether a backdoored model was the beginning, or the teacher."""
+    """Return whether a backdoored model was the beginning, or the teacher."""
     return _beginning(recipe, recipes) in ("attack", "distilled")
 
 
@@ -179,7 +179,7 @@ def strongest_reference(shop: Workshop, attack: str) -> float | None:
 
 
 def is_relearned(shop: Workshop, reference: Recipe, attack: str) -> bool:
-    """Say whether a reference's relearning by an attack's trigger is there."""
+    """Return whether a reference's relearning by an attack's trigger is there."""
     return _Lesson(shop, attack).kept(reference) is not None
 
 
