@@ -30,6 +30,9 @@ _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _ZIP64_EXTRA = 1
 _DESCRIPTOR_FOLLOWS, _UTF8 = 0x0008, 0x0800
 _MOST_ENTRIES = 1_000_000
+# Of an entry that is marked so torch's reader fills in nothing: its tensors would be whatever lay
+# in memory before.
+_IS_FOLDER = 0x10
 _NEWEST_VERSION = 45  # zip64's; later ones are about compression and encryption
 
 
@@ -110,13 +113,15 @@ def _directory(content: bytes) -> tuple[list[_Entry], int]:
     for _ in range(n_entries):
         fields = _CENTRAL.unpack_from(content, at)
         signature, _, version, flags, method, _, _, crc, packed, unpacked = fields[:10]
-        name_length, extra_length, comment_length, _, _, _, header_start = fields[10:]
+        name_length, extra_length, comment_length, _, _, attributes, header_start = fields[10:]
         if signature != b"PK\x01\x02":
             raise _ArchiveError("whose directory is damaged")
         if version & 0xFF > _NEWEST_VERSION:  # the other byte names a system
             raise _ArchiveError(f"that asks for version {version / 10:.1f} of the format")
         at += _CENTRAL.size
         name = content[at : at + name_length]
+        if attributes & _IS_FOLDER and unpacked:
+            raise _ArchiveError(f"that calls {name[:80]!r} a folder, which has no bytes")
         extra = content[at + name_length : at + name_length + extra_length]
         at += name_length + extra_length + comment_length
         unpacked, packed, header_start = _widen(extra, unpacked, packed, header_start)
@@ -131,7 +136,9 @@ def _locate_directory(content: bytes) -> tuple[int, int, int]:
     end_at = len(content) - _END.size
     if end_at < 0 or content[end_at : end_at + 4] != b"PK\x05\x06":
         raise _ArchiveError("without its directory at the end")
-    _, disk, first_disk, here, n_entries, size, start, _ = _END.unpack_from(content, end_at)
+    _, disk, first_disk, here, n_entries, size, start, comment = _END.unpack_from(content, end_at)
+    if comment:
+        raise _ArchiveError("without the comment that it says it ends with")
     directory_end = end_at
     locator_at = end_at - _LOCATOR_64.size
     if locator_at >= 0 and content[locator_at : locator_at + 4] == b"PK\x06\x07":

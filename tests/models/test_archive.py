@@ -316,6 +316,26 @@ def test_a_version_of_the_format_that_readers_do_not_know_is_refused(tmp_path: P
         open_checkpoint(tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize("ending", ["data/0", "data.pkl", "serialization_id"])
+def test_a_file_that_is_called_a_folder_is_refused(tmp_path: Path, ending: str) -> None:
+    content = bytearray(write(parts_of(saved(SHOWN))))
+    start = content.index(b"PK\x01\x02")
+    named = content.index(ending.encode(), start)
+    header = content.rindex(b"PK\x01\x02", start, named)
+    content[header + 38] |= 0x10  # torch's reader leaves the buffer of such an entry as it was
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=f"calls .*{ending}' a folder"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_comment_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    content = bytearray(write(parts_of(saved(SHOWN))))
+    content[-2:] = b"\x01\x00"
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(ModelError, match="without the comment"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
 def test_two_ends_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     content = bytearray(saved(SHOWN))
     at = content.rindex(b"PK\x06\x06")
