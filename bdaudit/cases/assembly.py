@@ -6,8 +6,9 @@ it was written.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from bdaudit.blackbox import BlackBoxOptions, TransportSettings
 from bdaudit.blackbox.protocol import parse_endpoint
@@ -34,6 +35,8 @@ from bdaudit.settings import (
     Query,
     Relearning,
     Surrogates,
+    Table,
+    declared,
 )
 
 __all__ = [
@@ -123,26 +126,14 @@ def audit_settings(said: ProjectFile) -> AuditSettings:
     Raises:
         ConfigError: A setting contradicts another.
     """
-    attack, query = said.attack, said.query
+    tables = (said.inputs, said.attack, said.query, said.surrogates, said.output)
     return AuditSettings(
-        mode=tuple(dict.fromkeys(attack.mode)) or None,
-        eps=attack.eps,
-        norm=attack.norm,
-        passes=attack.passes,
-        restarts=attack.restarts,
-        objective=attack.objective,
-        optimizer=attack.optimizer,
-        bec=attack.bec,
+        **{
+            **_shared(AuditSettings, *tables),
+            "mode": tuple(dict.fromkeys(said.attack.mode)) or None,
+            "relearn": relearn_config(said.relearning) if said.attack.relearn else None,
+        },
         inversion=inversion_config(said.inversion),
-        relearn=relearn_config(said.relearning) if attack.relearn else None,
-        max_queries=query.max_queries,
-        feedback=query.feedback,
-        schedule=query.schedule,
-        cold=query.cold,
-        strategy=said.surrogates.strategy,
-        input_diversity=said.surrogates.input_diversity,
-        pictures=said.output.pictures,
-        stand_ins=said.inputs.stand_ins,
         stand_in=stand_in_config(said.inputs),
         compute=compute_settings(said.compute),
         split=split_settings(said.compute),
@@ -191,15 +182,9 @@ def model_settings(models: Models, clip: Clip | None = None) -> ModelSettings:
         ConfigError: A setting of a CLIP without the others.
         ModelError: Class names or templates cannot be used.
     """
+    settings = {**_shared(ModelSettings, models), "weights": models.weights or None}
     return ModelSettings(
-        arch=models.arch,
-        num_classes=models.num_classes,
-        input_size=models.input_size,
-        mean=models.mean,
-        std=models.std,
-        outputs=models.outputs,
-        weights=models.weights or None,
-        clip=None if clip is None else _clip_settings(clip, models.arch),
+        **settings, clip=None if clip is None else _clip_settings(clip, models.arch)
     )
 
 
@@ -221,36 +206,19 @@ def _clip_settings(clip: Clip, arch: str | None) -> ClipSettings | None:
 def black_box_options(query: Query) -> BlackBoxOptions:
     """Return what is said about a model that can only be queried."""
     return BlackBoxOptions(
-        layout=query.layout,
-        input_name=query.input_name,
-        output_name=query.output_name,
-        binary=query.binary,
-        grid=query.grid,
-        request_size=query.request_size,
-        transport=TransportSettings(
-            timeout=query.timeout,
-            retries=query.retries,
-            qps=query.qps,
-            concurrency=query.concurrency,
-            token_env=query.token_env,
-            ca_file=query.ca_file,
-        ),
+        **_shared(BlackBoxOptions, query),
+        transport=TransportSettings(**_shared(TransportSettings, query)),
     )
 
 
 def compute_settings(compute: Compute) -> ComputeSettings:
     """Return where and how to compute."""
-    return ComputeSettings(
-        device=compute.device,
-        seed=compute.seed,
-        batch_size=compute.batch_size,
-        precision=compute.precision,
-    )
+    return ComputeSettings(**_shared(ComputeSettings, compute))
 
 
 def split_settings(compute: Compute) -> SplitSettings:
     """Return the sizes of the halves."""
-    return SplitSettings(craft=compute.craft, held_out=compute.held_out)
+    return SplitSettings(**_shared(SplitSettings, compute))
 
 
 def stand_in_config(inputs: Inputs) -> StandInConfig:
@@ -273,13 +241,7 @@ def existence_config(existence: Existence, compute: Compute) -> ExistenceConfig:
 
 def relearn_config(relearning: Relearning) -> RelearnConfig:
     """Return how the trigger is taught."""
-    return RelearnConfig(
-        shots=relearning.shots,
-        steps=relearning.steps,
-        learning_rates=relearning.learning_rates,
-        draws=relearning.draws,
-        freeze_batch_norm=relearning.freeze_batch_norm,
-    )
+    return RelearnConfig(**_shared(RelearnConfig, relearning))
 
 
 def inversion_config(inversion: Inversion) -> InversionConfig:
@@ -306,6 +268,17 @@ def model_cache(surrogates: Surrogates) -> Path | None:
             raise ConfigError("give --cache or --no-cache, not both")
         return None
     return (cache_folder() if surrogates.cache is None else Path(surrogates.cache)) / "models"
+
+
+def _shared(settings: type, *tables: Table) -> dict[str, Any]:
+    """Return what tables say of settings, where both use the same name."""
+    names = {each.name for each in fields(settings)}
+    return {
+        each.attribute: getattr(table, each.attribute)
+        for table in tables
+        for each in declared(type(table))
+        if each.attribute in names and each.option.now is None
+    }
 
 
 def _given(value: str | None, name: str) -> str:

@@ -81,7 +81,9 @@ def not_proved(record: AuditRecord) -> list[str]:
     if any(MODES[mode].has_weights for mode in modes):
         return lines
     how = (
-        "only asked" if any(MODES[mode].asks for mode in modes) else "neither examined nor queried"
+        "only queried"
+        if any(MODES[mode].asks for mode in modes)
+        else "neither examined nor queried"
     )
     return [f"an attacker who holds the weights: the model was {how}", *lines]
 

@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said_with_the_audit(text: str, said: str, tmp_path: Pa
 
 
 def test_what_is_no_audit_is_said_by_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ProjectError, match=r"x: expected inputs\.defended or"):
+    with pytest.raises(ProjectError, match=r"x: expected exactly one of inputs\.defended"):
         requests(tmp_path, '[[audit]]\nname = "x"\n')
     both = '[[audit]]\n[audit.inputs]\ndefended = "x.pt"\nendpoint = "http://h/v2/models/m"\n'
     with pytest.raises(ProjectError, match="exactly one of"):
