@@ -20,7 +20,7 @@ class OnceCommand(TyperCommand):
         for option, values in self._given(ctx, args):
             if len({str(value) for value in values}) > 1:
                 named = " and ".join(repr(value) for value in dict.fromkeys(map(str, values)))
-                ctx.fail(f"{'/'.join(option.opts)} expected one value, got {named}")
+                ctx.fail(f"{'/'.join(option.opts)}: expected one value, got {named}")
         return super().parse_args(ctx, args)
 
     def _given(self, ctx: Any, args: list[str]) -> list[tuple[TyperOption, list[Any]]]:

@@ -292,7 +292,7 @@ def test_unusable_requests_are_refused_before_any_work(files: Path, tmp_path: Pa
         DefendSettings(methods=("cut",), settings={"cut": {"strengh": 1.0}})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="contains something else"):
         defend(files, tmp_path / "full")
     with pytest.raises(ModelError, match="got a module in memory"):
         defend(files, tmp_path / "out", sources={"original": original_twin()})

@@ -240,7 +240,7 @@ def test_models_in_memory_cannot_be_opened_again(tmp_path: Path) -> None:
     )
     assert record.sources["defended"] == "in memory"
     (tmp_path / "result.json").write_text(to_json(record))
-    with pytest.raises(InputError, match="defended, original, data was handed over in memory"):
+    with pytest.raises(InputError, match="defended, original, data was passed in memory"):
         verify(tmp_path / "result.json")
 
 

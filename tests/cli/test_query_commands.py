@@ -102,7 +102,7 @@ def test_a_killed_run_is_resumed_by_the_same_command(files: Path, tmp_path: Path
     ("more", "code", "said"),
     [
         (["--mode", "white"], 2, "only be queried"),
-        (["--endpoint", "http://127.0.0.1:1/v2/models/m"], 2, "only one"),
+        (["--endpoint", "http://127.0.0.1:1/v2/models/m"], 2, "got both"),
         (["--resume"], 2, "--json"),
         (["--resume", "--state", "nowhere"], 4, "nothing to resume"),
         (["--token-env", "BDAUDIT_NO_SUCH"], 0, ""),

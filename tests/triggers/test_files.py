@@ -96,7 +96,7 @@ def test_paired_round_trip_takes_its_images_along(tmp_path: Path) -> None:
     stamped = back.stamp(torch.zeros(2, 1, 4, 4), names=["2/2", "1/1"])
     assert (stamped[:, 0, 0, 0] * 255).round().tolist() == [100, 50]
     assert back.sha256 == trigger.sha256
-    with pytest.raises(TriggerError, match="is there already"):
+    with pytest.raises(TriggerError, match="already exists"):
         write_trigger(tmp_path / "out" / "t.toml", trigger)
 
 
