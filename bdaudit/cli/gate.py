@@ -95,7 +95,7 @@ def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> list[
             lines.append(f"signed by: {signed_by}")
         lines += [f"note: {note}" for note in made.notes]
         lines.append(f"limits: {made.verdict.policy_source}{_changed(made)}")
-        lines += [f"released: {f.path} sha256 {f.sha256}" for f in made.files]
+        lines += [f"file checked: {f.path} sha256 {f.sha256}" for f in made.files]
         lines.append(f"record: {made.record} sha256 {made.record_sha256}")
     return lines
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.records.benchmark import VARIANTS, BenchmarkRecord, Confusion, RocCurve
@@ -20,6 +18,7 @@ from bdaudit.report.benchmark import (
     memory,
     step_costs,
 )
+from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import share, share_with_interval
 
@@ -80,15 +79,8 @@ def print_benchmark(record: BenchmarkRecord, console: Console) -> None:
         )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
-    return table
-
-
-def _confusion_table(found: Confusion) -> Table:
-    table = _table("truth", *OUTCOMES)
+def _confusion_table(found: Confusion) -> FittedTable:
+    table = FittedTable("truth", *OUTCOMES)
     for truth, words in TRUTHS.items():
         counts = found.counts.get(truth)
         if counts is not None:
@@ -96,8 +88,8 @@ def _confusion_table(found: Confusion) -> Table:
     return table
 
 
-def _recipes_table(record: BenchmarkRecord) -> Table:
-    table = _table("says dormant when", "sleeping caught", "false alarms", "undecided")
+def _recipes_table(record: BenchmarkRecord) -> FittedTable:
+    table = FittedTable("says dormant when", "sleeping caught", "false alarms", "undecided")
     for recipe in record.recipes:
         limit = "" if recipe.threshold is None else f" ({recipe.threshold:.2f})"
         table.add_row(
@@ -109,8 +101,8 @@ def _recipes_table(record: BenchmarkRecord) -> Table:
     return table
 
 
-def _areas_table(curves: Sequence[RocCurve]) -> Table:
-    table = _table("figure", "attack", "eps", "AUC", "95 %")
+def _areas_table(curves: Sequence[RocCurve]) -> FittedTable:
+    table = FittedTable("figure", Column("attack", text=True), "eps", "AUC", "95 %")
     for curve in curves:
         span = (
             "-" if curve.low is None or curve.high is None else f"{curve.low:.2f}-{curve.high:.2f}"
@@ -125,8 +117,8 @@ def _areas_table(curves: Sequence[RocCurve]) -> Table:
     return table
 
 
-def _costs_table(record: BenchmarkRecord) -> Table:
-    table = _table("step", "n", "median s", "total s", "peak memory")
+def _costs_table(record: BenchmarkRecord) -> FittedTable:
+    table = FittedTable("step", "n", "median s", "total s", "peak memory")
     for cost in step_costs(record.costs, main_variant(record)):
         table.add_row(
             cost.step,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.records import Comparison
 from bdaudit.records.comparison import ComparedModel, ComparisonRecord, Neighbour
 from bdaudit.report.chart import Line, draw_chart
+from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import norm_name, points, share
 
@@ -23,10 +22,8 @@ def print_comparison(made: ComparisonRecord, console: Console) -> None:
     made = shown(made)
     title = f"Defended versions of one original  {made.attack}, {norm_name(made.norm)} {made.eps:g}"
     console.print(Text(title, style="bold"))
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("model", overflow="fold", min_width=8)
-    for name in ("verdict", "clean", "alone", "woken", "lift", "bounds", "BEC"):
-        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    figures = ("clean", "alone", "woken", "lift", "bounds", "BEC")
+    table = FittedTable("model", Column("verdict", text=True), *figures)
     for model in made.models:
         table.add_row(*_cells(model))
     for neighbour in (made.original, made.innocent):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.records.defenses import DefenseRecord, TriedDefense
+from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import share
 
@@ -20,8 +20,6 @@ _HEADLINES = {
     "fail": ("red", "NONE REMOVED"),
     "inconclusive": ("yellow", "NONE SURELY REMOVED"),
 }
-_NARROW = 70
-"""Columns below which the table leaves out what it can."""
 
 
 def print_defenses(record: DefenseRecord, folder: Path, console: Console) -> None:
@@ -32,7 +30,7 @@ def print_defenses(record: DefenseRecord, folder: Path, console: Console) -> Non
     if record.trigger_recovered:
         console.print(Text(f"The trigger was looked for in the original. {record.search}"))
     console.print()
-    console.print(_table(record, narrow=console.width < _NARROW))
+    console.print(_table(record))
     original = record.original_clean_acc
     if original is not None:
         console.print(Text(f"clean accuracy of the original: {share(original)}", style="dim"))
@@ -57,26 +55,19 @@ def print_defenses(record: DefenseRecord, folder: Path, console: Console) -> Non
         console.print(Text(f"the best: {folder / record.best}", style="bold"))
 
 
-def _table(record: DefenseRecord, *, narrow: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("defence", overflow="fold")
-    table.add_column("outcome")
-    table.add_column("clean acc", justify="right")
-    table.add_column("trigger alone", justify="right")
-    if not narrow:
-        table.add_column("seconds", justify="right")
-        table.add_column("kept")
+def _table(record: DefenseRecord) -> FittedTable:
+    outcome, kept = Column("outcome", text=True), Column("kept", text=True)
+    table = FittedTable("defence", outcome, "clean acc", "trigger alone", "seconds", kept)
     for row in record.tried:
-        outcome = row.outcome or "failed"
-        cells = [
-            Text(row.method),
-            Text(outcome, style=_COLORS.get(outcome, "")),
-            Text(share(row.clean_acc)),
-            Text(share(row.asr)),
-        ]
-        if not narrow:
-            cells += [Text(_seconds(row)), Text("" if row.kept == "nothing" else row.kept)]
-        table.add_row(*cells)
+        word = row.outcome or "failed"
+        table.add_row(
+            row.method,
+            Text(word, style=_COLORS.get(word, "")),
+            share(row.clean_acc),
+            share(row.asr),
+            _seconds(row),
+            "" if row.kept == "nothing" else row.kept,
+        )
     return table
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.records.families import Family, FamilyMember
+from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import share
 
@@ -25,13 +24,9 @@ def print_family(family: Family, console: Console) -> None:
     console.print(
         Text(f"{family.name}: {len(family.members)} models of known truth  {counts}", style="bold")
     )
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("model", overflow="fold", min_width=12)
-    table.add_column("attack", overflow="fold")
-    table.add_column("defence", overflow="fold")
-    for name in ("clean acc", "ASR"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("truth", no_wrap=True)
+    attack, defence = Column("attack", text=True), Column("defence", text=True)
+    truth = Column("truth", text=True)
+    table = FittedTable("model", attack, defence, "clean acc", "ASR", truth)
     for member in family.members:
         is_reference = member.name in family.references
         table.add_row(

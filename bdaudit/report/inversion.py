@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.records import Inversion, InversionRun, Rate, RecoveredTrigger, TargetScore
+from bdaudit.report.tables import Column, FittedTable
 
 __all__ = ["inversion_parts"]
 
@@ -83,13 +83,9 @@ def _panel(inversion: Inversion, console: Console) -> Panel:
 def _candidate_table(
     inversion: Inversion, names: Sequence[str], console: Console
 ) -> RenderableType:
-    table = _table()
-    table.add_column("target", overflow="fold")
-    table.add_column("method", overflow="fold")
-    headings = ["size", "p", "original", "innocent", "own"]
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    table.add_column("wakes")
+    method, wakes = Column("method", text=True), Column("wakes", text=True)
+    figures = ("size", "p", "original", "innocent", "own")
+    table = FittedTable("target", method, *figures, wakes)
     for c in inversion.candidates:
         table.add_row(
             _target(c, names),
@@ -119,10 +115,7 @@ def _candidate_table(
 
 
 def _ranking(run: InversionRun, names: Sequence[str], console: Console) -> RenderableType:
-    table = _table()
-    table.add_column("target", overflow="fold")
-    for heading in ("original", "innocent", "times less", "score", "p"):
-        table.add_column(heading, justify="right")
+    table = FittedTable("target", "original", "innocent", "times less", "score", "p")
     shown = [
         s
         for place, s in enumerate(run.scores)
@@ -159,10 +152,6 @@ def _ranking(run: InversionRun, names: Sequence[str], console: Console) -> Rende
         )
     )
     return Group(*lines)
-
-
-def _table() -> Table:
-    return Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
 
 
 def _target(of: RecoveredTrigger | TargetScore, names: Sequence[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.records import Relearning
 from bdaudit.report.chart import Band, Line, draw_chart
+from bdaudit.report.tables import FittedTable
 from bdaudit.report.wording import SAME_IMAGES, points
 
 __all__ = ["relearning_parts"]
@@ -36,10 +36,7 @@ def relearning_parts(relearning: Relearning, console: Console) -> list[Renderabl
 
 def _table(relearning: Relearning) -> RenderableType:
     evidence = relearning.evidence
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("ASR after steps")
-    for step in evidence.steps:
-        table.add_column(str(step), justify="right")
+    table = FittedTable("ASR after steps", *map(str, evidence.steps))
     names = [c.model for c in relearning.curves if c.role == "defended"]
     name = names[0] if names else "defended"
     rows = [(name, evidence.asr, evidence.clean_target_rate)]
@@ -52,7 +49,6 @@ def _table(relearning: Relearning) -> RenderableType:
         table.add_row(Text(model, style=style), *(Text(_share(v), style=style) for v in asr))
         if bare:
             table.add_row(Text(f"  {SAME_IMAGES}", style="dim"), *map(_share, bare))
-    table.add_section()
     gap = f"{points(evidence.gap)} points ({points(evidence.low)} to {points(evidence.high)})"
     strongest = evidence.settings.get("strongest", "the strongest innocent model")
     return Group(table, Text.assemble(("gap over ", ""), (f"{strongest}: ", ""), (gap, "bold")))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.records.sweeps import SweepRecord, SweptAudit
+from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import number, points
 
@@ -39,10 +38,8 @@ def print_sweep(made: SweepRecord, console: Console) -> None:
     kept = sum(audit.status == "kept" for audit in made.audits)
     title = f"{len(made.audits)} audits in {_duration(made.elapsed_s)}"
     console.print(Text(title + (f", {kept} kept from before" if kept else ""), style="bold"))
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("audit", overflow="fold", min_width=8)
-    for name in ("verdict", "clean", "alone", "woken", "lift", "BEC", "time"):
-        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    figures = ("clean", "alone", "woken", "lift", "BEC", "time")
+    table = FittedTable("audit", Column("verdict", text=True), *figures)
     ordered = sort_worst_first(made.audits)
     for audit in ordered:
         table.add_row(

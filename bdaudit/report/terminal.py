@@ -8,7 +8,6 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from bdaudit.foundation.modes import MODES
@@ -27,6 +26,7 @@ from bdaudit.records import (
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.inversion import inversion_parts
 from bdaudit.report.relearning import relearning_parts
+from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import (
     CONDITIONS,
@@ -34,6 +34,7 @@ from bdaudit.report.wording import (
     SAME_DELTA,
     about_innocents,
     attack_name,
+    norm_name,
     not_proved,
     number,
     share,
@@ -47,8 +48,6 @@ __all__ = ["print_record"]
 _COLORS = {"removed": "green", "dormant": "red", "active": "red", "inconclusive": "yellow"}
 
 _BAR_WIDTH = 24
-_NARROW = 70
-"""Columns below which a table leaves out what it can."""
 
 
 def print_record(
@@ -152,27 +151,17 @@ def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
 def _baseline_table(
     baselines: Sequence[Baseline], bec: Sequence[BecRecord], console: Console
 ) -> RenderableType:
-    narrow = console.width < _NARROW
-    table = _table()
-    table.add_column("model", overflow="fold")
-    headings = ["clean acc", "trigger alone", "no trigger", "true label"]
-    for name in headings[:2] if narrow else headings:
-        table.add_column(name, justify="right")
-    if bec:
-        table.add_column("BEC", justify="right", overflow="fold")
+    columns = ["model", "clean acc", "trigger alone", "no trigger", "true label"]
+    table = FittedTable(*columns, *(["BEC"] if bec else []))
     for baseline in baselines:
-        cells = [baseline.model, share(baseline.clean_acc)]
-        if narrow:
-            cells.append(share(baseline.asr))
-        else:
-            cells += [
-                share_with_interval(baseline.asr),
-                share(baseline.clean_target_rate),
-                share(baseline.true_label_acc),
-            ]
-        if bec:
-            cells.append(_bec_cell(baseline, bec))
-        table.add_row(*cells)
+        table.add_row(
+            baseline.model,
+            share(baseline.clean_acc),
+            share_with_interval(baseline.asr),
+            share(baseline.clean_target_rate),
+            share(baseline.true_label_acc),
+            *([_bec_cell(baseline, bec)] if bec else []),
+        )
     total = baselines[0].asr.total if baselines else 0
     heading = _heading(
         "Without any perturbation", f"{total} held-out images not of the target class"
@@ -206,10 +195,7 @@ def _reactivation_table(
     for mode, objective, norm in dict.fromkeys((r.mode, r.objective, r.norm) for r in runs):
         chosen = [r for r in runs if (r.mode, r.objective, r.norm) == (mode, objective, norm)]
         ladder = sorted({run.eps for run in chosen})
-        table = _table()
-        table.add_column(f"eps ({norm})")
-        for eps in ladder:
-            table.add_column(f"{eps:g}", justify="right")
+        table = FittedTable(f"eps ({norm_name(norm)})", *(f"{eps:g}" for eps in ladder))
         for model in dict.fromkeys(run.model for run in chosen):
             own = [run for run in chosen if run.model == model]
             for condition in ("trigger", *CONDITIONS):
@@ -233,7 +219,9 @@ def _reactivation_table(
     return Group(*parts)
 
 
-def _add_lift_rows(table: Table, record: AuditRecord, ladder: Sequence[float], mode: Mode) -> None:
+def _add_lift_rows(
+    table: FittedTable, record: AuditRecord, ladder: Sequence[float], mode: Mode
+) -> None:
     """Show, for each eps, the lift over the strongest control with its bounds."""
     assert record.verdict is not None
     values, bounds = [], []
@@ -248,7 +236,6 @@ def _add_lift_rows(table: Table, record: AuditRecord, ladder: Sequence[float], m
         values.append(Text(f"{100 * weakest.value:+.0f}", style=style))
         low, high = weakest.low, weakest.high
         bounds.append("" if low is None or high is None else f"{100 * low:+.0f}..{100 * high:+.0f}")
-    table.add_section()
     table.add_row(Text("lift over strongest (points)", style="bold"), *values)
     table.add_row(Text("  its bounds", style="dim"), *(Text(b, style="dim") for b in bounds))
 
@@ -318,9 +305,8 @@ def _reactivation_chart(
         width=min(console.width, 78),
         ascii_only=ascii_only,
     )
-    return Group(
-        _heading("Trigger + one universal perturbation", f"ASR by eps ({first.norm})"), chart
-    )
+    gloss = f"ASR by eps ({norm_name(first.norm)})"
+    return Group(_heading("Trigger + one universal perturbation", gloss), chart)
 
 
 def _query_parts(
@@ -331,11 +317,8 @@ def _query_parts(
     searched = [r for r in asked if r.role == "defended"]
     if not searched:
         return []
-    table = _table()
-    table.add_column("eps")
-    headings = ["feedback", "queries", "scoring", "final ASR", "to 50% of it", "to 90% of it"]
-    for name in headings:
-        table.add_column(name, justify="right")
+    headings = ["queries", "scoring", "final ASR", "to 50% of it", "to 90% of it"]
+    table = FittedTable("eps", Column("feedback", text=True), *headings)
     for run in searched:
         table.add_row(
             f"{run.eps:g}",
@@ -393,22 +376,16 @@ def _bec_parts(
         return [Group(_heading("Backdoor existence coefficient"), _bullet(missing))]
     parts: list[RenderableType] = []
     for record in bec[:1]:
-        table = _table()
-        narrow = console.width < _NARROW
-        table.add_column("layer", overflow="fold")
-        for name in ("kept", "S_DA", "S_CA", "BEC"):
-            table.add_column(name, justify="right", overflow="fold")
-        if not narrow:
-            table.add_column("0 ... 1", overflow="fold")
+        bar = Column("0 ... 1", text=True, spare=True)
+        table = FittedTable("layer", "kept", "S_DA", "S_CA", "BEC", bar)
         for layer in record.layers:
-            bar = [] if narrow else [_bar(layer.coefficient)]
             table.add_row(
                 layer.layer,
                 f"{layer.channels_kept}/{layer.channels}",
                 number(layer.cka_defended),
                 number(layer.cka_reference),
                 number(layer.coefficient),
-                *bar,
+                _bar(layer.coefficient),
             )
         summary = [f"mean {number(record.value)}"]
         if record.low is not None and record.high is not None:
@@ -464,10 +441,6 @@ def _footer(record: AnyDocument) -> RenderableType:
         f"bdaudit {record.environment.bdaudit}\nweights: {models}",
         style="dim",
     )
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
 def _heading(title: str, gloss: str = "") -> Text:
