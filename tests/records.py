@@ -14,6 +14,8 @@ from bdaudit.records import (
     Environment,
     LayerBec,
     ModelInfo,
+    Placebo,
+    Placebos,
     Rate,
     Relearning,
     TriggerInfo,
@@ -76,6 +78,40 @@ def run(
         delta_norm=eps,
         delta_sha256="0" * 64,
         elapsed_s=1.0,
+    )
+
+
+def placebos(
+    reached: dict[str, dict[float, list[float]]], *, mode: str = "white", n: int = N
+) -> Placebos:
+    """Placebos of which each model's attacks reach what is given, by model and eps."""
+    count = max(
+        (len(shares) for by_eps in reached.values() for shares in by_eps.values()), default=0
+    )
+    runs = []
+    for model, by_eps in reached.items():
+        role = "defended" if model == "defended" else "reference"
+        for eps, shares in by_eps.items():
+            for k, share in enumerate(shares):
+                made = run(model, role, eps, share, condition="placebo", mode=mode, n=n)
+                runs.append(made.model_copy(update={"placebo": k}))
+    return Placebos(
+        kept=tuple(
+            Placebo(kind="grating", sha256=f"{k:064x}", l2=1.3, original=0.02, innocent=0.01)
+            for k in range(count)
+        ),
+        refused=(
+            Placebo(
+                kind="blocks",
+                sha256="f" * 64,
+                l2=1.3,
+                original=0.8,
+                why_not="the original answers to it",
+            ),
+        ),
+        l2=1.3,
+        shift=0.5,
+        runs=tuple(runs),
     )
 
 

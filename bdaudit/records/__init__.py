@@ -66,6 +66,10 @@ from bdaudit.records.pictures import (
     Png,
     Thumbnail,
 )
+from bdaudit.records.placebos import (
+    Placebo,
+    Placebos,
+)
 from bdaudit.records.reading import (
     read_record,
     to_json,
@@ -114,6 +118,8 @@ __all__ = [
     "Outcome",
     "PictureColumn",
     "Pictures",
+    "Placebo",
+    "Placebos",
     "Png",
     "Rate",
     "ReactivationFindings",

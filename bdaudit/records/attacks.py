@@ -82,7 +82,9 @@ class AttackRun(Record):
     Attributes:
         model: Name of the model attacked.
         condition: Which images it was made and scored on: with the `trigger`, with `no_trigger`,
-            with the trigger but toward a `wrong_target`, or a random `noise` delta.
+            with the trigger but toward a `wrong_target`, a random `noise` delta, or with a
+            `placebo` in the trigger's place.
+        placebo: Which placebo, an index into `Placebos.kept`.
         target_label: The class attacked toward, `None` when it differs by image.
         asr: Held-out success of images + delta.
         delta_only: Held-out success of the *clean* images + the same delta, `None` where the
@@ -102,6 +104,7 @@ class AttackRun(Record):
     model: str
     role: Role
     condition: Condition
+    placebo: int | None = Field(default=None, ge=0)
     objective: Literal["standard", "specific"] = "standard"
     norm: Literal["linf", "l2"]
     eps: float = Field(ge=0.0)

@@ -35,7 +35,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Role = Literal["defended", "original", "reference", "surrogate"]
 
 
-Condition = Literal["trigger", "no_trigger", "wrong_target", "noise"]
+Condition = Literal["trigger", "no_trigger", "wrong_target", "noise", "placebo"]
 
 
 Outcome = Literal["removed", "dormant", "active", "inconclusive"]

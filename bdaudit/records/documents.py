@@ -14,6 +14,7 @@ from bdaudit.records.existence import BecRecord
 from bdaudit.records.header import Header
 from bdaudit.records.inversion import Inversion, KeptTrigger
 from bdaudit.records.pictures import Pictures
+from bdaudit.records.placebos import Placebos
 from bdaudit.records.relearning import Relearning
 from bdaudit.records.verdict import Verdict
 
@@ -105,6 +106,8 @@ class AuditFindings(ScoreFindings):
         bec_missing: Why there is no BEC.
         inversion: The search for the trigger, where nobody knew it.
         relearning_missing: Why relearning was not measured though it was asked for.
+        placebos: Placebo triggers and the attacks with them; `None` where none were wanted, and in
+            records written before there were any.
     """
 
     bec_missing: str | None = None
@@ -112,6 +115,7 @@ class AuditFindings(ScoreFindings):
     inversion: Inversion | None = None
     relearning: Relearning | None = None
     relearning_missing: str | None = None
+    placebos: Placebos | None = None
 
     def runs_of(
         self, *, role: Role | None = None, condition: Condition | None = None

@@ -8,7 +8,10 @@ from functools import cached_property
 from bdaudit.records import AttackRun, AuditRecord, Baseline, Condition
 from bdaudit.verdict.policy import Policy
 
-__all__ = ["Case"]
+__all__ = ["FEWEST_FOR_A_SPREAD", "Case"]
+
+FEWEST_FOR_A_SPREAD = 3
+"""Of fewer innocent models the spread says nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ class Case:
 
     @property
     def n_innocents_needed(self) -> int:
-        """Innocent models that "removed" and "dormant" need for this trigger."""
+        """Innocent models that "removed" and "dormant" need for this trigger.
+
+        Where placebos decide, one is enough for a trigger that covers the image.
+        """
+        if self.by_placebos:
+            return 1 if self.wide else 0
         return self.policy.min_references_wide if self.wide else self.policy.min_references
 
     def same_attack(
@@ -62,6 +70,24 @@ class Case:
         """
         return self._runs.get((model, condition, *run.attack))
 
+    def placebo_runs(self, run: AttackRun, *, model: str) -> dict[int, AttackRun]:
+        """Return the attack of `run` with each placebo on a model, by the placebo's number."""
+        return self._placebo_runs.get((model, *run.attack), {})
+
+    @cached_property
+    def by_placebos(self) -> bool:
+        """Whether placebos decide, in place of innocent models that are too few.
+
+        What a trigger that covers the image does beyond its placebos by its nature, only an
+        innocent model can tell; from three of them on they are the sharper null (measured,
+        docs/placebos.md).
+        """
+        placebos = self.record.placebos
+        if placebos is None or placebos.missing is not None:
+            return False
+        fewest = 1 if self.wide else 0
+        return fewest <= len(self.references) < FEWEST_FOR_A_SPREAD
+
     def confidence(self, n_tries: int = 1) -> float:
         """Return the two-sided confidence of an interval whose ends are one-sided bounds.
 
@@ -70,6 +96,15 @@ class Case:
                 (Bonferroni).
         """
         return 1.0 - 2.0 * (1.0 - self.policy.confidence) / max(n_tries, 1)
+
+    @cached_property
+    def _placebo_runs(self) -> dict[tuple[object, ...], dict[int, AttackRun]]:
+        found: dict[tuple[object, ...], dict[int, AttackRun]] = {}
+        runs = () if self.record.placebos is None else self.record.placebos.runs
+        for run in runs:
+            assert run.placebo is not None  # or it is no record
+            found.setdefault((run.model, *run.attack), {})[run.placebo] = run
+        return found
 
     @cached_property
     def _runs(self) -> dict[tuple[object, ...], AttackRun]:

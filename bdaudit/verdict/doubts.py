@@ -84,12 +84,13 @@ class NotMeasured:
     """A control of one attack is missing.
 
     Attributes:
-        what: The same delta without the trigger, the attack without it, or the attack with it.
+        what: The same delta without the trigger, the attack without it, the attack with it, or
+            with placebos.
         run: The attack on the defended model.
         model: Whose control it is, `None` for the defended model's own.
     """
 
-    what: Literal["delta_only", "no_trigger", "trigger"]
+    what: Literal["delta_only", "no_trigger", "trigger", "placebo"]
     run: AttackRun
     model: str | None = None
 

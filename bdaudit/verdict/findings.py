@@ -11,6 +11,7 @@ from typing import ClassVar
 from bdaudit.records import Baseline, Comparison, Outcome, Rate
 from bdaudit.verdict.doubts import Doubt
 from bdaudit.verdict.figures import Attack
+from bdaudit.verdict.placebos import PlaceboNull
 
 __all__ = ["Active", "Dormant", "Finding", "Inconclusive", "Removed"]
 
@@ -59,6 +60,9 @@ class Removed:
         largest_eps: The largest eps at which a lift could have shown.
         only_asked: Whether no attack looked into the defended model.
         deciding: All the bounds.
+        placebos: The comparison with placebos at each eps where there is one.
+        by_placebos: Whether placebos decided.
+        limit: The lift that nothing surely reaches.
     """
 
     outcome: ClassVar[Outcome] = "removed"
@@ -66,6 +70,9 @@ class Removed:
     largest_eps: float
     only_asked: bool
     deciding: tuple[Comparison, ...]
+    placebos: tuple[PlaceboNull, ...]
+    by_placebos: bool
+    limit: float
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from bdaudit.foundation.statistics import (
     share_of_probit,
 )
 from bdaudit.records import AttackRun, Baseline, Comparison
-from bdaudit.verdict.case import Case
+from bdaudit.verdict.case import FEWEST_FOR_A_SPREAD, Case
 from bdaudit.verdict.doubts import (
     Doubt,
     NotMeasured,
@@ -42,9 +42,6 @@ from bdaudit.verdict.doubts import (
 from bdaudit.verdict.nulls import Control, Deviate, control
 
 __all__ = ["Innocent", "InnocentModels", "Way", "hold_against_innocent_models"]
-
-_FEWEST_FOR_A_SPREAD = 3
-"""Of fewer innocent models the spread says nothing, and the limit alone must carry the burden."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,7 @@ class InnocentModels:
         needed: Innocent models that the policy needs for this trigger.
         n_given: Innocent models that serve at some eps or other.
         wide: Whether the trigger covers the image.
+        saturated: Whether one of them is taken to the target so often that no lift could show.
     """
 
     run: AttackRun
@@ -116,6 +114,7 @@ class InnocentModels:
     needed: int
     n_given: int
     wide: bool
+    saturated: bool
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -130,8 +129,9 @@ class InnocentModels:
     @cached_property
     def beaten(self) -> bool:
         """Whether the attack does more than on any of them, and than on one more."""
-        if self.run.objective == "specific":
-            # It buys the trigger a contribution on innocent models too: neither way is enough.
+        if self.run.objective == "specific" or (self.wide and self.saturated):
+            # It buys the trigger a contribution on innocent models too; and a trigger over the
+            # image has one where everything is pushed anyway. Neither way is enough.
             return self.by_asr.holds and self.by_contribution.holds
         return self.by_asr.holds or (bool(self.by_contribution.over) and self.by_contribution.holds)
 
@@ -188,6 +188,7 @@ def hold_against_innocent_models(case: Case, run: AttackRun) -> InnocentModels:
         needed=case.n_innocents_needed,
         n_given=len(case.references),
         wide=case.wide,
+        saturated=any(i.run.asr.value > case.policy.saturation for i in innocents),
     )
 
 
@@ -291,7 +292,7 @@ def _beyond_one_more(
     come to, which for the trigger's contribution begins where the same delta alone takes the
     defended model (`start`, a deviate). `None` where too few have `reached` anything to tell.
     """
-    if len(reached) < _FEWEST_FOR_A_SPREAD:
+    if len(reached) < FEWEST_FOR_A_SPREAD:
         return None
     one_sided = (1.0 + case.confidence(n_tries)) / 2.0
     bound = prediction_bound(reached, confidence=one_sided)

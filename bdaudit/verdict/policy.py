@@ -40,6 +40,10 @@ class Policy(BaseModel):
             within a small part of the image.
         min_references_wide: The same when it covers the image: then only innocent models can say
             what the trigger does by itself.
+        placebo_spread: How much innocent models differ in what a trigger does beyond its placebos,
+            as a standard deviation in normal deviates, where the trigger is local (measured in
+            docs/placebos.md).
+        placebo_spread_wide: The same where it covers the image.
         max_clean_acc_loss: Most clean accuracy the defended model may have lost against the
             original.
         max_stand_in_acc_loss: Most clean accuracy that an innocent model, given or made, may lack
@@ -67,6 +71,8 @@ class Policy(BaseModel):
     min_original_asr: Share = 0.50
     min_references: Annotated[int, Field(ge=0)] = 0
     min_references_wide: Annotated[int, Field(ge=0)] = 3
+    placebo_spread: Annotated[float, Field(ge=0.0, le=2.0)] = 0.10
+    placebo_spread_wide: Annotated[float, Field(ge=0.0, le=2.0)] = 0.40
     max_clean_acc_loss: Share = 0.10
     max_stand_in_acc_loss: Share = 0.10
     max_stand_in_asr: Share = 0.10

@@ -103,6 +103,9 @@ def removed(figures: Figures) -> Removed | None:
         largest_eps=max(a.run.eps for a in figures.attacks if _could_show(figures, a)),
         only_asked=not any(MODES[attack.run.mode].has_weights for attack in figures.attacks),
         deciding=bounds,
+        placebos=tuple(a.placebos for a in figures.attacks if a.placebos is not None),
+        by_placebos=figures.case.by_placebos,
+        limit=figures.case.policy.lift,
     )
 
 
@@ -155,7 +158,7 @@ def _doubts(figures: Figures) -> Iterator[Doubt]:
     yield from _trigger_alone_doubts(figures)
     for attack in figures.attacks:
         yield from attack.missing
-        for null in attack.nulls:
+        for null in () if attack.by_placebos else attack.nulls:
             yield from null.doubts(same_model_beaten=attack.same_model.beaten)
         yield from _bound_doubts(attack, case.policy.lift)
     if all(MODES[attack.run.mode].made_elsewhere for attack in figures.attacks):

@@ -28,8 +28,11 @@ from bdaudit.verdict.doubts import (
 )
 from bdaudit.verdict.findings import Active, Dormant, Finding, Inconclusive, Removed
 from bdaudit.verdict.innocent_models import InnocentModels
+from bdaudit.verdict.placebos import PlaceboNull
 
 __all__ = ["doubt_in_words", "reasons", "why"]
+
+_ONLY_ASKED = " (it could only be queried; its weights were not examined)"
 
 
 def why(finding: Finding, record: AuditRecord) -> str:
@@ -90,6 +93,8 @@ def _dormant(finding: Dormant) -> str:
 def _compared(finding: Dormant) -> Iterator[str]:
     """Return what the same attack does elsewhere."""
     attack = finding.attack
+    if attack.placebos is not None:
+        yield from _beyond_placebos(attack.placebos)
     for null in attack.nulls:
         if isinstance(null, InnocentModels) and null.innocents:
             who = _named([i.baseline for i in null.innocents])
@@ -97,20 +102,50 @@ def _compared(finding: Dormant) -> Iterator[str]:
             yield f"on {who} the same attack reaches {reached}"
     if attack.run.delta_only is not None:
         yield f"without the trigger the same delta {_percent(attack.run.delta_only.value)}"
-    for null in attack.nulls:
+    for null in () if attack.by_placebos else attack.nulls:
         if isinstance(null, InnocentModels) and not null.by_asr.holds:
             least = min(null.by_contribution.over, key=lambda c: c.value)
             more = _points(least.value)
             yield f"so here the trigger adds {more} more than it does to any of them"
 
 
-def _removed(finding: Removed) -> str:
-    only_asked = (
-        " (it could only be queried; its weights were not examined)" if finding.only_asked else ""
+def _beyond_placebos(null: PlaceboNull) -> Iterator[str]:
+    """Say what other triggers do, and what the innocent models make of the true one."""
+    yield (
+        f"{_counted(len(null.reached))} other triggers of the same strength, which the original "
+        f"ignores, reach {_spread(null.reached)}"
     )
+    if null.innocents:
+        yield f"without a backdoor {_percent(null.expected)} is expected"
+
+
+def _removed(finding: Removed) -> str:
+    only_asked = _ONLY_ASKED if finding.only_asked else ""
+    if finding.by_placebos:
+        return _removed_by_placebos(finding, only_asked)
     return (
         f"With the trigger the defended model does no more than the strongest control{only_asked}: "
         f"lift at most {_points(finding.largest.high)} (upper bound, at eps "
+        f"{finding.largest.eps:g}), while the same attack does wake the original; controls were "
+        f"low enough up to eps {finding.largest_eps:g} that a dormant backdoor would have shown."
+    )
+
+
+def _removed_by_placebos(finding: Removed, only_asked: str) -> str:
+    if finding.placebos:
+        null = max(finding.placebos, key=lambda n: n.over.high or 0.0)
+        said = (
+            f"at eps {null.run.eps:g} the trigger takes {_percent(null.run.asr.value)} of held-out "
+            f"images to the target, and {_counted(len(null.reached))} other triggers of the same "
+            f"strength, which the original ignores, {_spread(null.reached)}"
+        )
+        if null.innocents:
+            said += f"; without a backdoor {_percent(null.expected)} is expected"
+    else:
+        said = f"it reaches less than {_percent(finding.limit)} at every eps that could tell"
+    return (
+        f"With the trigger the defended model does no more than with placebo triggers{only_asked}: "
+        f"{said}. The lift is at most {_points(finding.largest.high)} (upper bound, at eps "
         f"{finding.largest.eps:g}), while the same attack does wake the original; controls were "
         f"low enough up to eps {finding.largest_eps:g} that a dormant backdoor would have shown."
     )
@@ -202,6 +237,8 @@ def _missing(doubt: NotMeasured) -> str:
             return f"the attack without the trigger{on}"
         case "trigger":
             return f"the attack{on}"
+        case "placebo":
+            return "the attack with placebos"
 
 
 def _too_few_serve(doubt: TooFewInnocentsServe) -> str:
@@ -273,6 +310,11 @@ def _percent(share: float) -> str:
 
 def _points(difference: float | None) -> str:
     return "unknown" if difference is None else f"{100 * difference:+.1f} points"
+
+
+def _counted(n: int) -> str:
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[n] if n < len(words) else str(n)
 
 
 def _spread(shares: Sequence[float]) -> str:

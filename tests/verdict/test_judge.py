@@ -89,6 +89,24 @@ def test_a_sleeping_backdoor_among_models_that_any_delta_pushes() -> None:
     assert set(verdict.deciding) <= set(verdict.lifts)
 
 
+def test_over_the_image_the_contribution_alone_decides_nothing_where_everything_is_pushed() -> None:
+    """Measured: LF, unlearned: called dormant at an eps where innocent models reach .19 to .95.
+
+    A local trigger contributes nothing on such models, one over the image does.
+    """
+    pushed = {
+        "defended": {0.05: 0.66},
+        "delta_only": 0.25,
+        "no_trigger": {0.05: 0.37},
+        "innocents": [{0.05: asr} for asr in (0.66, 0.60, 0.72)],
+        "innocents_delta_only": {0.05: 0.67},
+    }
+    assert outcome(audit_record(**pushed)) == "dormant"
+    wide = judge(audit_record(**pushed, wide=True), Policy())
+    assert wide.outcome == "inconclusive"
+    assert any("rules out" in reason or "saturate" in reason for reason in wide.reasons)
+
+
 def test_a_trigger_that_does_as_much_to_an_innocent_model_is_none_asleep() -> None:
     record = audit_record(
         defended={0.05: 0.665},
