@@ -28,6 +28,7 @@ from bdaudit.cases.sources import (
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.errors import BdauditError, ConfigError, RemoteError
 from bdaudit.foundation.memory import PeakMemory
+from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.foundation.renamed import renamed
 from bdaudit.measuring.answers import Examined
@@ -38,6 +39,12 @@ from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
 from bdaudit.measuring.existence import existence_steps
 from bdaudit.measuring.pictures import take_pictures
+from bdaudit.measuring.placebos import (
+    find_placebos,
+    innocents_to_attack,
+    placebo_images,
+    screening_cost,
+)
 from bdaudit.measuring.relearning import measure_relearning, relearning_cost
 from bdaudit.measuring.runs import noise_run
 from bdaudit.measuring.standins import (
@@ -50,6 +57,7 @@ from bdaudit.measuring.standins import (
 )
 from bdaudit.measuring.store import MemoryStore, RunStore
 from bdaudit.models import ModelSettings
+from bdaudit.placebos.pool import Drawn
 from bdaudit.records import (
     AttackRun,
     AuditFindings,
@@ -60,12 +68,20 @@ from bdaudit.records import (
     Diagnostic,
     Inversion,
     Mode,
+    Placebos,
     Relearning,
     StepStatus,
 )
 from bdaudit.verdict import Policy, judge, read_policy
+from bdaudit.verdict.placebos import is_telling
 
 __all__ = ["Wanted", "audit", "audit_steps", "read_limits"]
+
+_MOST_PLACEBO_INNOCENTS = 2
+"""Innocent models that are attacked with placebos: two agree in what is asked of them."""
+
+_MOST_LOWER_EPS = 3
+"""Times the ladder is extended downwards, each time by half of its smallest eps."""
 
 Wanted: TypeAlias = Callable[[Mode, str, Condition, float], bool]
 """Says whether an attack is wanted: its kind, the model's name, the condition, eps."""
@@ -78,6 +94,7 @@ def audit(
     original: ModelSource,
     data: DataSource,
     trigger: TriggerSource | None = None,
+    placebo: Sequence[TriggerSource] = (),
     reference: Sequence[ModelSource] = (),
     surrogate: Sequence[ModelSource] = (),
     settings: AuditSettings | None = None,
@@ -103,6 +120,7 @@ def audit(
         data: Clean labelled images: a path, a pair (images, labels), or a `Sample`.
         trigger: The trigger, or the path of a trigger file. `None` when nobody knows it: one is
             looked for in the original first, and everything says that it is recovered, not known.
+        placebo: Placebos of your own: triggers that nobody trained the models on, or their files.
         reference: Innocent models of the same task; three or more make the verdict firm. Where
             there are fewer, stand-ins are made (docs/stand-ins.md).
         surrogate: Other defended versions of `original`, of any architecture, for the transfer
@@ -135,6 +153,7 @@ def audit(
         surrogates=surrogate,
         data=data,
         trigger=trigger,
+        placebos=placebo,
         policy=policy,
         classes=classes,
         model_options=model_options or ModelSettings(),
@@ -225,6 +244,7 @@ def _audit_known(
             inversion=inversion,
             relearning=audit_.relearning,
             relearning_missing=audit_.relearning_missing,
+            placebos=audit_.placebos,
         ),
         inputs=audit_.inputs,
         settings=settings.as_dict(),
@@ -273,10 +293,13 @@ class _Audit:
     bec_missing: str | None = None
     relearning: Relearning | None = None
     relearning_missing: str | None = None
+    placebos: Placebos | None = None
     runs: list[AttackRun] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     statuses: list[StepStatus] = field(default_factory=list)
     deltas: dict[str, Tensor] = field(default_factory=dict)
+    _patterns: tuple[Drawn, ...] = ()
+    _lower: tuple[float, ...] = ()
     _stand_ins_are_done: bool = False
     _spent: float = 0.0
 
@@ -297,8 +320,15 @@ class _Audit:
             yield from self._step("existence", self._existence(), self._existence_cost())
         else:
             self.bec_missing = "not measured: switched off"
-        for attack in self._plan():
-            yield from self._step(attack.title, attack.start(), attack.cost)
+        yield from self._attack_at(self.settings.ladder)
+        while self._everything_saturates() and len(self._lower) < _MOST_LOWER_EPS:
+            lower = min((*self.settings.ladder, *self._lower)) / 2.0
+            self._lower = (lower, *self._lower)
+            yield from self._attack_at((lower,))
+        if self._lower:
+            self.diagnostics.append(_extended(self.settings.ladder, self._lower))
+        if self.settings.placebos:
+            yield from self._compare_with_placebos()
         if self.settings.relearn is not None:
             yield from self._step("relearning", self._relearning(), self._relearning_cost())
         self.diagnostics += check_runs(self.runs)
@@ -381,7 +411,87 @@ class _Audit:
                 self.deltas[run.record.delta_sha256] = run.delta
             self.diagnostics += run.record.diagnostics
 
-    def _plan(self) -> list[_Planned]:
+    def _compare_with_placebos(self) -> Steps[None]:
+        """Find placebos, and attack the defended model and innocent ones with each."""
+        yield from self._step("placebos", self._find_placebos(), self._screening_cost())
+        if self.placebos is None or self.placebos.missing is not None:
+            return
+        for mode, eps in self._telling_attacks():
+            for subject in (*self.inputs.with_role("defended"), *self._placebo_innocents()):
+                for k, pattern in enumerate(self._patterns):
+                    yield from self._step(
+                        f"placebos ({mode}) on {subject.name}",
+                        self._attack_with_placebo(mode, subject, k, pattern, eps),
+                        self._run_cost(mode),
+                    )
+
+    def _find_placebos(self) -> Steps[None]:
+        found = yield from find_placebos(
+            self.inputs,
+            self.compute,
+            wanted=self.settings.placebos,
+            given=self.inputs.placebos,
+            pictures=self.settings.pictures,
+        )
+        self.placebos, self._patterns = found.record, found.patterns
+
+    def _attack_with_placebo(
+        self, mode: Mode, subject: Subject, number: int, pattern: Drawn, eps: float
+    ) -> Steps[None]:
+        images = placebo_images(pattern, self.inputs, self.compute)
+        scored = yield from self._attacker.attack(
+            subject, images, KINDS[mode].configure(self.settings, eps), self.inputs
+        )
+        assert self.placebos is not None
+        run = scored[0].record.model_copy(update={"placebo": number})
+        self.placebos = self.placebos.model_copy(update={"runs": (*self.placebos.runs, run)})
+
+    def _telling_attacks(self) -> list[tuple[Mode, float]]:
+        """Give the attacks that placebos can tell something of, by kind and eps."""
+        (defended,) = self.inputs.with_role("defended")
+        own = {(r.mode, r.condition, r.eps): r for r in self.runs if r.model == defended.name}
+        return [
+            (mode, eps)
+            for mode in self._modes
+            for eps in sorted((*self.settings.ladder, *self._lower))
+            if (run := own.get((mode, "trigger", eps))) is not None
+            and is_telling(run, own.get((mode, "no_trigger", eps)), self.policy)
+        ]
+
+    def _placebo_innocents(self) -> tuple[Subject, ...]:
+        return innocents_to_attack(self.inputs, _MOST_PLACEBO_INNOCENTS)
+
+    def _attack_at(self, ladder: Sequence[float]) -> Steps[None]:
+        for attack in self._plan(ladder):
+            yield from self._step(attack.title, attack.start(), attack.cost)
+
+    def _everything_saturates(self) -> bool:
+        """Whether at every eps so far a control leaves no room for a lift to show.
+
+        Never of a model that is asked: there another eps costs queries that nobody granted.
+        """
+        if not all(MODES[mode].has_weights for mode in self._modes):
+            return False
+        (defended,) = self.inputs.with_role("defended")
+        own = [r for r in self.runs if r.model == defended.name and r.condition == "trigger"]
+        return bool(own) and all(
+            max(self._controls_of(run), default=0.0) > self.policy.saturation for run in own
+        )
+
+    def _controls_of(self, run: AttackRun) -> list[float]:
+        """Return what the same attack reaches where nothing sleeps.
+
+        Innocent models are left out where placebos will say what the trigger does to them.
+        """
+        same = [r for r in self.runs if r.attack == run.attack]
+        reached = [r.asr for r in same if (r.model, r.condition) == (run.model, "no_trigger")]
+        if run.delta_only is not None:
+            reached.append(run.delta_only)
+        if not self.settings.placebos:
+            reached += [r.asr for r in same if (r.role, r.condition) == ("reference", "trigger")]
+        return [rate.value for rate in reached]
+
+    def _plan(self, ladder: Sequence[float]) -> list[_Planned]:
         """List every attack: the trigger on all models, the controls on the defended one."""
         arranged = [self._images(condition) for condition in ("trigger", *self._controls())]
         plan = []
@@ -397,7 +507,7 @@ class _Audit:
                             cost=self._run_cost(mode),
                             start=partial(run, mode, subject, images, eps),
                         )
-                        for eps in self.settings.ladder
+                        for eps in ladder
                         if self.only is None or self.only(mode, subject.name, images.condition, eps)
                     ]
         return plan
@@ -486,6 +596,7 @@ class _Audit:
             total += self._existence_cost()
         if self._wants_surrogates():
             total += self._surrogate_cost()
+        total += self._placebo_cost()
         return total + n_runs * sum(self._run_cost(mode) for mode in self._modes)
 
     def _baseline_cost(self, n_models: int) -> float:
@@ -518,8 +629,32 @@ class _Audit:
     def _surrogate_cost(self) -> float:
         return 100.0 * len(self.inputs.craft)
 
+    def _screening_cost(self) -> float:
+        return screening_cost(self.inputs, self.settings.placebos)
+
+    def _placebo_cost(self) -> float:
+        """Reckon with attacks at half of the ladder, on the defended model and on innocent ones."""
+        if not self.settings.placebos:
+            return 0.0
+        n_models = 1 + min(
+            len(self.inputs.with_role("reference")) + self._awaited, _MOST_PLACEBO_INNOCENTS
+        )
+        n_runs = self.settings.placebos * n_models * len(self.settings.ladder) / 2.0
+        return self._screening_cost() + n_runs * sum(self._run_cost(m) for m in self._modes)
+
     def _run_cost(self, mode: Mode) -> float:
         return KINDS[mode].cost(self.settings, self.inputs) + 2.0 * len(self.inputs.held_out)
+
+
+def _extended(ladder: Sequence[float], lower: Sequence[float]) -> Diagnostic:
+    return Diagnostic(
+        code="ladder_extended",
+        severity="info",
+        subject="attack",
+        message="a control is above the policy's saturation at every eps asked for "
+        f"({', '.join(f'{eps:g}' for eps in ladder)}), so smaller ones were tried too: "
+        f"{', '.join(f'{eps:g}' for eps in lower)}",
+    )
 
 
 def _merged(statuses: Sequence[StepStatus]) -> list[StepStatus]:

@@ -109,6 +109,7 @@ def sources(said: ProjectFile, *, defended: str | None, project: Path | None = N
         surrogates=said.surrogates.surrogate,
         data=_given(inputs.data, "data"),
         trigger=inputs.trigger,
+        placebos=inputs.placebo,
         policy=said.policy,
         classes=_path(inputs.classes),
         model_options=model_settings(said.models, said.clip),

@@ -36,13 +36,13 @@ def fetch_sources(sources: Sources) -> Steps[Sources]:
         if isinstance(value, RemoteFile):
             steps = fetch_trigger(value.url) if name == "trigger" else fetch_steps(value.url)
             changed[name] = value.at((yield from _noting(steps, value.url, origins)))
-    for name in ("references", "surrogates"):
-        models = list(getattr(sources, name))
-        for k, model in enumerate(models):
-            if isinstance(model, RemoteFile):
-                path = yield from _noting(fetch_steps(model.url), model.url, origins)
-                models[k] = model.at(path)
-                changed[name] = tuple(models)
+    for name in ("references", "surrogates", "placebos"):
+        several = list(getattr(sources, name))
+        for k, value in enumerate(several):
+            if isinstance(value, RemoteFile):
+                steps = fetch_trigger(value.url) if name == "placebos" else fetch_steps(value.url)
+                several[k] = value.at((yield from _noting(steps, value.url, origins)))
+                changed[name] = tuple(several)
     return replace(sources, **changed, origins=origins) if changed else sources
 
 

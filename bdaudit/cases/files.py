@@ -186,6 +186,10 @@ def _read(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str, 
     if isinstance(sources.trigger, FileSource):
         yield "trigger", sources.trigger.path
         yield from (("trigger", path) for path in companion_files(sources.trigger.path))
+    for placebo in sources.placebos:
+        if isinstance(placebo, FileSource):
+            yield "placebo", placebo.path
+            yield from (("placebo", path) for path in companion_files(placebo.path))
 
 
 def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
@@ -213,6 +217,11 @@ def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
         for number, path in enumerate(companion_files(trigger.path)):
             yield f"file {number} of the trigger", path
         yield from _paired_images(trigger.path)
+    for number, placebo in enumerate(sources.placebos, start=1):
+        yield f"placebo {number}", placebo
+        if isinstance(placebo, FileSource) and is_file(placebo.path):
+            for k, path in enumerate(companion_files(placebo.path)):
+                yield f"file {k} of placebo {number}", path
     yield from (("architecture", path) for path in _code_of(sources))
     if sources.model_options.arch is not None:
         for number, path in enumerate(_clip_files(sources, sources.model_options.arch)):

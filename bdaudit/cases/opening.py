@@ -21,7 +21,7 @@ from bdaudit.cases.target import class_index, with_target
 from bdaudit.data import Sample, from_arrays, load_sample, split_sample, with_classes
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
-from bdaudit.errors import ConfigError, DataError, InputError, ModelError
+from bdaudit.errors import ConfigError, DataError, InputError, ModelError, TriggerError
 from bdaudit.foundation.progress import finish
 from bdaudit.foundation.sources import FileSource, InMemory, OnnxFile, Source
 from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model, wrap_module
@@ -80,6 +80,7 @@ def _open_local(
         craft_poisoned=poison(halves.craft, trigger, first.num_classes),
         held_out_poisoned=poison(halves.held_out, trigger, first.num_classes),
         trigger=trigger,
+        placebos=tuple(_open_placebo(source, trigger, sources) for source in sources.placebos),
         num_classes=first.num_classes,
         files=files,
         sources=describe_sources(sources, files),
@@ -340,12 +341,35 @@ def open_trigger(sources: Sources) -> Trigger:
     Raises:
         TriggerError: Its file cannot be used.
     """
-    source = sources.trigger
+    assert sources.trigger is not None
+    return _read_trigger(sources.trigger, sources)
+
+
+def _read_trigger(source: FileLike, sources: Sources) -> Trigger:
     if isinstance(source, InMemory):
         assert isinstance(source.value, Trigger)
         return source.value
     assert isinstance(source, FileSource)
     return read_trigger(source.path, allow_code=sources.allow_trigger_code)
+
+
+def _open_placebo(source: FileLike, trigger: Trigger, sources: Sources) -> Trigger:
+    """Return a placebo, aimed as the true trigger is.
+
+    Raises:
+        TriggerError: Its file cannot be used; it is the true trigger; or it needs a picture of
+            its own for every image, which held-out images of the true trigger need not have.
+    """
+    placebo = _read_trigger(source, sources)
+    if placebo.transform.kind == "paired":
+        raise TriggerError(
+            f"{placebo.source}: a paired trigger cannot be a placebo; "
+            "give one that stamps any image"
+        )
+    aimed = Trigger(transform=placebo.transform, rule=trigger.rule, source=placebo.source)
+    if aimed.sha256 == trigger.sha256:
+        raise TriggerError(f"{placebo.source}: is the true trigger, so it is no placebo")
+    return aimed
 
 
 def _aimed_trigger(sources: Sources, class_names: Sequence[str] | None) -> Trigger:

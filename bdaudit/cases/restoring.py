@@ -87,7 +87,16 @@ _TABLES: dict[str, tuple[str, TypeAdapter[Any]]] = {
 }
 
 
-_PATHS = ("defended", "original", "references", "surrogates", "data", "trigger", "classes")
+_PATHS = (
+    "defended",
+    "original",
+    "references",
+    "surrogates",
+    "data",
+    "trigger",
+    "placebos",
+    "classes",
+)
 
 
 def _located(value: Any, folder: Path) -> Any:

@@ -144,6 +144,8 @@ class AuditSettings:
         input_diversity: Of the transfer attack; see `TransferConfig`.
         controls: Conditions run on the defended model beside the trigger; `None` takes all that
             the number of classes allows.
+        placebos: Placebo triggers that telling attacks are made with too; 0 for none. From five on
+            the verdict is held against them.
         bec: Whether to compute the backdoor existence coefficient.
         pictures: Whether the record keeps a few small held-out images for its report.
         stand_ins: Innocent models to make; `None` makes what the references lack to three.
@@ -166,6 +168,7 @@ class AuditSettings:
     strategy: Strategy = Surrogates.strategy
     input_diversity: float = Surrogates.input_diversity
     controls: tuple[Condition, ...] | None = None
+    placebos: int = Attack.placebos
     bec: bool = Attack.bec
     pictures: bool = Output.pictures
     stand_ins: int | None = None
@@ -209,6 +212,8 @@ class AuditSettings:
         recorded = {**as_recorded(self), "eps": list(self.ladder)}
         if self.optimizer == Attack.optimizer:
             del recorded["optimizer"]  # as before audits knew another: kept runs are found by this
+        if not self.placebos:
+            del recorded["placebos"]  # likewise
         return recorded
 
     def as_text(self) -> str:

@@ -77,6 +77,7 @@ class Sources:
             do not override, so their architecture may be another one.
         data: Clean labelled images.
         trigger: The trigger, `None` when nobody knows it.
+        placebos: Triggers that nobody trained the models on, to compare it with.
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
         classes: Class names in order of index, or a file with one a line.
         model_options: What the user says about all the checkpoints.
@@ -94,6 +95,7 @@ class Sources:
     surrogates: tuple[Source, ...] = ()
     data: FileLike
     trigger: FileLike | None
+    placebos: tuple[FileLike, ...] = ()
     policy: Policy | str | Path | None = None
     classes: Sequence[str] | Path | None = None
     model_options: ModelSettings = field(default_factory=ModelSettings)
@@ -114,6 +116,7 @@ class Sources:
         surrogates: Sequence[ModelSource | Source] = (),
         data: DataSource | FileLike,
         trigger: TriggerSource | FileLike | None,
+        placebos: Sequence[TriggerSource | FileLike] = (),
         **others: Any,
     ) -> Self:
         """Parse what a user gives: paths, addresses, code or objects; `others` as they are."""
@@ -124,6 +127,7 @@ class Sources:
             surrogates=tuple(parse_model(model) for model in surrogates),
             data=parse_file(data),
             trigger=None if trigger is None else parse_file(trigger),
+            placebos=tuple(parse_file(placebo) for placebo in placebos),
             **others,
         )
 

@@ -114,6 +114,7 @@ class Inputs:
         files: Every file that was read, by digest.
         sources: How all of it was named, for the record.
         origins: Where files came from that were fetched, by path.
+        placebos: Triggers that a user gives to compare the true one with.
         left_out: Names of innocent models that are described and play no part.
     """
 
@@ -127,6 +128,7 @@ class Inputs:
     files: tuple[FileDigest, ...]
     sources: Mapping[str, Any]
     origins: Mapping[str, str]
+    placebos: tuple[Trigger, ...] = ()
     left_out: frozenset[str] = frozenset()
 
     def with_role(self, role: Role) -> tuple[Subject, ...]:

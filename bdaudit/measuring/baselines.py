@@ -33,6 +33,7 @@ _LEARNED_LESS = 0.15
 _NEAR_CHANCE = 1.5  # times chance
 _CONFIDENCE = 0.95
 _N_LOOKED_AT = 2000  # images, about
+_MAY_HOLD_OFF = 0.10
 _MAY_BEAT_WHITE = 0.05
 
 
@@ -249,6 +250,45 @@ def learned_less(
 
 
 def check_runs(runs: Sequence[AttackRun]) -> Iterator[Diagnostic]:
+    """Doubt what attacks show of themselves when they are held against one another."""
+    yield from _beaten_gradients(runs)
+    yield from _suppressing_triggers(runs)
+
+
+def _suppressing_triggers(runs: Sequence[AttackRun]) -> Iterator[Diagnostic]:
+    """Name defended models on which the trigger holds off what its own perturbation does."""
+    for run in runs:
+        if (run.role, run.condition) != ("defended", "trigger"):
+            continue
+        held_off = _holds_off(run)
+        others = [
+            _holds_off(other)
+            for other in runs
+            if (other.role, other.condition) == ("reference", "trigger")
+            and other.attack == run.attack
+        ]
+        if held_off and not any(others):
+            assert run.delta_only is not None
+            yield Diagnostic(
+                code="trigger_suppresses",
+                severity="warning",
+                subject=run.model,
+                message=f"eps {run.eps:g} ({run.mode}): the perturbation takes "
+                f"{run.delta_only.value:.1%} of images without the trigger to the target, and "
+                f"{run.asr.value:.1%} with it: the defence has turned the trigger against its "
+                "target, as FST can. No trigger is needed then: look at the attack without it",
+            )
+
+
+def _holds_off(run: AttackRun) -> bool:
+    """Whether the same delta surely does more without the trigger, by more than the limit."""
+    if run.delta_only is None:
+        return False
+    gap = paired_difference(run.delta_only.outcomes(), run.asr.outcomes(), confidence=_CONFIDENCE)
+    return gap.low > _MAY_HOLD_OFF
+
+
+def _beaten_gradients(runs: Sequence[AttackRun]) -> Iterator[Diagnostic]:
     """Doubt an attack with gradients that one without them beats."""
     with_gradients = {
         (r.model, r.condition, r.norm, r.eps): r for r in runs if MODES[r.mode].has_weights

@@ -67,7 +67,8 @@ class LabelDoubt:
             + "; ".join(seen)
             + (f"; and so for {more} more classes" if more > 0 else "")
             + f"; the other classes reach {self.others:.1%}. Is a class folder missing, or are the "
-            "classes in another order? Name them in order with --classes"
+            "classes in another order? Name them in order with --classes. Where the checkpoint "
+            "does not say how images are normalised, give --mean and --std"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bdaudit.cases.subjects import Inputs
 from bdaudit.records import Answer, AttackRun, AuditRecord, PictureColumn, Pictures, Rate, Thumbnail
 
-__all__ = ["take_pictures"]
+__all__ = ["encode_png", "take_pictures"]
 
 _N_COLUMNS = 6
 _LARGEST_SIDE = 96
@@ -56,10 +56,11 @@ def take_pictures(
             PictureColumn(
                 true_label=int(half.labels[k]),
                 target_label=int(half.targets[k]),
-                clean=Thumbnail(png=_png(half.clean[k]), answer=_answer(to_target[k], right)),
-                triggered=Thumbnail(png=_png(triggered), answer=unperturbed[k]),
+                clean=Thumbnail(png=encode_png(half.clean[k]), answer=_answer(to_target[k], right)),
+                triggered=Thumbnail(png=encode_png(triggered), answer=unperturbed[k]),
                 perturbed=Thumbnail(
-                    png=_png((triggered.cpu() + delta[0]).clamp(0.0, 1.0)), answer=perturbed[k]
+                    png=encode_png((triggered.cpu() + delta[0]).clamp(0.0, 1.0)),
+                    answer=perturbed[k],
                 ),
             )
         )
@@ -69,7 +70,7 @@ def take_pictures(
         norm=run.norm,
         eps=run.eps,
         delta_sha256=run.delta_sha256,
-        perturbation=_png((0.5 + _GAIN * delta[0]).clamp(0.0, 1.0)),
+        perturbation=encode_png((0.5 + _GAIN * delta[0]).clamp(0.0, 1.0)),
         gain=_GAIN,
         columns=tuple(columns),
     )
@@ -111,7 +112,7 @@ def _of_different_classes(labels: Tensor) -> list[int]:
     return list(first.values())
 
 
-def _png(image: Tensor) -> str:
+def encode_png(image: Tensor) -> str:
     """Encode an image (C, H, W) in [0, 1], smaller where a side is over the limit."""
     pixels = (image.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -32,6 +32,7 @@ from bdaudit.report.figures import (
     draw_tac,
 )
 from bdaudit.report.page import render_page
+from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.wording import (
     GISTS,
     SAME_IMAGES,
@@ -72,6 +73,9 @@ def render(record: AnyRecord) -> str:
         tiles=_tiles(record, decisive),
         attacks=[_attack_section(k, a, audit, decisive) for k, a in enumerate(attacks)],
         pictures=None if audit is None else audit.pictures,
+        placebos=None if audit is None else audit.placebos,
+        placebo_rows=[] if audit is None else placebo_rows(audit),
+        about_placebos=None if audit is None else about_placebos(audit),
         inversion=None if audit is None else audit.inversion,
         png=Markup(_PNG),  # noqa: S704 - what follows it is base64, which the record checks
         answer=_answer_in_words,

@@ -18,6 +18,7 @@ from bdaudit.records import (
     Verdict,
 )
 from bdaudit.report.curves import Attack, list_attacks
+from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.untrusted import markdown
 from bdaudit.report.wording import (
     GISTS,
@@ -52,6 +53,8 @@ def render(record: AnyRecord) -> str:
     audit = record if isinstance(record, AuditRecord) else None
     for attack in list_attacks(runs, record.baselines):
         lines += [*_attack_table(attack, audit), ""]
+    if audit is not None:
+        lines += _placebos(audit)
     lines += [*_baseline_table(record), ""]
     if isinstance(record, AuditRecord | RelearnRecord) and record.relearning is not None:
         lines += [*_relearning_table(record.relearning), ""]
@@ -95,6 +98,22 @@ def _head(record: AnyRecord) -> Iterator[str]:
         strongest = f"{markdown(lift.against or '')}, the trigger's contribution"
     bounds = f"{points(lift.value)} points ({points(lift.low)} to {points(lift.high)})"
     yield f"| {share(defended.asr)} | {share(run.asr)} | {strongest} | {bounds} |"
+
+
+def _placebos(record: AuditRecord) -> Iterator[str]:
+    """Write the true trigger beside triggers that the original ignores."""
+    about = about_placebos(record)
+    if about is None:
+        return
+    rows = placebo_rows(record)
+    if rows:
+        yield f"| eps | model | trigger | {len(rows[0].reached)} placebos |"
+        yield "|---|---|---|---|"
+        for row in rows:
+            yield f"| {row.eps:g} | {markdown(row.model)} | {share(row.trigger)} | {row.span} |"
+        yield ""
+    yield markdown(about)
+    yield ""
 
 
 def _reasons(verdict: Verdict) -> Iterator[str]:

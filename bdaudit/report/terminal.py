@@ -25,6 +25,7 @@ from bdaudit.records import (
 )
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.inversion import inversion_parts
+from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.relearning import relearning_parts
 from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
@@ -107,6 +108,7 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
         chart = _reactivation_chart(record.runs, record.baselines, console)
         if chart is not None:
             parts.append(chart)
+    parts += _placebo_parts(record, console)
     parts += _query_parts(record.runs, console, brief=brief)
     if record.relearning is not None:
         parts += relearning_parts(record.relearning, console)
@@ -307,6 +309,24 @@ def _reactivation_chart(
     )
     gloss = f"ASR by eps ({norm_name(first.norm)})"
     return Group(_heading("Trigger + one universal perturbation", gloss), chart)
+
+
+def _placebo_parts(record: AuditRecord, console: Console) -> list[RenderableType]:
+    """The true trigger beside triggers of the same strength that the original ignores."""
+    about = about_placebos(record)
+    if about is None:
+        return []
+    rows = placebo_rows(record)
+    if not rows:
+        return [Group(_heading("Placebo triggers"), Text(about, style="dim"))]
+    columns = (Column("model", text=True), "trigger", f"{len(rows[0].reached)} placebos")
+    table = FittedTable("eps", *columns)
+    for row in rows:
+        style = "bold" if row.defended else ""
+        cells = (f"{row.eps:g}", row.model, share(row.trigger), row.span)
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    heading = _heading("Placebo triggers", "share taken to the target")
+    return [Group(heading, table, Text(about, style="dim"))]
 
 
 def _query_parts(

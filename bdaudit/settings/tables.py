@@ -113,6 +113,13 @@ class Inputs(Table, panel="Inputs"):
         help="Target class (index or name), overriding the trigger file.",
         examples=(0, "sandal"),
     )
+    placebo: tuple[str, ...] = option(
+        (),
+        help="A placebo of your own: a trigger file whose target is ignored; screened like those "
+        "that are drawn, and counted among --placebos.",
+        examples=(["sticker.toml"],),
+        marks=(LOCATION,),
+    )
     allow_trigger_code: bool = option(
         False,
         help="Run the Python file that a trigger of kind 'python' names.",
@@ -232,6 +239,14 @@ class Attack(Table, panel="Attack"):
         "default",
         help="Optimiser of the attack; research: the one of the paper, for comparison.",
         in_file=False,
+    )
+    placebos: int = option(
+        0,
+        help="Placebo triggers, as strong as the true one and ignored by the original, that each "
+        "telling attack is made with too; the verdict is then held against them.",
+        examples=(8,),
+        ge=0,
+        le=64,
     )
     bec: bool = option(True, help="Measure the backdoor existence coefficient.", examples=(True,))
     relearn: bool = option(

@@ -11,7 +11,7 @@ from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.terminal import print_record
 from bdaudit.report.wording import one_line
 from bdaudit.verdict import Policy, judge
-from tests.records import audit_record, bec_record, relearning_record
+from tests.records import audit_record, bec_record, placebos, relearning_record
 
 QUIET = {0.01: 0.02, 0.02: 0.04, 0.05: 0.3}
 
@@ -145,3 +145,23 @@ def test_relearning_is_shown_as_evidence_beside_the_verdict(width: int) -> None:
     assert "+80.0 points (+78.0 to +82.0)" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= width
     assert "REMEMBERED" not in printed(whole(), width=width)
+
+
+def test_placebos_stand_beside_the_trigger() -> None:
+    record = audit_record(defended={0.02: 0.57}, innocents=[{0.02: 0.35}], wide=True)
+    record = record.model_copy(
+        update={
+            "placebos": placebos(
+                {"defended": {0.02: [0.03, 0.05, 0.04]}, "reference 1": {0.02: [0.17, 0.2, 0.27]}}
+            )
+        }
+    )
+    for report in (html_report.render(record), markdown_report.render(record)):
+        assert "17.0 to 27.0%" in report
+        assert "Kept" in report
+    for width in (60, 80, 140):
+        text = printed(record, width=width)
+        assert "Placebo triggers" in text
+        assert "3.0 to 5.0%" in text
+        assert "17.0 to 27.0%" in text
+        assert "Kept: 3" in text

@@ -1,0 +1,175 @@
+"""Placebo triggers as a step of an audit: found by asking, then attacked as the true trigger is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdaudit.cases.subjects import Inputs, Subject
+from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.measuring.compute import Compute, derive_generator
+from bdaudit.measuring.conditions import AttackImages, attack_images
+from bdaudit.measuring.pictures import encode_png
+from bdaudit.models import LoadedModel
+from bdaudit.placebos.pool import Drawn, draw
+from bdaudit.placebos.screening import Asked, Candidate, screen
+from bdaudit.records import Placebo, Placebos
+from bdaudit.scoring import evaluating, predict_logits
+from bdaudit.triggers import Poisoned, Trigger, footprint
+
+__all__ = [
+    "FEWEST",
+    "FoundPlacebos",
+    "find_placebos",
+    "innocents_to_attack",
+    "placebo_images",
+    "screening_cost",
+]
+
+FEWEST = 5
+"""Of fewer the spread says too little, and they are no null."""
+
+_DRAWN_AT_MOST = 12
+"""Patterns drawn for each placebo wanted, before it is given up."""
+
+_SCREENED_ON = 300
+_LIMIT = 0.06
+
+
+@dataclass(frozen=True)
+class FoundPlacebos:
+    """What became of the search for placebos.
+
+    Attributes:
+        patterns: Those kept, in the order of `record.kept`.
+        record: For the audit's record, attacks still lacking.
+    """
+
+    patterns: tuple[Drawn, ...]
+    record: Placebos
+
+
+def find_placebos(
+    inputs: Inputs,
+    compute: Compute,
+    *,
+    wanted: int,
+    given: Sequence[Trigger] = (),
+    pictures: bool = True,
+) -> Steps[FoundPlacebos]:
+    """Draw patterns as strong as the trigger and keep those that the original ignores.
+
+    Args:
+        inputs: Models, images, trigger. Craft images alone are used.
+        compute: Device, batch size, seed.
+        wanted: Placebos to keep.
+        given: Those that a user gives; looked at first, and screened like any.
+        pictures: Whether to keep a picture of each.
+    """
+    yield Progress("placebos: drawing and screening", 0, 1)
+    (original,) = inputs.with_role("original")
+    innocents = [s for s in inputs.with_role("reference") if s.model is not None]
+    craft = _first(inputs.craft_poisoned, _SCREENED_ON)
+    models = [s.white for s in (original, *innocents)]
+    with evaluating(*(model.classifier for model in models)):
+        screened = screen(
+            draw(craft, derive_generator(compute.seed, "placebos"), given=given),
+            craft,
+            original=_asking(models[0], compute),
+            innocents=[_asking(model, compute) for model in models[1:]],
+            wanted=wanted,
+            at_most=len(given) + _DRAWN_AT_MOST * wanted,
+            limit=_LIMIT,
+        )
+    kept = screened.kept
+    missing = None
+    if len(kept) < FEWEST:
+        missing = (
+            f"of {len(kept) + len(screened.refused)} patterns as strong as the trigger the "
+            f"original ignores {len(kept)}, and fewer than {FEWEST} are no null; give your own "
+            "with --placebo, or three innocent models with --reference"
+        )
+    record = Placebos(
+        kept=tuple(_describe(c, craft.clean, pictures) for c in kept),
+        refused=tuple(_describe(c, craft.clean, False) for c in screened.refused),
+        l2=footprint(craft).mean_l2,
+        shift=screened.shift,
+        missing=missing,
+    )
+    return FoundPlacebos(tuple(c.drawn for c in kept), record)
+
+
+def placebo_images(pattern: Drawn, inputs: Inputs, compute: Compute) -> AttackImages:
+    """Arrange the images of an attack with a placebo in the trigger's place."""
+    return attack_images(
+        "placebo",
+        _stamped(inputs.craft_poisoned, pattern),
+        _stamped(inputs.held_out_poisoned, pattern),
+        num_classes=inputs.num_classes,
+        generator=derive_generator(compute.seed, "images", "placebo"),
+    )
+
+
+def screening_cost(inputs: Inputs, wanted: int) -> float:
+    """Return images forwarded when about half of what is drawn serves."""
+    n_models = 1 + len(inputs.with_role("reference"))
+    n_images = min(_SCREENED_ON, len(inputs.craft_poisoned))
+    return float(n_models * n_images * 4 * wanted)
+
+
+def _asking(model: LoadedModel, compute: Compute) -> Asked:
+    def ask(images: Tensor) -> Tensor:
+        return predict_logits(
+            model.classifier, images, batch_size=compute.batch_size, device=compute.device
+        )
+
+    return ask
+
+
+def _first(poisoned: Poisoned, n: int) -> Poisoned:
+    return Poisoned(
+        clean=poisoned.clean[:n],
+        triggered=poisoned.triggered[:n],
+        labels=poisoned.labels[:n],
+        targets=poisoned.targets[:n],
+        indices=poisoned.indices[:n],
+    )
+
+
+def _stamped(poisoned: Poisoned, pattern: Drawn) -> Poisoned:
+    stamped = pattern.transform.apply(poisoned.clean, None).to(poisoned.clean).clamp(0, 1)
+    return Poisoned(
+        clean=poisoned.clean,
+        triggered=stamped,
+        labels=poisoned.labels,
+        targets=poisoned.targets,
+        indices=poisoned.indices,
+    )
+
+
+def _describe(candidate: Candidate, clean: Tensor, picture: bool) -> Placebo:
+    transform = candidate.drawn.transform
+    png = None
+    if picture and clean.shape[1] in (1, 3):
+        grey = torch.full_like(clean[:1], 0.5)
+        png = encode_png(transform.apply(grey, None).clamp(0, 1)[0])
+    return Placebo(
+        kind=candidate.drawn.kind,
+        sha256=digest_tensors(transform.tensors()),
+        l2=candidate.drawn.l2,
+        original=candidate.original,
+        innocent=candidate.innocent,
+        shift=candidate.shift,
+        why_not=candidate.why_not,
+        png=png,
+    )
+
+
+def innocents_to_attack(inputs: Inputs, most: int) -> tuple[Subject, ...]:
+    """Return the innocent models that are attacked with placebos too, given ones first."""
+    found = inputs.with_role("reference")
+    return tuple(sorted(found, key=lambda s: s.stand_in))[:most]

@@ -1,0 +1,91 @@
+"""Placebos are as strong as the true trigger, and drawn from more than its own kind."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+
+from bdaudit.data import from_arrays
+from bdaudit.placebos.pool import draw
+from bdaudit.triggers import AllToOne, Poisoned, Trigger, footprint, poison
+from bdaudit.triggers.transforms import (
+    Additive,
+    Blend,
+    Patch,
+    Sinusoid,
+    Transform,
+    Warp,
+    control_grid,
+    elastic_grid,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def stamped(transform: Transform, shape: tuple[int, int, int] = (3, 16, 16)) -> Poisoned:
+    images = torch.rand((40, *shape), generator=seeded(1))
+    labels = torch.arange(40) % 4
+    return poison(from_arrays(images, labels), Trigger(transform=transform, rule=AllToOne(0)), 4)
+
+
+WIDE: dict[str, Transform] = {
+    "blend": Blend(image=torch.rand((3, 16, 16), generator=seeded(2)), alpha=0.2),
+    "sinusoid": Sinusoid(amplitude=20 / 255, frequency=6),
+    "additive": Additive(delta=0.05 * torch.randn((3, 16, 16), generator=seeded(3))),
+    "warp": Warp(grid=elastic_grid(control_grid(4, seeded(4)), (16, 16), strength=2.0)),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_placebos_of_a_trigger_over_the_image_are_as_strong(kind: str) -> None:
+    poisoned = stamped(WIDE[kind])
+    strength = footprint(poisoned).mean_l2
+    drawn = list(islice(draw(poisoned, seeded()), 18))
+    for pattern in drawn:
+        changed = pattern.transform.apply(poisoned.clean, None).clamp(0, 1) - poisoned.clean
+        l2 = float(changed.flatten(1).norm(dim=1).mean())
+        assert l2 == pytest.approx(strength, rel=0.03), pattern.kind
+        assert l2 == pytest.approx(pattern.l2, rel=1e-4)
+    assert len({pattern.kind for pattern in drawn}) >= 5
+
+
+def test_placebos_of_a_patch_are_patches_of_its_size_and_colours_elsewhere() -> None:
+    image = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]).view(1, 3, 3)
+    poisoned = stamped(Patch(image=image, offset=(1, 2)))
+    drawn = list(islice(draw(poisoned, seeded()), 12))
+    assert {pattern.kind for pattern in drawn} == {"patch"}
+    places = set()
+    for pattern in drawn:
+        transform = pattern.transform
+        assert isinstance(transform, Patch)
+        assert transform.mask is not None
+        assert int(transform.mask.sum()) == 9
+        colours = transform.image[:, transform.mask[0] > 0]
+        assert torch.equal(colours.sort(dim=1).values, image.flatten().sort().values.repeat(3, 1))
+        places.add(transform.offset)
+    assert len(places) > 6
+
+
+def test_the_same_seed_draws_the_same_and_another_others() -> None:
+    poisoned = stamped(WIDE["sinusoid"])
+
+    def patterns(seed: int) -> list[torch.Tensor]:
+        drawn = islice(draw(poisoned, seeded(seed)), 6)
+        return [pattern.transform.tensors()["delta"] for pattern in drawn]
+
+    one, again, other = patterns(0), patterns(0), patterns(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_placebos_of_the_users_own_come_first_and_as_they_are() -> None:
+    own = Trigger(transform=Sinusoid(amplitude=0.3, frequency=3), rule=AllToOne(0), source="mine")
+    poisoned = stamped(WIDE["blend"])
+    first, second = islice(draw(poisoned, seeded(), given=[own]), 2)
+    assert first.transform is own.transform
+    assert first.kind == "given: mine"
+    assert first.l2 > 1.5 * second.l2  # not brought to the trigger's strength
