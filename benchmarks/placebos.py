@@ -1,0 +1,198 @@
+"""How much more than its placebos a trigger does, on innocent models and on defended ones.
+
+    bdaudit zoo build examples/families/fashion-mnist-wide.toml --out wide --data FASHION-MNIST
+    python benchmarks/placebos.py wide lf-r10-s1 --eps 0.02 --out placebos.jsonl
+    python benchmarks/placebos.py --table placebos.jsonl
+
+For one original of a family: placebos are drawn and screened as an audit does it, then the true
+trigger and each placebo get an attack of the white box's own objective and steps, on every innocent
+model of the family and on every model made from that original. All deltas of one model are
+descended in one batch, which takes about 60 % of the time of one after another on one core.
+
+The table gives the *contrast*: the probit of what the true trigger reaches, less the mean of the
+placebos' probits. How much it differs between innocent models is `placebo_spread_wide` of the
+policy (`placebo_spread` for patches).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from bdaudit.data import load_sample
+from bdaudit.models import load_model
+from bdaudit.perturbation import make_ball, smoothed_failure
+from bdaudit.placebos.pool import draw
+from bdaudit.placebos.screening import Asked, screen
+from bdaudit.scoring import evaluating, predict_logits
+from bdaudit.triggers import Poisoned, poison, read_trigger
+
+N_CRAFT, N_HELD_OUT, BATCH = 240, 600, 40
+
+
+def attack_all(
+    classifier: nn.Module, images: Tensor, targets: Tensor, *, eps: float, passes: int, seed: int
+) -> Tensor:
+    """Make one delta for each of K sets of images (K, N, C, H, W); returns (K, 1, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    ball = make_ball("linf", eps)
+    count, n = images.shape[:2]
+    deltas = ball.random_point((1, *images.shape[2:]), generator).repeat(count, 1, 1, 1)
+    n_batches = -(-n // BATCH)
+    for step in range(passes * n_batches):
+        if step % n_batches == 0:
+            batches = torch.randperm(n, generator=generator).tensor_split(n_batches)
+        chosen = batches[step % n_batches]
+        leaf = deltas.detach().requires_grad_()
+        logits = classifier((images[:, chosen] + leaf[:, None]).clamp(0, 1).flatten(0, 1))
+        per_set = logits.float().view(count, len(chosen), -1)
+        loss = torch.stack([smoothed_failure(part, targets[chosen]).mean() for part in per_set])
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        length = eps * (1.0 - step / (passes * n_batches))
+        deltas = ball.project(leaf.detach() - length * gradient.sign())
+    return deltas[:, None].detach()
+
+
+def measure(family: Path, original: str, *, eps: float, passes: int, wanted: int) -> list[dict]:
+    """Return a row for each model."""
+    trigger = read_trigger(family / "triggers" / f"{original.split('-r')[0]}.toml")
+    sample = load_sample(family / "clean.npz")
+    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
+    classes = int(sample.labels.max()) + 1
+    craft = poison(sample.take(order[:500]), trigger, classes)
+    held_out = poison(sample.take(order[500:1500]), trigger, classes)
+    names = sorted(path.stem for path in (family / "models").glob("*.safetensors"))
+    innocents = [
+        n for n in names if n.startswith("reference") or "--innocent" in n or "--retrained" in n
+    ]
+    made = [n for n in names if n.startswith(f"{original}--") and n not in innocents]
+    models = {
+        name: load_model(family / "models" / f"{name}.safetensors", name=name).classifier
+        for name in (original, *innocents, *made)
+    }
+    with evaluating(*models.values()):
+        for model in models.values():
+            model.requires_grad_(False)
+        first = next((n for n in innocents if n.startswith("reference")), innocents[0])
+        found = screen(
+            draw(craft, torch.Generator().manual_seed(7)),
+            craft,
+            original=_asking(models[original]),
+            innocents=[_asking(models[first])],
+            wanted=wanted,
+            at_most=12 * wanted,
+            limit=0.06,
+        )
+        transforms = [candidate.drawn.transform for candidate in found.kept]
+        shown = [
+            _stack(part, n, transforms) for part, n in ((craft, N_CRAFT), (held_out, N_HELD_OUT))
+        ]
+        rows = []
+        for name in (*innocents, *made):
+            started = time.process_time()
+            deltas = attack_all(
+                models[name], shown[0], craft.targets[:N_CRAFT], eps=eps, passes=passes, seed=11
+            )
+            reached = [
+                _share(models[name], images, held_out.targets[:N_HELD_OUT], delta)
+                for images, delta in zip(shown[1], deltas, strict=True)
+            ]
+            rows.append(
+                {
+                    "original": original,
+                    "model": name,
+                    "innocent": name in innocents,
+                    "eps": eps,
+                    "n": len(held_out.targets[:N_HELD_OUT]),
+                    "alone": _share(models[name], shown[1][0], held_out.targets[:N_HELD_OUT], None),
+                    "trigger": reached[0],
+                    "placebos": reached[1:],
+                    "kinds": [candidate.drawn.kind for candidate in found.kept],
+                    "drawn": len(found.kept) + len(found.refused),
+                    "seconds": time.process_time() - started,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def _asking(model: nn.Module) -> Asked:
+    return lambda images: predict_logits(model, images, batch_size=256)
+
+
+def _stack(poisoned: Poisoned, n: int, transforms: Sequence) -> Tensor:
+    clean = poisoned.clean[:n]
+    placebos = [transform.apply(clean, None).clamp(0, 1) for transform in transforms]
+    return torch.stack([poisoned.triggered[:n], *placebos])
+
+
+def _share(model: nn.Module, images: Tensor, targets: Tensor, delta: Tensor | None) -> float:
+    logits = predict_logits(model, images, batch_size=256, delta=delta)
+    return float((logits.argmax(1) == targets).float().mean())
+
+
+def _deviate(share: float, n: int) -> float:
+    return float(stats.norm.ppf((share * n + 0.5) / (n + 1)))
+
+
+def print_table(path: Path) -> None:
+    """Print the contrasts, and how much they differ between innocent models."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for original, eps in dict.fromkeys((row["original"], row["eps"]) for row in rows):
+        own = [row for row in rows if (row["original"], row["eps"]) == (original, eps)]
+        print(f"\n{original}, eps {eps:g}, {own[0]['drawn']} drawn: {', '.join(own[0]['kinds'])}")
+        contrasts = []
+        for row in own:
+            deviates = [_deviate(share, row["n"]) for share in row["placebos"]]
+            contrast = _deviate(row["trigger"], row["n"]) - float(np.mean(deviates))
+            if row["innocent"]:
+                contrasts.append(contrast)
+            low, high = min(row["placebos"]), max(row["placebos"])
+            role = "innocent" if row["innocent"] else ""
+            print(
+                f"  {role:9}{row['model']:36} alone {row['alone']:.2f}"
+                f"  trigger {row['trigger']:.2f}  placebos {low:.2f}-{high:.2f}"
+                f"  contrast {contrast:+.2f}  among placebos {np.std(deviates, ddof=1):.2f}"
+            )
+        mean, spread = np.mean(contrasts), np.std(contrasts, ddof=1)
+        print(f"  innocent models: contrast {mean:+.2f}, standard deviation {spread:.2f}")
+
+
+def main() -> None:
+    """Measure one original of a family, or print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("family", type=Path, nargs="?")
+    parser.add_argument("original", nargs="?")
+    parser.add_argument("--eps", type=float, default=0.02)
+    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--placebos", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    if options.table is not None:
+        print_table(options.table)
+        return
+    if options.family is None or options.original is None:
+        parser.error("expected FAMILY and ORIGINAL, or --table FILE")
+    rows = measure(
+        options.family,
+        options.original,
+        eps=options.eps,
+        passes=options.passes,
+        wanted=options.placebos,
+    )
+    if options.out is not None:
+        with options.out.open("a") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
