@@ -196,11 +196,11 @@ def stderr_console() -> Console:
 
 def help_console(*, stderr: bool = False, **settings: Any) -> Console:
     """Return a console as typer asks for one, for the help of a command."""
-    from bdaudit.report.console import VisibleConsole
+    from bdaudit.cli.help_tables import HelpConsole
 
     name = "stderr" if stderr else "stdout"
     stream = cast(TextIO, _direct(getattr(sys, name), name))
-    return VisibleConsole(file=stream, stderr=stderr, **settings)
+    return HelpConsole(file=stream, stderr=stderr, **settings)
 
 
 def stderr_is_terminal() -> bool:
