@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdaudit.measuring.label_checks import LabelDoubt, answers_by_class, doubt_labels
+from bdaudit.data.label_checks import LabelDoubt, answers_by_class, doubt_labels
 
 
 def answer(labels: Tensor, accuracy: Tensor, num_classes: int, seed: int) -> Tensor:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.data import Sample
+from bdaudit.data.label_checks import answers_by_class, doubt_labels
 from bdaudit.errors import DataError
 from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.foundation.statistics import may_be_chance, paired_difference
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute
-from bdaudit.measuring.label_checks import answers_by_class, doubt_labels
 from bdaudit.records import AttackRun, Baseline, Diagnostic, Rate
 from bdaudit.scoring import rate
 

@@ -12,9 +12,11 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from bdaudit.data import Sample
+from bdaudit.data.label_checks import answers_by_class, doubt_labels
 from bdaudit.defenses.catalogue import DEFENSES, defense_config
 from bdaudit.defenses.tuning import Gradients
-from bdaudit.errors import ModelError
+from bdaudit.errors import DataError, ModelError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.plain_settings import config_from
@@ -395,7 +397,10 @@ def _measure(recipe: Recipe, shop: Workshop) -> Measured:
     def answers(images: Tensor) -> Tensor:
         return predict(model.classifier, images, batch_size=_BATCH, device=device)
 
-    clean_acc = rate(answers(sample.images) == sample.labels)
+    answered = answers(sample.images)
+    clean_acc = rate(answered == sample.labels)
+    if recipe.original is None:
+        _demand_the_same_classes(recipe, answered, sample, shop.parts.num_classes)
     if recipe.trigger is None:
         return Measured(key=measurement_key(recipe, shop.parts, None), clean_acc=clean_acc)
     trigger = read_trigger(shop.folder.file(shop.recipes[recipe.trigger]))
@@ -405,3 +410,23 @@ def _measure(recipe: Recipe, shop: Workshop) -> Measured:
         clean_acc=clean_acc,
         asr=rate(answers(poisoned.triggered) == poisoned.targets),
     )
+
+
+def _demand_the_same_classes(
+    recipe: Recipe, answered: Tensor, sample: Sample, num_classes: int
+) -> None:
+    """Refuse test images whose classes are not those that the model was trained on.
+
+    Classes that it never gets right may be its own fault, since it may have learned little; two
+    whose images go to one another are not.
+
+    Raises:
+        DataError: The images of classes go to one another.
+    """
+    by_class = answers_by_class(answered, sample.labels, num_classes)
+    doubt = doubt_labels(by_class)
+    if doubt is not None and doubt.exchanged:
+        raise DataError(
+            f"{recipe.name}: training and test images do not have the same classes: "
+            f"{doubt.explain(by_class, sample.class_names)}"
+        )

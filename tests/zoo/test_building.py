@@ -399,3 +399,15 @@ def test_the_tiny_example_killed_and_resumed(tmp_path: Path, demo_files: Path) -
     for member in family.members:
         tensors = load_model(out / member.file, name=member.name).network.state_dict()
         assert digest_tensors(dict(tensors)) == member.weights_sha256
+
+
+def test_a_test_part_whose_classes_are_shifted_is_refused(small_data: Path, tmp_path: Path) -> None:
+    """As where a class folder is missing from one of the two parts."""
+    images = dict(np.load(small_data / "images.npz"))
+    images["labels_test"] = (images["labels_test"] + 1) % 10
+    np.savez(tmp_path / "images.npz", **images)
+    (tmp_path / "family.toml").write_text(FAMILY)
+    arguments = ["zoo", "build", str(tmp_path / "family.toml"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--only", "badnets-r10-s1", "--device", "cpu"])
+    assert result.exit_code != 0
+    assert "training and test images do not have the same classes" in result.output
