@@ -33,6 +33,7 @@ from bdaudit.report.figures import (
 )
 from bdaudit.report.page import render_page
 from bdaudit.report.placebos import about_placebos, placebo_rows
+from bdaudit.report.taxonomies import ENTRIES, Entry, access_of
 from bdaudit.report.wording import (
     GISTS,
     SAME_IMAGES,
@@ -92,6 +93,7 @@ def render(record: AnyRecord) -> str:
         queries=_queried(runs),
         queries_figure=_queries_figure(runs),
         not_proved=[] if audit is None else not_proved(audit),
+        taxonomies=[] if audit is None else _named_elsewhere(audit),
         command=None if record.command is None else shlex.join(record.command),
         norm_name=norm_name,
     )
@@ -190,6 +192,32 @@ def _bec_summary(bec: tuple[BecRecord, ...]) -> list[tuple[str, str]]:
             text += f"; averaged before normalising {record.ratio_of_means:.2f}"
         lines.append((record.reference, text))
     return lines
+
+
+def _named_elsewhere(audit: AuditRecord) -> list[tuple[Entry, str]]:
+    """List what an audit looks for under other catalogues' names, each with what became of it."""
+    verdict = audit.verdict
+    if verdict is None:
+        return []
+    tried = {run.mode for run in audit.runs if run.condition == "trigger"}
+    decided = set(access_of(audit))
+    rows = []
+    for entry in ENTRIES:
+        if not entry.findings or (entry.modes and not tried & set(entry.modes)):
+            became = "not tried"
+        elif verdict.outcome == "removed":
+            became = "looked for, not found"
+        elif verdict.outcome == "inconclusive":
+            became = "looked for, unsure"
+        elif verdict.outcome not in entry.findings:
+            # An active backdoor needs no waking.
+            became = "looked for, not decided on"
+        elif entry.modes and not decided & set(entry.modes):
+            became = "looked for, not decided on"
+        else:
+            became = "found"
+        rows.append((entry, became))
+    return rows
 
 
 def _class_namer(record: AnyRecord) -> Callable[[int], str]:

@@ -18,7 +18,17 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bdaudit.errors import RecordError
+from bdaudit.foundation.modes import MODES
 from bdaudit.records import AuditRecord, Diagnostic, Verdict
+from bdaudit.report.taxonomies import (
+    ENTRIES,
+    TAXONOMIES,
+    Entry,
+    Finding,
+    Taxonomy,
+    access_of,
+    entries_of,
+)
 from bdaudit.report.untrusted import sarif_message
 from bdaudit.report.wording import (
     AnyRecord,
@@ -33,7 +43,7 @@ _SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
-_RULES = {
+_RULES: dict[Finding, dict[str, str]] = {
     "active": {
         "id": "bdaudit/active-backdoor",
         "name": "ActiveBackdoor",
@@ -115,7 +125,8 @@ def _run(record: AuditRecord, verdict: Verdict) -> dict[str, Any]:
             "driver": {
                 "name": "bdaudit",
                 "version": record.environment.bdaudit,
-                "rules": [_rule(rule) for rule in _RULES.values()],
+                "supportedTaxonomies": [_reference(taxonomy) for taxonomy in TAXONOMIES],
+                "rules": [_rule(kind, rule) for kind, rule in _RULES.items()],
                 "notifications": [_descriptor(code) for code in codes],
             }
         },
@@ -123,6 +134,7 @@ def _run(record: AuditRecord, verdict: Verdict) -> dict[str, Any]:
         # other's alerts.
         "automationDetails": {"id": f"bdaudit/{file}/"},
         "columnKind": "unicodeCodePoints",
+        "taxonomies": [_taxonomy(taxonomy) for taxonomy in TAXONOMIES],
         "artifacts": list(_artifacts(record)),
         "invocations": [
             {
@@ -151,7 +163,12 @@ def _run(record: AuditRecord, verdict: Verdict) -> dict[str, Any]:
     return run
 
 
-def _rule(rule: dict[str, str]) -> dict[str, Any]:
+def _rule(kind: Finding, rule: dict[str, str]) -> dict[str, Any]:
+    entries = entries_of(kind, modes=MODES)
+    # What GitHub shows beside a rule and filters alerts by.
+    weaknesses = [
+        f"external/cwe/{e.identifier.lower()}" for e in entries if e.taxonomy.name == "CWE"
+    ]
     return {
         "id": rule["id"],
         "name": rule["name"],
@@ -163,11 +180,55 @@ def _rule(rule: dict[str, str]) -> dict[str, Any]:
         },
         "defaultConfiguration": {"level": rule["level"]},
         "properties": {
-            "tags": ["security", "machine-learning", "backdoor"],
+            "tags": ["security", "machine-learning", "backdoor", *weaknesses],
             "precision": "high",
             "problem.severity": rule["level"],
             "security-severity": rule["severity"],
         },
+        **(
+            {"relationships": [{"target": _taxon(e), "kinds": ["relevant"]} for e in entries]}
+            if entries
+            else {}
+        ),
+    }
+
+
+def _taxonomy(taxonomy: Taxonomy) -> dict[str, Any]:
+    return {
+        "name": taxonomy.name,
+        "version": taxonomy.version,
+        "fullName": taxonomy.title,
+        "organization": taxonomy.organization,
+        "informationUri": taxonomy.url,
+        "shortDescription": {"text": taxonomy.title},
+        # What an audit speaks of, and not all of the catalogue.
+        "isComprehensive": False,
+        "taxa": [
+            {
+                "id": entry.identifier,
+                "name": entry.name,
+                "shortDescription": {"text": entry.name},
+                "fullDescription": {"text": f"In an audit: {entry.here}."},
+                "helpUri": entry.url,
+            }
+            for entry in _entries_in(taxonomy)
+        ],
+    }
+
+
+def _entries_in(taxonomy: Taxonomy) -> list[Entry]:
+    return [entry for entry in ENTRIES if entry.taxonomy is taxonomy]
+
+
+def _reference(taxonomy: Taxonomy) -> dict[str, Any]:
+    return {"name": taxonomy.name, "index": TAXONOMIES.index(taxonomy)}
+
+
+def _taxon(entry: Entry) -> dict[str, Any]:
+    return {
+        "id": entry.identifier,
+        "index": _entries_in(entry.taxonomy).index(entry),
+        "toolComponent": _reference(entry.taxonomy),
     }
 
 
@@ -200,7 +261,7 @@ def _figures(record: AuditRecord) -> dict[str, Any]:
 
 
 def _result(
-    kind: str, level: str, text: str, record: AuditRecord, file: str, figures: dict[str, Any]
+    kind: Finding, level: str, text: str, record: AuditRecord, file: str, figures: dict[str, Any]
 ) -> dict[str, Any]:
     rule = _RULES[kind]
     # What stays the same when the same problem is found again in another build of the model.
@@ -208,6 +269,7 @@ def _result(
     if kind == "policy":
         parts.append(text.split("(", 1)[0])
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    entries = entries_of(kind, modes=access_of(record))
     return {
         "ruleId": rule["id"],
         "ruleIndex": list(_RULES).index(kind),
@@ -226,6 +288,7 @@ def _result(
             "bdaudit/v1": fingerprint,
             "primaryLocationLineHash": f"{fingerprint[:16]}:1",
         },
+        **({"taxa": [_taxon(entry) for entry in entries]} if entries else {}),
         "properties": figures,
     }
 
