@@ -311,7 +311,7 @@ def _check(name: str, recorded: Rate, measured: Rate) -> NumberCheck:
 
 
 def _missing_runs(again: AuditRecord, sample: _Sample) -> Iterator[str]:
-    """A part that could not be run again speaks against the record."""
+    """A part that could not be run again counts against the record."""
     for step in again.steps:
         if step.status == "failed":
             yield f"step {step.name} failed: {step.reason}"

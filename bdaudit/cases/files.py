@@ -69,7 +69,7 @@ class FileDigests:
 
 
 def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str] | None:
-    """Say by name what determines the record of `request`, as digests.
+    """Return digests of all that determines the record of `request`, by name.
 
     Returns:
         Equal for two requests whose records say the same; `None` where that cannot be told without

@@ -56,7 +56,7 @@ class Subject:
         return self.black_box.identity().sha256
 
     def what_answers(self) -> dict[str, str]:
-        """Say by name what decides the answers; the same model elsewhere gives the same."""
+        """Return what determines the answers, by name; equal for the same model elsewhere."""
         identity = self.black_box.identity()
         subject = {"weights": identity.sha256} if identity.sha256 else {"source": identity.source}
         decisive = subject | dict(identity.details)

@@ -150,7 +150,7 @@ def bundles_of(command: Callable[..., object] | None) -> tuple[Bundle, ...]:
 
 @contextmanager
 def telling_old_names() -> Iterator[None]:
-    """Say on stderr that a setting was given by its old name, where Python would only warn."""
+    """Warn on stderr of a setting given by its old name; Python would hide the warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DeprecationWarning)
         yield

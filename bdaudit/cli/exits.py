@@ -170,7 +170,7 @@ def _option(name: str) -> str:
 
 
 def exit_of(error: BaseException, *, debug: bool = False) -> int:
-    """Say on stderr what happened, and return its exit code.
+    """Print what happened on stderr, and return its exit code.
 
     Args:
         error: The exception.

@@ -245,6 +245,6 @@ def stamp_as_is(parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
 
 
 def stamp(parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
-    """Put each arm's pattern through its mask on its images (k, n, C, H, W)."""
+    """Blend each arm's pattern into its images by its mask; (k, n, C, H, W)."""
     mask, pattern = (p.sigmoid()[:, None] for p in parameters)
     return images * (1 - mask) + pattern * mask

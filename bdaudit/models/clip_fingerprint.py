@@ -40,7 +40,7 @@ class ClipShape:
     vocab_size: int | None = None
 
     def describe(self) -> str:
-        """Say it in words."""
+        """Return it in words."""
         image = [
             f"width {self.width}" if self.width else "",
             f"{self.layers} layers".replace("(", "").replace(")", "") if self.layers else "",

@@ -1,4 +1,4 @@
-"""Say what a file is that is no checkpoint, and what to do about it."""
+"""Recognise files that are no checkpoints, and tell users what to do about them."""
 
 from __future__ import annotations
 

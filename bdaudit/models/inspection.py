@@ -1,4 +1,4 @@
-"""Say what is in a checkpoint, hostile or not, without building or running anything."""
+"""What a checkpoint holds, hostile or not, found without building or running anything."""
 
 from __future__ import annotations
 

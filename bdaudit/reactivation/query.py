@@ -107,7 +107,7 @@ def reactivate_query(
         start: (1, C, H, W) to start from; `None` takes the surrogates' delta, or zero.
         state: Where to go on; `None` starts afresh.
         checkpoint: Given the state right after every answer that was paid for.
-        identity: What answers, by name (a digest, an address): held against that of `state`.
+        identity: The model asked, by name (a digest, an address); compared with that of `state`.
 
     Yields:
         One `Progress` a question.

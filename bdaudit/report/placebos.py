@@ -52,7 +52,7 @@ def placebo_rows(record: AuditRecord) -> list[PlaceboRow]:
 
 
 def about_placebos(record: AuditRecord) -> str | None:
-    """Say how many placebos were drawn, kept and why; `None` without any."""
+    """Return how many placebos were drawn and kept, in words; `None` without any."""
     placebos = record.placebos
     if placebos is None:
         return None

@@ -85,7 +85,7 @@ class Paired(Transform):
         return triggered.to(images)
 
     def covers(self, names: Sequence[str], labels: Tensor) -> Tensor:
-        """Say for which images there is a triggered version.
+        """Return for which images there is a triggered version.
 
         Raises:
             TriggerError: A file's true label (BackdoorBench layout) is not the sample's, or two

@@ -52,7 +52,7 @@ class Transform(ABC):
         """
 
     def covers(self, names: Sequence[str], labels: Tensor) -> Tensor:
-        """Say (N,) for which images, by name and true label, there is a triggered version."""
+        """Return (N,) whether each image, by name and true label, has a triggered version."""
         return torch.ones(len(names), dtype=torch.bool)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class StandInsCannotAccuse:
-    """Every control is beaten, but too few of the innocent models may speak for "dormant"."""
+    """Every control is beaten, but too few innocent models can support "dormant"."""
 
     run: AttackRun
     needed: int

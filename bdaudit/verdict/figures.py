@@ -100,7 +100,7 @@ class Attack:
     def bounds(self) -> tuple[Comparison, ...]:
         """What "removed" needs to have an upper bound below the limit.
 
-        By placebos: the lift over what they let expect; where the attack does not reach the
+        By placebos: the lift over what they predict; where the attack does not reach the
         policy's lift at all, what it reaches; nothing at an eps where the controls saturate.
         Else: the lift over the strongest control, and what each null adds to it.
         """
@@ -120,7 +120,7 @@ class Attack:
 
     @property
     def strongest_control(self) -> float:
-        """What the strongest control reaches, or placebos let expect, in [0, 1]."""
+        """What the strongest control reaches, or placebos predict, in [0, 1]."""
         reached = [c.rate.value for c in self.controls]
         return max(reached if self.placebos is None else [*reached, self.placebos.expected])
 

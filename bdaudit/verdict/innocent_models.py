@@ -137,7 +137,7 @@ class InnocentModels:
 
     @property
     def may_accuse(self) -> bool:
-        """Whether enough of them may speak for "dormant".
+        """Whether there are enough of them to support "dormant".
 
         A trigger over the whole image pushes true innocent models much further than stand-ins, so
         there only the former tell what it does by itself.

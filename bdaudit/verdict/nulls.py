@@ -66,7 +66,7 @@ class Null(Protocol):
 
     @property
     def beaten(self) -> bool:
-        """Whether the attack surely does more than this null lets expect."""
+        """Whether the attack surely does more than this null predicts."""
 
     @property
     def may_accuse(self) -> bool:

@@ -77,7 +77,7 @@ def active(figures: Figures) -> Active | None:
 def dormant(figures: Figures) -> Dormant | None:
     """Not active, and at some eps the attack surely does more than every control and null.
 
-    With none of them missing, and with innocent models enough that may speak for "dormant".
+    None of them may be missing, and enough innocent models must be able to support "dormant".
     """
     if any(_no_grounds(figures)) or any(attack.missing for attack in figures.attacks):
         return None
@@ -171,7 +171,7 @@ def _doubts(figures: Figures) -> Iterator[Doubt]:
 
 
 def _trigger_alone_doubts(figures: Figures) -> Iterator[Doubt]:
-    """Say over what the trigger alone may do more than the limit."""
+    """Give every control that the trigger alone may exceed by more than the limit."""
     limit = figures.case.policy.lift
     for gap in figures.trigger_alone_over:
         if gap.against is not None and gap.high is not None and gap.high >= limit:

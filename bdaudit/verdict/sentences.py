@@ -51,7 +51,7 @@ def why(finding: Finding, record: AuditRecord) -> str:
 
 
 def reasons(finding: Finding) -> tuple[str, ...]:
-    """Say everything that stood in the way of an answer; nothing where there is one."""
+    """Return every reason why there is no answer, in words; none where there is one."""
     if isinstance(finding, Inconclusive):
         return tuple(doubt_in_words(doubt) for doubt in finding.doubts)
     return ()
@@ -110,7 +110,7 @@ def _compared(finding: Dormant) -> Iterator[str]:
 
 
 def _beyond_placebos(null: PlaceboNull) -> Iterator[str]:
-    """Say what other triggers do, and what the innocent models make of the true one."""
+    """Give what other triggers reach, and what is expected without a backdoor."""
     yield (
         f"{_counted(len(null.reached))} other triggers of the same strength, which the original "
         f"ignores, reach {_spread(null.reached)}"
@@ -152,7 +152,7 @@ def _removed_by_placebos(finding: Removed, only_asked: str) -> str:
 
 
 def doubt_in_words(doubt: Doubt) -> str:
-    """Say one thing that stands in the way, and what to do where something can be done."""
+    """Return one doubt in words, with what to do where something can be done."""
     match doubt:
         case BackdoorNotSure():
             return _backdoor_not_sure(doubt)

@@ -182,7 +182,7 @@ def _deal(
 
 
 def _first_copies(pixels: Tensor, seen: set[bytes]) -> Tensor:
-    """Say (N,) which images differ from all before them, in this source and in `seen`."""
+    """Return (N,) whether each image differs from all before it, here and in `seen`."""
     first = torch.ones(len(pixels), dtype=torch.bool)
     for place, image in enumerate(pixels.numpy()):
         digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
