@@ -207,7 +207,9 @@ def audit_steps(
     if sources.trigger is not None:
         return (yield from audit_one(sources, None, True))
     return (
-        yield from audit_recovered(sources, settings, audit_one, cache_dir=cache_dir, found=found)
+        yield from audit_recovered(
+            sources, settings, audit_one, cache_dir=cache_dir, store=store, found=found
+        )
     )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from bdaudit.auditing.audit import audit_steps, read_limits
 from bdaudit.auditing.invert import RecoveredTriggers
+from bdaudit.auditing.kept_search import KeptSearch
 from bdaudit.auditing.recovered import search_steps
 from bdaudit.cases.fetching import fetch_sources
 from bdaudit.cases.opening import open_models, open_trigger
@@ -33,7 +34,6 @@ from bdaudit.foundation.plain_settings import Setting
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.sources import FileSource, InMemory
-from bdaudit.foundation.texts import read_json
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.baselines import demand_matching_labels
 from bdaudit.measuring.compute import Compute, derive_generator
@@ -48,9 +48,8 @@ from bdaudit.models import (
 )
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.precision import computing_in
-from bdaudit.records import AuditRecord, InversionRecord, Rate, Release, read_record, to_json
+from bdaudit.records import AuditRecord, Rate, Release, read_record, to_json
 from bdaudit.records.defenses import DefenseRecord, TriedDefense
-from bdaudit.triggers import read_trigger, write_trigger
 from bdaudit.verdict import Policy
 from bdaudit.version import __version__
 
@@ -276,8 +275,9 @@ def defend_steps(
     }
     found: RecoveredTriggers | None = None
     if sources.trigger is None:
-        search = _Search(folder / _STATE, dict(audited_by))
-        found = yield from search.run(audited, settings, cache_dir)
+        search = search_steps(audited, settings.audit, cache_dir=cache_dir)
+        kept = KeptSearch(folder / _STATE, dict(audited_by))
+        found = yield from kept.run(search, auditor)
         audited_by["trigger"] = found.triggers[0].sha256
     else:
         audited_by["trigger"] = open_trigger(sources).sha256
@@ -549,59 +549,6 @@ def _original_clean_acc(rows: Sequence[TriedDefense], folder: Path) -> Rate | No
             assert isinstance(record, AuditRecord)
             return None if record.original is None else record.original.clean_acc
     return None
-
-
-# -- the search for a trigger, made once ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Search:
-    """Where a search for a trigger is kept, and what determines it."""
-
-    state: Path
-    determined_by: dict[str, str]
-
-    def run(
-        self, sources: Sources, settings: DefendSettings, cache_dir: Path | None
-    ) -> Steps[RecoveredTriggers]:
-        """Look for a trigger in the original, unless an earlier run did in the same way."""
-        kept = self._kept(sources)
-        if kept is not None:
-            yield Progress("the search for a trigger, kept from an earlier run", 1, 1)
-            return kept
-        found = yield from search_steps(sources, settings.audit, cache_dir=cache_dir)
-        self._keep(found)
-        return found
-
-    @property
-    def _marker(self) -> Path:
-        return self.state / "search.json"
-
-    def _keep(self, found: RecoveredTriggers) -> None:
-        self._marker.unlink(missing_ok=True)  # until all is written, nothing is kept
-        for number, trigger in enumerate(found.triggers):
-            write_trigger(self.state / f"trigger-{number}.toml", trigger)
-        _write(self.state / "trigger.json", to_json(found.record))
-        kept = {"determined_by": self.determined_by}
-        _write(self._marker, json.dumps(kept, indent=1) + "\n")
-
-    def _kept(self, sources: Sources) -> RecoveredTriggers | None:
-        assert isinstance(sources.data, InMemory)
-        assert isinstance(sources.data.value, Sample)
-        try:
-            kept = read_json(self._marker, what="a search")
-            if kept["determined_by"] != self.determined_by:
-                return None
-            record = read_record(self.state / "trigger.json")
-            assert isinstance(record, InversionRecord)
-            triggers = tuple(
-                read_trigger(self.state / f"trigger-{number}.toml")
-                for number in range(len(record.inversion.candidates))
-            )
-        except (OSError, ValueError, KeyError, TypeError, InputError):
-            return None
-        # Only pictures of the triggers are made of the sample, and none are made here.
-        return RecoveredTriggers(record, triggers, sources.data.value)
 
 
 # -- what an earlier run left ----------------------------------------------------------------------

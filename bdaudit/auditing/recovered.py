@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bdaudit.auditing.invert import RecoveredTriggers, invert_steps
+from bdaudit.auditing.kept_search import KeptSearch
 from bdaudit.cases.kept_trigger import keep_trigger
+from bdaudit.cases.opening import open_models
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.sources import Sources
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps, reworded, within
 from bdaudit.foundation.sources import InMemory
+from bdaudit.measuring.environment import resolve_device
+from bdaudit.measuring.store import FolderStore, RunStore
 from bdaudit.records import AuditRecord, Diagnostic, Inversion, StepStatus
 from bdaudit.triggers import Trigger
+from bdaudit.version import __version__
 
 __all__ = ["audit_recovered", "search_steps"]
 
@@ -48,6 +53,7 @@ def audit_recovered(
     audit_one: AuditOne,
     *,
     cache_dir: Path | None,
+    store: RunStore | None = None,
     found: RecoveredTriggers | None = None,
 ) -> Steps[AuditRecord]:
     """Look for a trigger in the original, and audit with what was found.
@@ -57,7 +63,7 @@ def audit_recovered(
 
     Where a backdoor was found toward several targets, each is audited and the gravest verdict is
     the audit's; a diagnostic names the others. Where none was found nothing is attacked. With
-    `found` the search is made already.
+    `found` the search is made already; a `store` in a folder keeps the search with the attacks.
 
     Raises:
         ConfigError: There is no original to look into.
@@ -65,9 +71,10 @@ def audit_recovered(
     if sources.original is None:
         raise ConfigError("expected a trigger, or an original to search for one, got neither")
     if found is None:
-        found = yield from reworded(
-            search_steps(sources, settings, cache_dir=cache_dir), within(0.0, _SEARCH_SHARE)
-        )
+        search = search_steps(sources, settings, cache_dir=cache_dir)
+        if isinstance(store, FolderStore):
+            search = _kept_in(store, search, sources, settings)
+        found = yield from reworded(search, within(0.0, _SEARCH_SHARE))
     inversion = found.record.inversion
     chosen = _to_audit(inversion, found.triggers)
     # Whatever a trigger that does not work gives on the defended model says nothing.
@@ -81,6 +88,33 @@ def audit_recovered(
         record = yield from reworded(steps, within(_SEARCH_SHARE + number * share, share))
         records.append(record.model_copy(update={"kept_trigger": keep_trigger(trigger)}))
     return _with_search(_gravest(records), inversion)
+
+
+def _kept_in(
+    store: FolderStore,
+    search: Steps[RecoveredTriggers],
+    sources: Sources,
+    settings: AuditSettings,
+) -> Steps[RecoveredTriggers]:
+    """Run a search, or take it from the store of an audit that was killed after it."""
+    device = resolve_device(settings.compute.device)
+    subjects, sample = open_models(
+        replace(sources, defended=None, surrogates=()), device=resolve_device("cpu")
+    )
+    determined_by = {
+        f"{subject.name} {name}": value
+        for subject in subjects
+        for name, value in subject.what_answers().items()
+    } | {
+        "data": sample.sha256,
+        "target": str(sources.target_label),
+        "settings": settings.as_text(),
+        "device": device.type,
+        "bdaudit": __version__,
+    }
+    store.describe(determined_by)
+    kept = KeptSearch(store.folder / "search", determined_by)
+    return (yield from kept.run(search, sample))
 
 
 def _to_audit(inversion: Inversion, triggers: Sequence[Trigger]) -> list[Trigger]:

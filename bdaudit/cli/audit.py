@@ -25,7 +25,6 @@ from bdaudit.cli.project import (
     table_of,
     use_project,
 )
-from bdaudit.foundation.modes import MODES
 from bdaudit.settings import (
     Attack,
     Clip,
@@ -101,22 +100,18 @@ def audit(
     defended = assembly.defended_source(inputs)
     sink = JsonSink(output.json_)
     report_sinks = ReportSinks(output.report, json=sink)
-    store = options.open_store(
-        query.state,
-        json=output.json_,
-        resume=resume,
-        default=any(MODES[mode].asks for mode in assembly.modes_of(said, defended)),
-    )
-    with telling_what_is_kept(store), showing_progress(quiet) as listener:
-        steps = audit_steps(
-            assembly.sources(said, defended=defended, project=project),
-            settings=assembly.audit_settings(said),
-            store=store,
-            cache_dir=assembly.model_cache(surrogates),
-            command=["bdaudit", *sys.argv[1:]],
-        )
-        record = finish(steps, listener)
-    show_record(record, sink=sink, quiet=quiet, reports=report_sinks)
+    store = options.open_store(query.state, json=output.json_, resume=resume)
+    with telling_what_is_kept(store):
+        with showing_progress(quiet) as listener:
+            steps = audit_steps(
+                assembly.sources(said, defended=defended, project=project),
+                settings=assembly.audit_settings(said),
+                store=store,
+                cache_dir=assembly.model_cache(surrogates),
+                command=["bdaudit", *sys.argv[1:]],
+            )
+            record = finish(steps, listener)
+        show_record(record, sink=sink, quiet=quiet, reports=report_sinks)
     if store is not None:
         store.finish()
     assert record.verdict is not None

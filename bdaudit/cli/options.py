@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bdaudit.cli.streams import tell
 from bdaudit.errors import ConfigError
 from bdaudit.plain_text import shortened
 from bdaudit.settings import Engine
@@ -22,8 +23,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Continue an interrupted run.",
-        rich_help_panel="Query mode",
+        help="Continue an interrupted run, with what --json or --state kept of it.",
+        rich_help_panel="Output",
     ),
 ]
 Quiet = Annotated[
@@ -77,16 +78,13 @@ def open_engine(engine: Engine) -> AnyEngine:
     )
 
 
-def open_store(
-    state: str | None, *, json: str | None, resume: bool, default: bool
-) -> FolderStore | None:
+def open_store(state: str | None, *, json: str | None, resume: bool) -> FolderStore | None:
     """Return where a run keeps what is needed to resume it, `None` for nowhere.
 
     Args:
         state: The folder the user named.
-        json: Where the result goes; the default folder is beside it.
+        json: Where the result goes; a folder beside that file is taken where none was named.
         resume: Whether to go on with what is there.
-        default: Whether a folder beside the result is wanted when none was named.
 
     Raises:
         ConfigError: There is nothing to resume from.
@@ -94,7 +92,7 @@ def open_store(
     """
     from bdaudit.auditing import FolderStore
 
-    if state is None and json not in (None, "-") and (default or resume):
+    if state is None and json not in (None, "-"):
         state = f"{json}.state"
     if state is None:
         if resume:
@@ -103,4 +101,10 @@ def open_store(
                 "the earlier run was kept"
             )
         return None
-    return FolderStore(Path(state), resume=resume)
+    store = FolderStore(Path(state), resume=resume)
+    if store.holds_results and not resume:
+        tell(
+            f"bdaudit: {state} holds results of an interrupted run, which this one replaces; "
+            "with --resume it would go on with them"
+        )
+    return store

@@ -49,7 +49,7 @@ def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
     """Say, when a run ends before its result is there, how to go on with what it measured."""
     try:
         yield
-    except (RemoteError, KeyboardInterrupt):
+    except (RemoteError, OutputError, KeyboardInterrupt):
         if store is not None and store.folder.is_dir():
             tell(
                 f"bdaudit: results so far are kept in {store.folder}; run the same command with "

@@ -29,7 +29,6 @@ from bdaudit.cli.output import (
 )
 from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.errors import ConfigError
-from bdaudit.foundation.modes import MODES
 from bdaudit.settings import Attack, Clip, Compute, Inputs, Models, Output, Query, Surrogates
 
 __all__ = ["register"]
@@ -110,9 +109,7 @@ def reactivate(
     defended = assembly.defended_source(inputs)
     (mode,) = assembly.modes_of(said, defended)[:1]
     wanted = KINDS[mode].configure(*assembly.single_attack(said, mode))
-    store = options.open_store(
-        query.state, json=output.json_, resume=resume, default=MODES[mode].asks
-    )
+    store = options.open_store(query.state, json=output.json_, resume=resume)
     with telling_what_is_kept(store), showing_progress(quiet) as listener:
         steps = reactivate_steps(
             assembly.sources(said, defended=defended, project=project),

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -90,6 +91,7 @@ class FolderStore(MemoryStore):
         super().__init__()
         self.folder = folder
         self.resume = resume
+        self._n_described = 0
         marker = folder / self._INPUTS
         if resume and not is_file(marker):
             raise InputError(f"{folder}: nothing to resume there; run without --resume")
@@ -97,28 +99,38 @@ class FolderStore(MemoryStore):
             # Nothing, which is made when it is needed, or something that is in the way.
             if os.path.lexists(folder):
                 raise InputError(f"{folder}: expected a folder for the state, got something else")
-        elif not is_file(marker) and any(folder.iterdir()):
+        elif not is_file(marker) and any(map(self._is_foreign, folder.iterdir())):
             raise InputError(
                 f"{folder}: contains something else; choose another folder for the state"
             )
 
+    @property
+    def holds_results(self) -> bool:
+        """Whether there is anything of an earlier run to go on with."""
+        return is_file(self.folder / self._INPUTS) and len(list(self.folder.iterdir())) > 1
+
     def describe(self, inputs: Mapping[str, str]) -> None:
         """Write down what the runs are made from, or compare it with what was written.
 
-        The folder is made here, when the inputs have been found usable.
+        The folder is made here, when the inputs have been found usable. One audit may describe
+        several in turn, as one that looks for its trigger first does: each is compared with what
+        stood in its place.
 
         Raises:
             ConfigError: Resuming under other settings, models, data or trigger; all are named.
             InputError: The folder cannot be made.
         """
-        marker = self.folder / self._INPUTS
-        if self.resume:
+        self._n_described += 1
+        first = self._n_described == 1
+        marker = self.folder / (self._INPUTS if first else f"inputs-{self._n_described}.json")
+        if self.resume and is_file(marker):
             _demand_same(self.folder, read_json(marker, what="the inputs of an audit"), inputs)
             return
         try:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
+            if first:
+                if self.folder.exists():
+                    self._clear()
+                self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(marker, json.dumps(dict(inputs), indent=1).encode())
         except OSError as error:
             raise InputError(f"{self.folder}: {error.strerror or error}") from error
@@ -165,7 +177,23 @@ class FolderStore(MemoryStore):
 
     def finish(self) -> None:
         """Throw the folder away: the result is written, nothing is left to resume."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self._clear()
+            self.folder.rmdir()
+
+    def _clear(self) -> None:
+        """Empty the folder, its marker last, so that what a kill leaves is still known as ours."""
+        marker = self.folder / self._INPUTS
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != marker:
+                path.unlink()
+        marker.unlink(missing_ok=True)
+
+    def _is_foreign(self, path: Path) -> bool:
+        """Return whether a file is none that a kill before the marker was written leaves."""
+        return not path.name.startswith(f".{self._INPUTS}.")
 
     def _forget_search(self, key: str) -> None:
         self._search(key).unlink(missing_ok=True)

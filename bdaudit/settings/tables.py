@@ -317,7 +317,7 @@ class Query(Table, panel=_ASKING):
     state: str | None = option(
         help="Folder for the state that --resume needs.",
         examples=("audit.state",),
-        default_text="in query mode the --json file's name + .state",
+        default_text="the --json file's name + .state",
         marks=(WRITTEN, PATH),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.auditing import AuditSettings
+from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Progress
 from bdaudit.inversion import InversionConfig
 from bdaudit.records import AuditRecord
@@ -177,3 +179,33 @@ def test_removed_is_never_said_of_a_trigger_that_does_not_wake_the_original() ->
     assert record.verdict is not None
     assert record.verdict.outcome == "inconclusive"
     assert "no working backdoor" in record.verdict.why
+
+
+def test_a_killed_audit_does_not_search_again(tmp_path: Path) -> None:
+    whole = audit(dormant_twin())
+
+    class KilledError(Exception):
+        pass
+
+    def dies(event: Progress) -> None:
+        if "white box on reference" in event.step:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        audit(
+            dormant_twin(), store=bdaudit.FolderStore(tmp_path / "s", resume=False), listener=dies
+        )
+    heard: list[str] = []
+    resumed = audit(
+        dormant_twin(),
+        store=bdaudit.FolderStore(tmp_path / "s", resume=True),
+        listener=lambda event: heard.append(f"{event.step} {event.note}"),
+    )
+    assert any("kept from an earlier run" in line for line in heard)
+    assert any("already measured" in line for line in heard)
+    assert not any("neural cleanse" in line.lower() for line in heard)
+    assert resumed.verdict == whole.verdict
+    assert resumed.trigger.sha256 == whole.trigger.sha256
+    assert [r.delta_sha256 for r in resumed.runs] == [r.delta_sha256 for r in whole.runs]
+    with pytest.raises(ConfigError, match="cannot resume"):
+        audit(removed_twin(), store=bdaudit.FolderStore(tmp_path / "s", resume=True))
