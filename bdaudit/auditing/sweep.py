@@ -325,10 +325,13 @@ class _Board:
         self._running.pop(key, None)
         self._shares[key] = 1.0
         if isinstance(event, Failed) and event.retried:
-            self.notes.append(f"{key}: was started again after its first worker died")
+            what = "attacks that several audits share" if key.startswith("_") else key
+            self.notes.append(f"{what}: started again after the first worker died")
         if key.startswith("_"):
             if isinstance(event, Failed):
-                self.notes.append(f"{key}: not made beforehand: {event.error}")
+                self.notes.append(
+                    f"attacks that several audits share were not made beforehand: {event.error}"
+                )
             return
         self.settle(_line_of_failure(event) if isinstance(event, Failed) else _seen(event, folder))
 
@@ -339,7 +342,10 @@ class _Board:
         if n_failed:
             step += f", {n_failed} failed"
         done = sum(self._shares.values())
-        under_way = [f"{key}: {step}" for key, step in self._running.items()]
+        under_way = [
+            f"{'for several audits' if key.startswith('_') else key}: {step}"
+            for key, step in self._running.items()
+        ]
         note = what or "; ".join(under_way)
         if not self._shares:
             return Progress(step, 0, 1, note)

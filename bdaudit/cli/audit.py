@@ -15,7 +15,6 @@ from bdaudit.cli.output import (
     JsonSink,
     ReportSinks,
     show_record,
-    showing_progress,
     telling_what_is_kept,
 )
 from bdaudit.cli.project import (
@@ -25,6 +24,7 @@ from bdaudit.cli.project import (
     table_of,
     use_project,
 )
+from bdaudit.cli.watching import showing_progress
 from bdaudit.settings import (
     Attack,
     Clip,
@@ -98,7 +98,7 @@ def audit(
         policy=limits.policy,
     )
     defended = assembly.defended_source(inputs)
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     report_sinks = ReportSinks(output.report, json=sink)
     store = options.open_store(query.state, json=output.json_, resume=resume)
     with telling_what_is_kept(store):

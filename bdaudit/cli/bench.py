@@ -123,7 +123,7 @@ def bench(
 
     Exit code 0: no verdict is wrong; 1: some are; 4: an input cannot be used.
     """
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     on = options.open_engine(engine)
     if out.exists():
         check_writable(out / "benchmark.json")

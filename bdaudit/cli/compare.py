@@ -10,7 +10,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.bundles import Default, InPanel, Only, Reworded, Single, taking_tables
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, check_writable, write_file
+from bdaudit.cli.output import JsonSink, check_writable, tell_written, write_file
 from bdaudit.cli.streams import stdout_console
 from bdaudit.errors import ConfigError, RecordError
 from bdaudit.settings import Attack, Output
@@ -76,6 +76,7 @@ def compare(
         from bdaudit.report.comparison_html import render
 
         write_file(page, render(made))
+        tell_written(page)
     if not sink.to_stdout:
         print_comparison(made, stdout_console())
 

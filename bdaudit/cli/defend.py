@@ -92,7 +92,7 @@ def defend(
     from bdaudit.report.defenses import print_defenses
 
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     said = ProjectFile(
         inputs=inputs,
         models=models,

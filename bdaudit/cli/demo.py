@@ -10,8 +10,9 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.bundles import Only, Without, taking_tables
 from bdaudit.cli.exits import EXIT_INTERNAL, reporting_errors
-from bdaudit.cli.output import JsonSink, ReportSinks, showing_progress
+from bdaudit.cli.output import JsonSink, ReportSinks
 from bdaudit.cli.streams import say, stdout_console, tell, write_document
+from bdaudit.cli.watching import showing_progress
 from bdaudit.settings import Compute, Output
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def demo(
     """
     from bdaudit.auditing.demo import DEMO_MODELS, demo_steps, export_demo
 
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     report_sinks = ReportSinks(output.report, json=sink)
     if export is not None:
         for path in export_demo(export):

@@ -67,7 +67,7 @@ def gate(
     from bdaudit.records.signing import check_signature
     from bdaudit.verdict import gate as judge_release
 
-    sink = JsonSink(decision)
+    sink = JsonSink(decision, quiet=quiet)
     if key is not None:
         check_signature(record, public_key=key, signature=signature)
     elif signature is not None:

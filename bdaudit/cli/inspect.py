@@ -55,7 +55,7 @@ def inspect(
     from bdaudit.foundation.sources import RemoteFile, parse_file
     from bdaudit.models import inspect_checkpoint
 
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     named = parse_file(checkpoint)
     found = inspect_checkpoint(
         fetch(named.url) if isinstance(named, RemoteFile) else checkpoint, weights=weights

@@ -20,9 +20,10 @@ from bdaudit.cli.bundles import (
     taking_tables,
 )
 from bdaudit.cli.exits import EXIT_OF_INVERSION, reporting_errors
-from bdaudit.cli.output import JsonSink, check_writable, show_record, showing_progress
+from bdaudit.cli.output import JsonSink, check_writable, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.cli.streams import say
+from bdaudit.cli.watching import showing_progress
 from bdaudit.settings import Clip, Compute, Inputs, Inversion, Models, Output, Surrogates
 
 __all__ = ["register"]
@@ -69,7 +70,7 @@ def invert(
     Exit code 0: no backdoor found; 1: found; 3: unsure; 4: an input cannot be used.
     """
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     if out is not None:
         check_writable(out)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from bdaudit.cli.exits import EXIT_INTERRUPTED
-from bdaudit.cli.streams import say, stderr_console, stdout_console, tell, write_document
+from bdaudit.cli.streams import say, stdout_console, tell, write_document
+from bdaudit.cli.watching import showing_progress
 from bdaudit.errors import (
     ClosedOutputError,
     ConfigError,
@@ -22,11 +22,11 @@ from bdaudit.errors import (
     RemoteError,
 )
 from bdaudit.foundation.writing import write_atomically
-from bdaudit.plain_text import on_one_line, shortened
+from bdaudit.plain_text import shortened
 
 if TYPE_CHECKING:
     from bdaudit.auditing import FolderStore
-    from bdaudit.foundation.progress import Listener, Progress
+    from bdaudit.foundation.progress import Listener
     from bdaudit.records import AnyDocument
 
 __all__ = [
@@ -34,14 +34,13 @@ __all__ = [
     "ReportSinks",
     "check_writable",
     "keeping_parts",
+    "results_go_to",
     "running_many",
     "show_record",
-    "showing_progress",
+    "tell_written",
     "telling_what_is_kept",
     "write_file",
 ]
-
-_SHOW_AFTER_S = 1.0
 
 
 @contextmanager
@@ -56,48 +55,6 @@ def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
                 f"--resume to continue"
             )
         raise
-
-
-@contextmanager
-def showing_progress(quiet: bool) -> Iterator[Listener]:
-    """Give a listener that draws a bar with the time left on stderr.
-
-    Nothing is drawn for work under a second, when stderr is not a terminal, or when `quiet`.
-    """
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    console = stderr_console()
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    bars = Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim", markup=False),
-        console=console,
-        transient=True,
-    )
-    task = bars.add_task("starting", total=None, note="")
-    started = time.monotonic()
-
-    def listen(event: Progress) -> None:
-        if not bars.live.is_started and time.monotonic() - started > _SHOW_AFTER_S:
-            bars.start()
-        bars.update(
-            task,
-            description=on_one_line(event.step),
-            completed=event.done,
-            total=event.total,
-            note=on_one_line(event.note),
-        )
-
-    try:
-        yield listen
-    finally:
-        bars.stop()
 
 
 @contextmanager
@@ -129,13 +86,15 @@ class JsonSink:
 
     Args:
         destination: A path, `-` for stdout, or `None` for nowhere.
+        quiet: Do not say which files were written.
 
     Raises:
         InputError: The folder is not there or cannot be written to.
     """
 
-    def __init__(self, destination: str | None) -> None:
+    def __init__(self, destination: str | None, *, quiet: bool = False) -> None:
         self.to_stdout = destination == "-"
+        self.quiet = quiet
         self.path = None if destination in (None, "-") else Path(str(destination))
         if self.path is not None:
             check_writable(self.path)
@@ -151,6 +110,8 @@ class JsonSink:
             write_document(text)
         elif self.path is not None:
             write_file(self.path, text)
+            if not self.quiet:
+                tell_written(self.path)
 
 
 class ReportSinks:
@@ -158,23 +119,36 @@ class ReportSinks:
 
     Args:
         destinations: `FORMAT=FILE` each; `-` for stdout.
-        json: Where `--json` goes, which takes stdout as well.
+        of: Kind of the record that is reported.
+        json: Where `--json` goes, which takes stdout as well; whether it tells of files holds
+            for reports too.
 
     Raises:
-        ConfigError: An unknown format, no file, or one file for two reports.
+        ConfigError: An unknown format, one that shows no such record, no file, or one file for
+            two reports.
         InputError: A file cannot be written.
     """
 
-    def __init__(self, destinations: Sequence[str] | None, *, json: JsonSink | None = None) -> None:
-        from bdaudit.report.formats import find_format
+    def __init__(
+        self,
+        destinations: Sequence[str] | None,
+        *,
+        of: str = "audit",
+        json: JsonSink | None = None,
+    ) -> None:
+        from bdaudit.report.formats import demand_format_for
 
         self._sinks: list[tuple[str, str]] = []
+        self._quiet = json is None or json.quiet
         taken = set() if json is None else {"-" if json.to_stdout else str(json.path)}
         for destination in destinations or ():
             name, separator, file = destination.partition("=")
             if not separator or not file:
                 raise ConfigError(f"--report: expected FORMAT=FILE, got {destination!r}")
-            find_format(name)
+            try:
+                demand_format_for(name, of)
+            except ConfigError as error:
+                raise ConfigError(f"--report: {error}") from error
             if file in taken:
                 raise ConfigError(
                     f"--report: {destination}: {file} is already used by another output"
@@ -183,6 +157,11 @@ class ReportSinks:
             if file != "-":
                 check_writable(Path(file))
             self._sinks.append((name, file))
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that are written."""
+        return [file for _, file in self._sinks if file != "-"]
 
     @property
     def to_stdout(self) -> bool:
@@ -213,12 +192,15 @@ class ReportSinks:
             except Exception as error:  # a report that cannot be drawn must not cost the verdict
                 gist = str(error).strip().splitlines() or [type(error).__name__]
                 tell(f"bdaudit: no {name} report in {path}: {gist[0]}")
+                lost.append(OutputError(f"{path}: {gist[0]}"))
                 continue
             try:
                 if file == "-":
                     write_document(text)
                 else:
                     write_file(path, text)
+                    if not self._quiet:
+                        tell_written(path)
             except OutputError as error:
                 lost.append(error)
                 if not isinstance(error, ClosedOutputError):
@@ -240,6 +222,23 @@ def write_file(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror or error}") from error
+
+
+def tell_written(*paths: Path) -> None:
+    """Say on stderr which files were written."""
+    for path in paths:
+        tell(f"bdaudit: wrote {path}")
+
+
+def results_go_to(sink: JsonSink, reports: ReportSinks | None = None) -> str:
+    """Return in words where the results of a run go, for its first line."""
+    files = [
+        *([] if sink.path is None else [str(sink.path)]),
+        *([] if reports is None else reports.files),
+    ]
+    if sink.to_stdout or (reports is not None and reports.to_stdout):
+        files.append("stdout")
+    return f"results: {', '.join(files)}" if files else "results: shown here, kept nowhere (--json)"
 
 
 def check_writable(path: Path) -> None:

@@ -24,10 +24,11 @@ from bdaudit.cli.output import (
     JsonSink,
     check_writable,
     show_record,
-    showing_progress,
+    tell_written,
     telling_what_is_kept,
 )
 from bdaudit.cli.project import Config, TrustConfig, use_project
+from bdaudit.cli.watching import showing_progress
 from bdaudit.errors import ConfigError
 from bdaudit.settings import Attack, Clip, Compute, Inputs, Models, Output, Query, Surrogates
 
@@ -84,7 +85,7 @@ def reactivate(
     not show a sleeping backdoor. For a verdict use `bdaudit audit`.
     """
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     if save is not None:
         if save.suffix != ".safetensors":
             raise ConfigError(f"--save: expected a name ending in .safetensors, got {save}")
@@ -124,6 +125,8 @@ def reactivate(
         found = finish(steps, listener)
     if save is not None:
         save_delta(save, found)
+        if not quiet:
+            tell_written(save)
     show_record(found.record, sink=sink, quiet=quiet)
     if store is not None:
         store.finish()

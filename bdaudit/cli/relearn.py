@@ -18,8 +18,9 @@ from bdaudit.cli.bundles import (
     taking_tables,
 )
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, ReportSinks, show_record, showing_progress
+from bdaudit.cli.output import JsonSink, ReportSinks, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
+from bdaudit.cli.watching import showing_progress
 from bdaudit.settings import Clip, Compute, Inputs, Models, Output, Relearning, Surrogates
 
 __all__ = ["register"]
@@ -58,8 +59,8 @@ def relearn(
     verdict: the exit code is 0 whatever comes out.
     """
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
-    sink = JsonSink(output.json_)
-    report_sinks = ReportSinks(output.report, json=sink)
+    sink = JsonSink(output.json_, quiet=quiet)
+    report_sinks = ReportSinks(output.report, of="relearning", json=sink)
 
     from bdaudit.auditing import relearn_steps
     from bdaudit.cases import assembly

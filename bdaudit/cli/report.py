@@ -33,9 +33,9 @@ def report(
     """Redraw a record; of an audit, with the exit code of its verdict. Nothing is computed."""
     from bdaudit.records import AuditRecord, read_record, using_record
 
-    sink = JsonSink(output.json_)
-    report_sinks = ReportSinks(output.report, json=sink)
+    sink = JsonSink(output.json_, quiet=quiet)
     document = read_record(record)
+    report_sinks = ReportSinks(output.report, of=document.kind, json=sink)
     with using_record(record):
         show_record(document, sink=sink, quiet=quiet, reports=report_sinks)
     if isinstance(document, AuditRecord) and document.verdict is not None:

@@ -18,8 +18,9 @@ from bdaudit.cli.bundles import (
     taking_tables,
 )
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, show_record, showing_progress
+from bdaudit.cli.output import JsonSink, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
+from bdaudit.cli.watching import showing_progress
 from bdaudit.settings import Clip, Compute, Existence, Inputs, Models, Output, Surrogates
 
 __all__ = ["register"]
@@ -58,7 +59,7 @@ def score(
     woken, a low one not that it cannot.
     """
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
 
     from bdaudit.auditing import score_steps
     from bdaudit.cases import assembly

@@ -15,6 +15,7 @@ from bdaudit.cli.exits import exit_of_sweep, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
     running_many,
+    tell_written,
     write_file,
 )
 from bdaudit.cli.streams import say, stderr_is_terminal, stdout_console, tell, tell_traceback
@@ -69,7 +70,7 @@ def sweep(
     Exit code of the worst: 1 active or dormant, 70 one failed, 4 one had unusable inputs,
     3 inconclusive, 0 all removed.
     """
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     on = options.open_engine(engine)
 
     from bdaudit.auditing import sweep_steps
@@ -95,6 +96,8 @@ def sweep(
         )
     text = to_json(made)
     write_file(out / "sweep.json", text)
+    if not quiet:
+        tell_written(out / "sweep.json")
     sink.write(text)
     if debug:
         for audit in made.audits:

@@ -10,9 +10,10 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.bundles import Only, taking_tables
 from bdaudit.cli.exits import EXIT_FAILED, EXIT_PASSED, reporting_errors
-from bdaudit.cli.output import JsonSink, showing_progress
+from bdaudit.cli.output import JsonSink
 from bdaudit.cli.sign import Key, Signature
 from bdaudit.cli.streams import say
+from bdaudit.cli.watching import showing_progress
 from bdaudit.errors import ConfigError
 from bdaudit.settings import Output
 
@@ -66,7 +67,7 @@ def verify(
     from bdaudit.records import to_json
     from bdaudit.records.signing import check_signature
 
-    sink = JsonSink(output.json_)
+    sink = JsonSink(output.json_, quiet=quiet)
     if key is not None:
         check_signature(record, public_key=key, signature=signature)
     elif signature is not None:

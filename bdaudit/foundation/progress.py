@@ -24,12 +24,16 @@ class Progress:
         done: Units finished so far, from 0 to `total`.
         total: Units of the whole step.
         note: A figure worth showing beside the bar, or an empty string.
+        said: A line to be said once, such as the plan of a run, or an empty string.
+        in_seconds: Whether the units are seconds that the work was reckoned to take here.
     """
 
     step: str
     done: float
     total: float
     note: str = ""
+    said: str = ""
+    in_seconds: bool = False
 
 
 Steps = Generator[Progress, None, Result]

@@ -9,7 +9,7 @@ from bdaudit.errors import ConfigError, RecordError
 from bdaudit.records import AnyDocument, InversionRecord
 from bdaudit.report.untrusted import shown
 
-__all__ = ["FORMATS", "find_format", "render_report"]
+__all__ = ["FORMATS", "demand_format_for", "find_format", "render_report"]
 
 FORMATS = {
     "html": "bdaudit.report.html_report",
@@ -21,6 +21,9 @@ FORMATS = {
     "json": "bdaudit.report.json_report",
 }
 """Where `render` of each format lives. Imported when asked for: some bring large libraries."""
+
+_OF_VERDICTS = ("sarif", "junit", "env")
+"""Formats that have nothing to say without a verdict."""
 
 
 def find_format(name: str) -> str:
@@ -34,6 +37,23 @@ def find_format(name: str) -> str:
     nearest = difflib.get_close_matches(name, FORMATS, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(FORMATS)}"
     raise ConfigError(f"unknown report format {name!r}; {hint}")
+
+
+def demand_format_for(name: str, kind: str) -> None:
+    """Refuse a format that shows no record of this kind, before anything is computed for it.
+
+    Raises:
+        ConfigError: It shows records of audits alone, or the format is unknown.
+    """
+    find_format(name)
+    if kind == "audit" or name == "json":
+        return
+    if kind == "inversion" or name in _OF_VERDICTS:
+        able = ["json"] if kind == "inversion" else [f for f in FORMATS if f not in _OF_VERDICTS]
+        raise ConfigError(
+            f"a {name} report is made of an audit, not of a record of kind {kind}; "
+            f"possible: {', '.join(able)}"
+        )
 
 
 def render_report(name: str, record: AnyDocument) -> str:

@@ -65,10 +65,10 @@ def test_kills_at_any_moment_leave_the_record_as_it_would_have_been(
             process.wait(timeout=draw.uniform(0.3, 1.0) * longest)
         except subprocess.TimeoutExpired:
             process.kill()
-            assert process.wait(timeout=60) == -signal.SIGKILL
+        if process.wait(timeout=60) == -signal.SIGKILL:
             n_kills += 1
             n_with_results += any(state.glob("*.delta.safetensors"))
-        else:
+        else:  # it was done before
             assert process.returncode == 1
             assert read(target) == read(whole)
     target.unlink(missing_ok=True)
