@@ -12,6 +12,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from bdaudit.auditing.invert import RecoveredTriggers
+from bdaudit.auditing.planning import plan_models
 from bdaudit.auditing.recovered import audit_recovered
 from bdaudit.auditing.session import Session
 from bdaudit.blackbox import BlackBoxOptions
@@ -29,6 +30,7 @@ from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.errors import BdauditError, ConfigError, RemoteError
 from bdaudit.foundation.memory import PeakMemory
 from bdaudit.foundation.modes import MODES
+from bdaudit.foundation.plan import Plan, PlannedStep
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.foundation.renamed import renamed
 from bdaudit.measuring.answers import Examined
@@ -47,7 +49,9 @@ from bdaudit.measuring.placebos import (
 )
 from bdaudit.measuring.relearning import measure_relearning, relearning_cost
 from bdaudit.measuring.runs import noise_run
+from bdaudit.measuring.speed import Speed, speed_on
 from bdaudit.measuring.standins import (
+    N_INNOCENT,
     doubts_about_models,
     examine_new,
     measure_and_assess,
@@ -178,11 +182,13 @@ def audit_steps(
     command: Sequence[str] | None = None,
     only: Wanted | None = None,
     found: RecoveredTriggers | None = None,
+    planned: bool = False,
 ) -> Steps[AuditRecord]:
     """Run an audit step by step, for whoever drives the generator; as `audit` otherwise.
 
     `only` says which attacks are wanted, by kind, model, condition and eps; all of them without it.
-    `found` is what a search for the trigger gave already, where none is known.
+    `found` is what a search for the trigger gave already, where none is known. With `planned` an
+    event before the work tells the plan, and progress is in seconds expected on this machine.
     """
     settings = settings or AuditSettings()
     assert sources.defended is not None
@@ -202,13 +208,20 @@ def audit_steps(
             cache_dir=cache_dir,
             command=command,
             only=only,
+            planned=planned,
         )
 
     if sources.trigger is not None:
         return (yield from audit_one(sources, None, True))
     return (
         yield from audit_recovered(
-            sources, settings, audit_one, cache_dir=cache_dir, store=store, found=found
+            sources,
+            settings,
+            audit_one,
+            cache_dir=cache_dir,
+            store=store,
+            found=found,
+            planned=planned,
         )
     )
 
@@ -223,6 +236,7 @@ def _audit_known(
     cache_dir: Path | None,
     command: Sequence[str] | None,
     only: Wanted | None,
+    planned: bool,
 ) -> Steps[AuditRecord]:
     """Audit with one trigger, given or recovered; without `attack` nothing is perturbed."""
     limits, policy_source = read_limits(sources.policy)
@@ -235,6 +249,9 @@ def _audit_known(
     store.describe(inputs.description() | {"settings": settings.as_text()})
     keep_answers(inputs.subjects, store)
     audit_ = _Audit(inputs, settings, session.compute, limits, store, cache_dir, only, attack)
+    if planned:
+        audit_.speed = speed_on(inputs.subjects, inputs.craft.images, session.compute)
+        yield Progress("planning", 0, 1, plan=audit_.plan())
     yield from audit_.measure()
     record = session.seal(
         AuditRecord,
@@ -290,6 +307,7 @@ class _Audit:
     cache_dir: Path | None = None
     only: Wanted | None = None
     attack: bool = True
+    speed: Speed = field(default_factory=Speed)
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
@@ -335,6 +353,38 @@ class _Audit:
             yield from self._step("relearning", self._relearning(), self._relearning_cost())
         self.diagnostics += check_runs(self.runs)
         self.statuses = _merged(self.statuses)
+
+    def plan(self) -> Plan:
+        """Return the steps to come, as far as they are known now."""
+        settings = self.settings
+        steps = plan_models(
+            self.inputs,
+            self.compute,
+            wanted=settings.stand_ins if self.attack else 0,
+            enough=N_INNOCENT,
+            config=settings.stand_in,
+            cache_dir=self.cache_dir,
+            speed=self.speed,
+        )
+        if not self.attack:
+            return Plan(steps, str(self.compute.device))
+        if self._wants_surrogates() and not self.inputs.with_role("surrogate"):
+            steps.append(PlannedStep("surrogates trained", self._surrogate_cost()))
+        if settings.bec:
+            steps.append(PlannedStep("BEC", self._existence_cost()))
+        for mode in self._modes:
+            # What a search that asks takes is up to what answers.
+            asks = MODES[mode].asks
+            runs = f"{self._n_runs} {mode}-box attacks" if mode == "white" else f"{mode} attacks"
+            if asks:
+                runs += f" of up to {settings.max_queries} image queries"
+            steps.append(PlannedStep(runs, None if asks else self._attack_cost(mode)))
+        if settings.placebos:
+            words = f"{settings.placebos} placebos, as far as attacks tell something"
+            steps.append(PlannedStep(words, self._placebo_cost()))
+        if settings.relearn is not None:
+            steps.append(PlannedStep("relearning", self._relearning_cost()))
+        return Plan(steps, str(self.compute.device))
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -506,7 +556,9 @@ class _Audit:
                     plan += [
                         _Planned(
                             title=f"re-activation ({mode}) of {subject.name}, {images.condition}",
-                            cost=self._run_cost(mode),
+                            cost=self._scoring_cost()
+                            if images.condition == "noise"
+                            else self._run_cost(mode),
                             start=partial(run, mode, subject, images, eps),
                         )
                         for eps in ladder
@@ -564,7 +616,8 @@ class _Audit:
 
         def within_all(event: Progress) -> Progress:
             share = event.done / event.total if event.total else 1.0
-            return replace(event, done=self._spent + cost * share, total=total)
+            done = self._spent + cost * share
+            return replace(event, done=done, total=total, in_seconds=self.speed.in_seconds)
 
         try:
             yield from reworded(steps, within_all)
@@ -587,11 +640,6 @@ class _Audit:
         )
 
     def _total_cost(self) -> float:
-        n_stand_ins = self._awaited + sum(s.stand_in for s in self.inputs.compared)
-        conditions = len(self.inputs.compared) + self._awaited + len(self._controls())
-        if "no_trigger" in self._controls():
-            conditions += n_stand_ins
-        n_runs = len(self.settings.ladder) * conditions
         n_scored = len(self.inputs.subjects) + self._awaited
         total = self._baseline_cost(n_scored) + self._stand_in_cost() + self._relearning_cost()
         if self.settings.bec:
@@ -599,11 +647,25 @@ class _Audit:
         if self._wants_surrogates():
             total += self._surrogate_cost()
         total += self._placebo_cost()
-        return total + n_runs * sum(self._run_cost(mode) for mode in self._modes)
+        return total + sum(self._attack_cost(mode) for mode in self._modes)
+
+    @property
+    def _n_runs(self) -> int:
+        """Attacks of one kind, random noise left out."""
+        n_stand_ins = self._awaited + sum(s.stand_in for s in self.inputs.compared)
+        controls = [condition for condition in self._controls() if condition != "noise"]
+        conditions = len(self.inputs.compared) + self._awaited + len(controls)
+        if "no_trigger" in controls:
+            conditions += n_stand_ins
+        return len(self.settings.ladder) * conditions
+
+    def _attack_cost(self, mode: Mode) -> float:
+        n_noise = len(self.settings.ladder) * ("noise" in self._controls())
+        return self._n_runs * self._run_cost(mode) + n_noise * self._scoring_cost()
 
     def _baseline_cost(self, n_models: int) -> float:
         """Count images forwarded; a backward pass is taken as twice a forward one."""
-        return 2.0 * n_models * len(self.inputs.held_out)
+        return 2.0 * n_models * len(self.inputs.held_out) * self.speed.forward
 
     @property
     def _unmeasured(self) -> int:
@@ -612,16 +674,16 @@ class _Audit:
 
     def _existence_cost(self) -> float:
         references = len(self.inputs.with_role("reference")) + self._awaited
-        return (3.0 + references) * len(self.inputs.held_out_poisoned)
+        return (3.0 + references) * len(self.inputs.held_out_poisoned) * self.speed.forward
 
     def _relearning_cost(self) -> float:
         if self.settings.relearn is None:
             return 0.0
         references = len(self.inputs.with_role("reference")) + self._awaited
-        return relearning_cost(references, self.settings.relearn)
+        return relearning_cost(references, self.settings.relearn) * self.speed.training
 
     def _stand_in_cost(self) -> float:
-        return stand_in_cost(self._n_stand_ins, self.settings.stand_in)
+        return stand_in_cost(self._n_stand_ins, self.settings.stand_in) * self.speed.training
 
     @property
     def _awaited(self) -> int:
@@ -629,10 +691,10 @@ class _Audit:
         return 0 if self._stand_ins_are_done else self._n_stand_ins
 
     def _surrogate_cost(self) -> float:
-        return 100.0 * len(self.inputs.craft)
+        return 100.0 * len(self.inputs.craft) * self.speed.training
 
     def _screening_cost(self) -> float:
-        return screening_cost(self.inputs, self.settings.placebos)
+        return screening_cost(self.inputs, self.settings.placebos) * self.speed.forward
 
     def _placebo_cost(self) -> float:
         """Reckon with attacks at half of the ladder, on the defended model and on innocent ones."""
@@ -645,7 +707,11 @@ class _Audit:
         return self._screening_cost() + n_runs * sum(self._run_cost(m) for m in self._modes)
 
     def _run_cost(self, mode: Mode) -> float:
-        return KINDS[mode].cost(self.settings, self.inputs) + 2.0 * len(self.inputs.held_out)
+        cost = KINDS[mode].cost(self.settings, self.inputs) * self.speed.gradient
+        return cost + self._scoring_cost()
+
+    def _scoring_cost(self) -> float:
+        return 2.0 * len(self.inputs.held_out) * self.speed.forward
 
 
 def _extended(ladder: Sequence[float], lower: Sequence[float]) -> Diagnostic:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
+from bdaudit.auditing.planning import plan_stand_ins
 from bdaudit.auditing.session import Session
 from bdaudit.cases.description import describe_sources
 from bdaudit.cases.files import digest_inputs
@@ -17,7 +18,8 @@ from bdaudit.cases.subjects import Inputs, as_stand_ins
 from bdaudit.cases.target import class_index
 from bdaudit.data import Sample, split_sample
 from bdaudit.errors import InputError
-from bdaudit.foundation.progress import Listener, Steps, finish, reworded, within
+from bdaudit.foundation.plan import Plan, PlannedStep
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.inversion import InversionConfig
@@ -25,6 +27,7 @@ from bdaudit.measuring.answers import examine_answers
 from bdaudit.measuring.baselines import demand_matching_labels, learned_less, near_chance
 from bdaudit.measuring.innocents import left_out_diagnostic
 from bdaudit.measuring.inversion import _SHOWN, _clean_acc, lacking_accuracy, recover_steps
+from bdaudit.measuring.speed import speed_on
 from bdaudit.measuring.standins import MadeStandIns, make_models, n_missing
 from bdaudit.models import ModelSettings
 from bdaudit.records import InversionFindings, InversionRecord
@@ -131,8 +134,11 @@ def invert_steps(
     stand_in: StandInConfig,
     cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
+    planned: bool = False,
 ) -> Steps[RecoveredTriggers]:
     """Run `invert` step by step, for whoever drives the generator.
+
+    With `planned` an event before the work tells the plan.
 
     Stand-ins for the search learn from labels and not from a model's answers: a student of a
     backdoored model's answers is pushed toward the target as easily as its teacher, although the
@@ -169,6 +175,20 @@ def invert_steps(
         ),
     ]
     count = n_missing([s for s in subjects if s.name not in unfit], stand_ins)
+    if planned:
+        speed = speed_on(subjects, halves.craft.images, run)
+        plan = plan_stand_ins(
+            original.white,
+            halves.craft,
+            run,
+            count=count,
+            config=replace(stand_in, lessons="labels"),
+            cache_dir=cache_dir,
+            speed=speed,
+        )
+        methods = ", ".join(config.methods)
+        plan.append(PlannedStep(f"the search for a trigger ({methods})", None))
+        yield Progress("planning", 0, 1, plan=Plan(plan, str(run.device)))
     made = MadeStandIns()
     if count:
         making = make_models(

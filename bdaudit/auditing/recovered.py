@@ -33,7 +33,7 @@ _GRAVEST_FIRST = ("active", "dormant", "inconclusive", "removed")
 
 
 def search_steps(
-    sources: Sources, settings: AuditSettings, *, cache_dir: Path | None
+    sources: Sources, settings: AuditSettings, *, cache_dir: Path | None, planned: bool = False
 ) -> Steps[RecoveredTriggers]:
     """Look for a trigger in the original of an audit, by the audit's settings."""
     return invert_steps(
@@ -44,6 +44,7 @@ def search_steps(
         stand_ins=settings.stand_ins,
         stand_in=settings.stand_in,
         cache_dir=cache_dir,
+        planned=planned,
     )
 
 
@@ -55,6 +56,7 @@ def audit_recovered(
     cache_dir: Path | None,
     store: RunStore | None = None,
     found: RecoveredTriggers | None = None,
+    planned: bool = False,
 ) -> Steps[AuditRecord]:
     """Look for a trigger in the original, and audit with what was found.
 
@@ -71,7 +73,7 @@ def audit_recovered(
     if sources.original is None:
         raise ConfigError("expected a trigger, or an original to search for one, got neither")
     if found is None:
-        search = search_steps(sources, settings, cache_dir=cache_dir)
+        search = search_steps(sources, settings, cache_dir=cache_dir, planned=planned)
         if isinstance(store, FolderStore):
             search = _kept_in(store, search, sources, settings)
         found = yield from reworded(search, within(0.0, _SEARCH_SHARE))

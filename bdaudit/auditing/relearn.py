@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bdaudit.auditing.planning import plan_models
 from bdaudit.auditing.session import Session
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
-from bdaudit.foundation.progress import Listener, Steps, finish
+from bdaudit.foundation.plan import Plan, PlannedStep
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish
 from bdaudit.foundation.renamed import renamed
-from bdaudit.measuring.relearning import measure_relearning
-from bdaudit.measuring.standins import prepare_models
+from bdaudit.measuring.relearning import measure_relearning, relearning_cost
+from bdaudit.measuring.speed import speed_on
+from bdaudit.measuring.standins import N_INNOCENT, prepare_models
 from bdaudit.models import ModelSettings
 from bdaudit.records import RelearnFindings, RelearnRecord
 from bdaudit.relatives.standins import StandInConfig
@@ -104,10 +107,29 @@ def relearn_steps(
     compute: ComputeSettings,
     split: SplitSettings,
     command: Sequence[str] | None = None,
+    planned: bool = False,
 ) -> Steps[RelearnRecord]:
-    """Run `relearn` step by step, for whoever drives the generator; as `relearn` otherwise."""
+    """Run `relearn` step by step, for whoever drives the generator; as `relearn` otherwise.
+
+    With `planned` the first event after opening tells the plan.
+    """
     session = yield from Session.begin(sources, compute=compute, split=split, command=command)
     inputs, run = session.open(), session.compute
+    if planned:
+        speed = speed_on(inputs.subjects, inputs.craft.images, run)
+        steps = plan_models(
+            inputs,
+            run,
+            wanted=stand_ins,
+            enough=N_INNOCENT,
+            config=stand_in,
+            cache_dir=cache_dir,
+            speed=speed,
+        )
+        n_innocent = max(len(inputs.with_role("reference")), N_INNOCENT if stand_ins != 0 else 0)
+        cost = relearning_cost(n_innocent, config)
+        steps.append(PlannedStep(f"relearning on {n_innocent + 1} models", cost * speed.training))
+        yield Progress("planning", 0, 1, plan=Plan(steps, str(run.device)))
     prepared = yield from prepare_models(
         inputs, run, wanted=stand_ins, config=stand_in, cache_dir=cache_dir
     )

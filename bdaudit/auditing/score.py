@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bdaudit.auditing.planning import plan_models
 from bdaudit.auditing.session import Session
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.existence import ExistenceConfig
-from bdaudit.foundation.progress import Listener, Steps, finish
+from bdaudit.foundation.plan import Plan, PlannedStep
+from bdaudit.foundation.progress import Listener, Progress, Steps, finish
 from bdaudit.foundation.renamed import renamed
 from bdaudit.measuring.existence import existence_steps
+from bdaudit.measuring.speed import speed_on
 from bdaudit.measuring.standins import prepare_models
 from bdaudit.models import ModelSettings
 from bdaudit.records import Diagnostic, ScoreFindings, ScoreRecord
@@ -108,10 +111,29 @@ def score_steps(
     compute: ComputeSettings,
     split: SplitSettings,
     command: Sequence[str] | None = None,
+    planned: bool = False,
 ) -> Steps[ScoreRecord]:
-    """Run `score` step by step, for whoever drives the generator; as `score` otherwise."""
+    """Run `score` step by step, for whoever drives the generator; as `score` otherwise.
+
+    With `planned` the first event after opening tells the plan.
+    """
     session = yield from Session.begin(sources, compute=compute, split=split, command=command)
     inputs, run = session.open(), session.compute
+    if planned:
+        speed = speed_on(inputs.subjects, inputs.craft.images, run)
+        steps = plan_models(
+            inputs,
+            run,
+            wanted=stand_ins,
+            enough=1,
+            config=stand_in,
+            cache_dir=cache_dir,
+            speed=speed,
+        )
+        # Two models, and every innocent one, forwarded and differentiated.
+        cost = 3.0 * (1 + max(len(inputs.with_role("reference")), 1)) * existence.n_samples
+        steps.append(PlannedStep("BEC", cost * speed.forward))
+        yield Progress("planning", 0, 1, plan=Plan(steps, str(run.device)))
     prepared = yield from prepare_models(
         inputs, run, wanted=stand_ins, config=stand_in, cache_dir=cache_dir, enough=1
     )

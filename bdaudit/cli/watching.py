@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from bdaudit.cli.streams import stderr_console, tell
+from bdaudit.foundation.minutes import in_minutes
 from bdaudit.foundation.progress import Progress
-from bdaudit.foundation.remaining import Remaining, in_minutes
+from bdaudit.foundation.remaining import Remaining
 from bdaudit.plain_text import on_one_line
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def showing_progress(quiet: bool, *, results: str = "") -> Iterator[Listener]:
     with _bar(console) if console.is_terminal else PlainLines().running() as show:
 
         def listen(event: Progress) -> None:
-            if event.said:
-                tell(f"bdaudit: {event.said}{f'; {results}' if results else ''}")
+            if event.plan is not None:
+                tell(f"bdaudit: {event.plan.in_short()}{f'; {results}' if results else ''}")
             show(event)
 
         yield listen

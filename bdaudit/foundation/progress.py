@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from bdaudit.foundation.plan import Plan
+
 __all__ = ["Listener", "Progress", "Steps", "finish", "reworded", "within"]
 
 Result = TypeVar("Result")
@@ -24,7 +26,7 @@ class Progress:
         done: Units finished so far, from 0 to `total`.
         total: Units of the whole step.
         note: A figure worth showing beside the bar, or an empty string.
-        said: A line to be said once, such as the plan of a run, or an empty string.
+        plan: What the run is about to do, once.
         in_seconds: Whether the units are seconds that the work was reckoned to take here.
     """
 
@@ -32,7 +34,7 @@ class Progress:
     done: float
     total: float
     note: str = ""
-    said: str = ""
+    plan: Plan | None = None
     in_seconds: bool = False
 
 

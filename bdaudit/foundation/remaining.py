@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bdaudit.foundation.progress import Progress
 
-__all__ = ["Remaining", "in_minutes"]
+__all__ = ["Remaining"]
 
 _SKIP = 20.0  # times as fast as before: it was not done but found, in a cache or in kept results
 _PRIOR_S = 20.0  # seconds for which a reckoning made beforehand counts as if it had come true
@@ -59,14 +59,3 @@ class Remaining:
         else:
             factor = worked_s / self._worked
         return max(self._left * factor - (now - self._at), 0.0)
-
-
-def in_minutes(seconds: float) -> str:
-    """Return a length of time as a person would say it: "40 s", "3 min", "2 h 10 min"."""
-    if seconds < 55:
-        return f"{max(5 * round(seconds / 5), 5)} s"
-    minutes = max(round(seconds / 60), 1)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, rest = divmod(5 * round(minutes / 5), 60)
-    return f"{hours} h {rest} min" if rest else f"{hours} h"

@@ -16,7 +16,7 @@ from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.innocents import assess_innocents, trigger_moves_innocents
 from bdaudit.models import LoadedModel
 from bdaudit.records import Baseline, Diagnostic
-from bdaudit.relatives.standins import StandInConfig, make_stand_ins
+from bdaudit.relatives.standins import StandInConfig, make_stand_ins, n_kept
 from bdaudit.verdict import Policy
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "prepare_models",
     "stand_in_cost",
     "stand_in_steps",
+    "stand_ins_kept",
+    "teacher_of",
 ]
 
 N_INNOCENT = 3
@@ -97,6 +99,26 @@ def make_models(
     return MadeStandIns(models)
 
 
+def stand_ins_kept(
+    teacher: LoadedModel,
+    craft: Sample,
+    compute: Compute,
+    *,
+    count: int,
+    config: StandInConfig,
+    cache_dir: Path | None,
+) -> int:
+    """Return how many of the stand-ins that `make_models` would give are in the cache."""
+    return n_kept(
+        teacher,
+        craft,
+        count=count,
+        config=replace(config, autocast=compute.autocast or config.autocast),
+        generator=derive_generator(compute.seed, "stand-ins"),
+        cache_dir=cache_dir,
+    )
+
+
 def stand_in_steps(
     inputs: Inputs,
     compute: Compute,
@@ -114,7 +136,7 @@ def stand_in_steps(
         The inputs with the stand-ins, and, where none could be made, why.
     """
     made = yield from make_models(
-        _teacher(inputs), inputs.craft, compute, count=count, config=config, cache_dir=cache_dir
+        teacher_of(inputs), inputs.craft, compute, count=count, config=config, cache_dir=cache_dir
     )
     return inputs.with_stand_ins(made.models), made.failure
 
@@ -251,7 +273,8 @@ def stand_in_cost(count: int, config: StandInConfig) -> float:
     return 4.0 * count * config.n_images
 
 
-def _teacher(inputs: Inputs) -> LoadedModel:
+def teacher_of(inputs: Inputs) -> LoadedModel:
+    """Return the model that teaches stand-ins: the defended one, or else the original."""
     return _teacher_subject(inputs).white
 
 

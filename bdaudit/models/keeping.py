@@ -62,6 +62,10 @@ class KeptClassifiers:
         text = json.dumps({"version": __version__, **parts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def has(self, key: str) -> bool:
+        """Return whether one is kept; that its file is sound is seen when it is read."""
+        return self._folder is not None and self._file(self._folder, key).is_file()
+
     def read(self, key: str, like: nn.Module) -> nn.Module | None:
         """Return the kept classifier, `None` when there is none or its file is damaged.
 

@@ -15,6 +15,7 @@ teacher is innocent is not granted, and is measured for each one (docs/stand-ins
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
@@ -33,7 +34,7 @@ from bdaudit.foundation.progress import Progress, Steps, reworded
 from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier, training_order
 from bdaudit.models.fresh import fresh_classifier
 
-__all__ = ["StandInConfig", "make_stand_ins"]
+__all__ = ["StandInConfig", "make_stand_ins", "n_kept"]
 
 _WATCHED = 16  # mini-batches whose mean loss is judged at once
 _WORST = 1.25  # times the fresh network's loss: more means that training diverges
@@ -129,25 +130,12 @@ def make_stand_ins(
     """
     config = config or StandInConfig()
     kept = KeptClassifiers(cache_dir, "stand-in")
-    seen = {"images": craft.images}
-    if config.lessons == "labels":
-        seen["labels"] = craft.labels
-    images = digest_tensors(seen)
     made = []
-    for number in range(1, count + 1):
-        seed = int(torch.randint(2**62, (), generator=generator))
+    for number, (seed, key) in enumerate(_keys(kept, teacher, craft, count, config, generator), 1):
         by_answers = config.lessons == "answers"
         name = f"stand-in {number}" if by_answers else f"label stand-in {number}"
         taught_by = teacher.name if by_answers else "the labels"
         title = f"{name} of {count}, taught by {taught_by}"
-        key = kept.key(
-            {
-                **describe_classifier(teacher),
-                "images": images,
-                "config": asdict(config),
-                "seed": seed,
-            }
-        )
         classifier = kept.read(key, teacher.classifier)
         if classifier is None:
             steps = _distil(teacher, craft, config, torch.Generator().manual_seed(seed))
@@ -163,6 +151,42 @@ def make_stand_ins(
             )
         )
     return tuple(made)
+
+
+def n_kept(
+    teacher: LoadedModel,
+    craft: Sample,
+    *,
+    count: int,
+    config: StandInConfig,
+    generator: torch.Generator,
+    cache_dir: Path | None,
+) -> int:
+    """Return how many of the stand-ins that `make_stand_ins` would give are kept already."""
+    kept = KeptClassifiers(cache_dir, "stand-in")
+    return sum(kept.has(key) for _, key in _keys(kept, teacher, craft, count, config, generator))
+
+
+def _keys(
+    kept: KeptClassifiers,
+    teacher: LoadedModel,
+    craft: Sample,
+    count: int,
+    config: StandInConfig,
+    generator: torch.Generator,
+) -> Iterator[tuple[int, str]]:
+    """Yield the seed of every stand-in, and the key it is kept under."""
+    seen = {"images": craft.images}
+    if config.lessons == "labels":
+        seen["labels"] = craft.labels
+    made_of = {
+        **describe_classifier(teacher),
+        "images": digest_tensors(seen),
+        "config": asdict(config),
+    }
+    for _ in range(count):
+        seed = int(torch.randint(2**62, (), generator=generator))
+        yield seed, kept.key({**made_of, "seed": seed})
 
 
 def _distil(

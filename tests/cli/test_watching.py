@@ -12,8 +12,9 @@ from rich.console import Console
 
 from bdaudit.cli import watching
 from bdaudit.cli.watching import PlainLines, showing_progress
+from bdaudit.foundation.minutes import in_minutes
 from bdaudit.foundation.progress import Progress
-from bdaudit.foundation.remaining import Remaining, in_minutes
+from bdaudit.foundation.remaining import Remaining
 from tests.cli.test_commands import audit_arguments, files, run
 
 __all__ = ["files"]
