@@ -24,13 +24,15 @@ from bdaudit.cases.fetching import fetch_sources
 from bdaudit.cases.opening import open_models, open_trigger
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
+from bdaudit.cases.subjects import Subject
 from bdaudit.data import Sample, split_sample
-from bdaudit.defenses.catalogue import DEFENSES, defense_config, flat_settings
+from bdaudit.defenses.catalogue import DEFENSES, defense_config, defense_name, flat_settings
 from bdaudit.engines import Advanced, Engine, Failed, Finished, LocalEngine, Task
-from bdaudit.errors import BdauditError, ConfigError, InputError, ModelError, unknown_key
+from bdaudit.errors import BdauditError, ConfigError, InputError, ModelError
 from bdaudit.foundation.digests import digest_file, digest_tensors
 from bdaudit.foundation.opening import MODEL_BYTES, RECORD_BYTES, is_file, read_bytes
 from bdaudit.foundation.plain_settings import Setting
+from bdaudit.foundation.plan import Plan, PlannedStep
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.sources import FileSource, InMemory
@@ -38,6 +40,8 @@ from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.baselines import demand_matching_labels
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.environment import describe_environment, resolve_device
+from bdaudit.measuring.speed import speed_on
+from bdaudit.measuring.standins import n_missing, stand_in_cost
 from bdaudit.measuring.store import MemoryStore
 from bdaudit.models import (
     Classifier,
@@ -66,7 +70,7 @@ class DefendSettings:
     """What is tried, and how it is audited.
 
     Attributes:
-        methods: Names of defences; `None` takes all there are.
+        methods: Names of defences, or what tables call them; `None` takes all there are.
         settings: By method, the settings that differ from its defaults, as
             `defense_config` reads them.
         defender_images: Clean images the defences get; `None` takes half, at most 2,000. The
@@ -85,11 +89,12 @@ class DefendSettings:
     def __post_init__(self) -> None:
         if self.defender_images is not None and self.defender_images < 2:
             raise ConfigError(f"defender_images: expected 2 or more, got {self.defender_images}")
+        if self.methods is not None:
+            object.__setattr__(self, "methods", tuple(_named("methods", m) for m in self.methods))
+        by_name = {_named("settings", method): given for method, given in self.settings.items()}
+        object.__setattr__(self, "settings", by_name)
         if not self.chosen:
             raise ConfigError("methods: expected one defence or more, got none")
-        for method in self.chosen:
-            if method not in DEFENSES:
-                raise ConfigError(f"methods: {unknown_key(method, DEFENSES)}")
         for method in self.settings:
             if method not in self.chosen:
                 raise ConfigError(
@@ -105,6 +110,13 @@ class DefendSettings:
     def configs(self) -> dict[str, Any]:
         """Build the settings of every method."""
         return {method: defense_config(method, self.settings.get(method)) for method in self.chosen}
+
+
+def _named(setting: str, method: str) -> str:
+    try:
+        return defense_name(method)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,7 @@ def defend_steps(
     settings: DefendSettings | None = None,
     cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
+    planned: bool = False,
 ) -> Steps[DefenseRecord]:
     """Try defences, audit each result, rank them, and write all of it.
 
@@ -231,6 +244,7 @@ def defend_steps(
         settings: Methods, their settings, the audit's; `None` takes the defaults.
         cache_dir: Folder that keeps stand-ins for the next run; `None` keeps none.
         command: What to record as the command that reproduces this.
+        planned: Have an event before the work, and before anything is written, tell the plan.
 
     Returns:
         The record. A defence that fails is in it with the reason.
@@ -259,6 +273,9 @@ def defend_steps(
     defender, auditor = parts.craft, parts.held_out
     audited = replace(sources, data=InMemory(auditor))
     limits, _ = read_limits(sources.policy)
+    if planned:
+        plan = _plan(settings, sources, subjects, auditor)
+        yield Progress("planning", 0, 1, plan=plan)
     _make_folder(folder)
     inherent = {
         "original": original.weights_sha256,
@@ -306,6 +323,38 @@ def defend_steps(
         command=command,
         started=started,
     )
+
+
+def _plan(
+    settings: DefendSettings, sources: Sources, subjects: Sequence[Subject], auditor: Sample
+) -> Plan:
+    """Plan as if nothing were kept from an earlier run."""
+    audit, n_methods = settings.audit, len(settings.chosen)
+    compute = Compute.of(audit.compute, resolve_device(audit.compute.device))
+    # Of the models, which are on the CPU here; elsewhere it is faster.
+    here = replace(compute, device=resolve_device("cpu"))
+    speed = speed_on(subjects, auditor.images, here)
+    references = [subject for subject in subjects if subject.role == "reference"]
+    n_made = n_missing(references, audit.stand_ins)
+    n_craft = audit.split.craft_of(len(auditor))
+    n_conditions = 3 + 2 * n_made
+    run = 3.0 * audit.passes * audit.restarts * n_craft * speed.gradient
+    run += 2.0 * (len(auditor) - n_craft) * speed.forward
+    attacks = len(audit.ladder) * run
+    steps = []
+    if sources.trigger is None:
+        steps.append(PlannedStep("the search for a trigger", None))
+    steps.append(PlannedStep(f"{n_methods} defences ({', '.join(settings.chosen)})", None))
+    if n_made:
+        steps.append(
+            PlannedStep(
+                f"{n_made * n_methods} stand-ins trained for lack of --reference",
+                n_methods * stand_in_cost(n_made, audit.stand_in) * speed.training,
+            )
+        )
+    seconds = attacks * (n_methods * n_conditions + 1 + len(references))
+    steps.append(PlannedStep(f"{n_methods} audits", seconds))
+    return Plan(steps, "the CPU")
 
 
 def defend_one(job: _Job, shared: _Shared) -> Steps[TriedDefense]:

@@ -9,11 +9,14 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.budget import within_budget
 from bdaudit.cli.bundles import Argument, Required, Without, taking_tables
 from bdaudit.cli.exits import exit_by, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
     ReportSinks,
+    results_go_to,
+    show_plan,
     show_record,
     telling_what_is_kept,
 )
@@ -61,6 +64,7 @@ def audit(
     compute: Compute,
     output: Output,
     resume: options.Resume = False,
+    plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
     config: Config = None,
     trust_config: TrustConfig = False,
@@ -84,6 +88,8 @@ def audit(
             inputs = replace(inputs, defended=None)
         elif comes_from_project(ctx, "endpoint"):
             inputs = replace(inputs, endpoint=None)
+    attack = within_budget(ctx, attack.budget, "audit", attack)
+    inputs = within_budget(ctx, attack.budget, "audit", inputs)
     said = ProjectFile(
         inputs=inputs,
         models=models,
@@ -100,16 +106,21 @@ def audit(
     defended = assembly.defended_source(inputs)
     sink = JsonSink(output.json_, quiet=quiet)
     report_sinks = ReportSinks(output.report, json=sink)
-    store = options.open_store(query.state, json=output.json_, resume=resume)
+    store = None if plan else options.open_store(query.state, json=output.json_, resume=resume)
+    steps = audit_steps(
+        assembly.sources(said, defended=defended, project=project),
+        settings=assembly.audit_settings(said),
+        store=store,
+        cache_dir=assembly.model_cache(surrogates),
+        command=["bdaudit", *sys.argv[1:]],
+        planned=plan or not quiet,
+    )
+    results = results_go_to(sink, report_sinks)
+    if plan:
+        show_plan(steps, results)
+        return
     with telling_what_is_kept(store):
-        with showing_progress(quiet) as listener:
-            steps = audit_steps(
-                assembly.sources(said, defended=defended, project=project),
-                settings=assembly.audit_settings(said),
-                store=store,
-                cache_dir=assembly.model_cache(surrogates),
-                command=["bdaudit", *sys.argv[1:]],
-            )
+        with showing_progress(quiet, results=results) as listener:
             record = finish(steps, listener)
         show_record(record, sink=sink, quiet=quiet, reports=report_sinks)
     if store is not None:

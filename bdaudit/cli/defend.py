@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.budget import within_budget
 from bdaudit.cli.bundles import (
     Argument,
     InPanel,
@@ -20,7 +22,7 @@ from bdaudit.cli.bundles import (
     taking_tables,
 )
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
-from bdaudit.cli.output import JsonSink, running_many
+from bdaudit.cli.output import JsonSink, running_many, show_plan
 from bdaudit.cli.project import Config, TrustConfig, table_of, use_project
 from bdaudit.cli.streams import say, stdout_console
 from bdaudit.errors import ConfigError
@@ -41,6 +43,18 @@ from bdaudit.settings import (
 __all__ = ["register"]
 
 
+def _list_defences(wanted: bool) -> None:
+    if not wanted:
+        return
+    from bdaudit.defenses.catalogue import DEFENSES, flat_settings
+
+    for name, defense in DEFENSES.items():
+        say(f"{name}" if name == defense.title else f"{name} ({defense.title})")
+        for setting, value in flat_settings(defense.config_type()).items():
+            say(f"  --set {name}.{setting}={value}")
+    raise typer.Exit
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command(name="defend")(defend)
@@ -59,7 +73,7 @@ def defend(
     ],
     defences: Defend,
     models: Models,
-    attack: Annotated[Attack, Only("eps", "passes", "bec", "relearn"), InPanel("Audits")],
+    attack: Annotated[Attack, Only("eps", "passes", "budget", "bec", "relearn"), InPanel("Audits")],
     limits: Annotated[Limits, InPanel("Audits")],
     surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
     engine: Engine,
@@ -73,6 +87,17 @@ def defend(
             rich_help_panel="Output",
         ),
     ],
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Show every defence with its settings and their defaults, and exit.",
+            rich_help_panel="Defences",
+            callback=_list_defences,
+            is_eager=True,
+        ),
+    ] = False,
+    plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
     config: Config = None,
     trust_config: TrustConfig = False,
@@ -93,6 +118,8 @@ def defend(
 
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_, quiet=quiet)
+    attack = within_budget(ctx, attack.budget, "audit", attack)
+    inputs = within_budget(ctx, attack.budget, "audit", inputs)
     said = ProjectFile(
         inputs=inputs,
         models=models,
@@ -115,8 +142,13 @@ def defend(
         settings=wanted,
         cache_dir=assembly.model_cache(surrogates),
         command=["bdaudit", *sys.argv[1:]],
+        planned=plan or not quiet,
     )
-    with running_many(out, quiet) as listener:
+    results = f"results: {out}{os.sep}"
+    if plan:
+        show_plan(steps, results)
+        return
+    with running_many(out, quiet, results=results) as listener:
         record = finish(steps, listener)
     sink.write(to_json(record))
     if not sink.to_stdout:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bdaudit.cli import options
+from bdaudit.cli.budget import within_budget
 from bdaudit.cli.bundles import (
     Argument,
     NotFromFile,
@@ -20,7 +21,7 @@ from bdaudit.cli.bundles import (
     taking_tables,
 )
 from bdaudit.cli.exits import EXIT_OF_INVERSION, reporting_errors
-from bdaudit.cli.output import JsonSink, check_writable, show_record
+from bdaudit.cli.output import JsonSink, check_writable, results_go_to, show_plan, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.cli.streams import say
 from bdaudit.cli.watching import showing_progress
@@ -60,6 +61,7 @@ def invert(
             show_default=False,
         ),
     ] = None,
+    plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
     config: Config = None,
     trust_config: TrustConfig = False,
@@ -79,19 +81,25 @@ def invert(
     from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
 
+    inversion = within_budget(ctx, inversion.budget, "search", inversion)
     target = None if inversion.target == "all" else inversion.target
     said = ProjectFile(inputs=replace(inputs, target=target), models=models, clip=clip)
-    with showing_progress(quiet) as listener:
-        steps = invert_steps(
-            assembly.sources(said, defended=None, project=project),
-            config=assembly.inversion_config(inversion),
-            stand_ins=inputs.stand_ins,
-            stand_in=assembly.stand_in_config(inputs),
-            cache_dir=assembly.model_cache(surrogates),
-            compute=assembly.compute_settings(compute),
-            split=assembly.split_settings(compute),
-            command=["bdaudit", *sys.argv[1:]],
-        )
+    steps = invert_steps(
+        assembly.sources(said, defended=None, project=project),
+        config=assembly.inversion_config(inversion),
+        stand_ins=inputs.stand_ins,
+        stand_in=assembly.stand_in_config(inputs),
+        cache_dir=assembly.model_cache(surrogates),
+        compute=assembly.compute_settings(compute),
+        split=assembly.split_settings(compute),
+        command=["bdaudit", *sys.argv[1:]],
+        planned=plan or not quiet,
+    )
+    results = results_go_to(sink) if out is None else f"results: {out}"
+    if plan:
+        show_plan(steps, results)
+        return
+    with showing_progress(quiet, results=results) as listener:
         recovered = finish(steps, listener)
     outcome = recovered.record.inversion.outcome
     if out is not None and outcome != "none":

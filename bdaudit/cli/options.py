@@ -17,13 +17,22 @@ if TYPE_CHECKING:
     from bdaudit.auditing import FolderStore
     from bdaudit.engines import Engine as AnyEngine
 
-__all__ = ["Debug", "Quiet", "Resume", "open_engine", "open_store", "read_shape"]
+__all__ = ["Debug", "PlanOnly", "Quiet", "Resume", "open_engine", "open_store", "read_shape"]
 
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
         help="Continue an interrupted run, with what --json or --state kept of it.",
+        rich_help_panel="Output",
+    ),
+]
+PlanOnly = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Only say what would be done, what would be trained that was not asked for, and how "
+        "long it takes on this machine.",
         rich_help_panel="Output",
     ),
 ]

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,7 +26,7 @@ from bdaudit.plain_text import shortened
 
 if TYPE_CHECKING:
     from bdaudit.auditing import FolderStore
-    from bdaudit.foundation.progress import Listener
+    from bdaudit.foundation.progress import Listener, Steps
     from bdaudit.records import AnyDocument
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "keeping_parts",
     "results_go_to",
     "running_many",
+    "show_plan",
     "show_record",
     "tell_written",
     "telling_what_is_kept",
@@ -58,9 +59,9 @@ def telling_what_is_kept(store: FolderStore | None) -> Iterator[None]:
 
 
 @contextmanager
-def running_many(folder: Path, quiet: bool) -> Iterator[Listener]:
+def running_many(folder: Path, quiet: bool, *, results: str = "") -> Iterator[Listener]:
     """Show the progress of a run of many parts whose results are kept in `folder`."""
-    with showing_progress(quiet) as listener, keeping_parts(folder):
+    with showing_progress(quiet, results=results) as listener, keeping_parts(folder):
         yield listener
 
 
@@ -239,6 +240,18 @@ def results_go_to(sink: JsonSink, reports: ReportSinks | None = None) -> str:
     if sink.to_stdout or (reports is not None and reports.to_stdout):
         files.append("stdout")
     return f"results: {', '.join(files)}" if files else "results: shown here, kept nowhere (--json)"
+
+
+def show_plan(steps: Steps[Any], results: str) -> None:
+    """Say what a run would do, on stdout, and do nothing of it."""
+    from bdaudit.auditing.planning import first_plan
+
+    plan = first_plan(steps)
+    if plan is not None:
+        say("plan:")
+        for line in plan.lines():
+            say(line)
+    say(results)
 
 
 def check_writable(path: Path) -> None:

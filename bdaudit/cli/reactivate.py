@@ -58,7 +58,7 @@ def reactivate(
     clip: Clip,
     attack: Annotated[
         Attack,
-        Without("bec", "relearn"),
+        Without("bec", "relearn", "budget"),
         Single("eps", "mode"),
         Required("eps"),
         Reworded(eps="Radius in pixel units, such as 0.02 or 5/255."),

@@ -18,7 +18,7 @@ from bdaudit.cli.bundles import (
     taking_tables,
 )
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, ReportSinks, show_record
+from bdaudit.cli.output import JsonSink, ReportSinks, results_go_to, show_plan, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
 from bdaudit.cli.watching import showing_progress
 from bdaudit.settings import Clip, Compute, Inputs, Models, Output, Relearning, Surrogates
@@ -48,6 +48,7 @@ def relearn(
     surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
     compute: Annotated[Compute, Without("bf16")],
     output: Annotated[Output, Without("pictures"), NotFromFile("json", "report")],
+    plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
     config: Config = None,
     trust_config: TrustConfig = False,
@@ -68,16 +69,21 @@ def relearn(
     from bdaudit.project import ProjectFile
 
     said = ProjectFile(inputs=inputs, models=models, clip=clip)
-    with showing_progress(quiet) as listener:
-        steps = relearn_steps(
-            assembly.sources(said, defended=inputs.defended, project=project),
-            config=assembly.relearn_config(relearning),
-            stand_ins=inputs.stand_ins,
-            stand_in=assembly.stand_in_config(inputs),
-            cache_dir=assembly.model_cache(surrogates),
-            compute=assembly.compute_settings(compute),
-            split=assembly.split_settings(compute),
-            command=["bdaudit", *sys.argv[1:]],
-        )
+    steps = relearn_steps(
+        assembly.sources(said, defended=inputs.defended, project=project),
+        config=assembly.relearn_config(relearning),
+        stand_ins=inputs.stand_ins,
+        stand_in=assembly.stand_in_config(inputs),
+        cache_dir=assembly.model_cache(surrogates),
+        compute=assembly.compute_settings(compute),
+        split=assembly.split_settings(compute),
+        command=["bdaudit", *sys.argv[1:]],
+        planned=plan or not quiet,
+    )
+    results = results_go_to(sink, report_sinks)
+    if plan:
+        show_plan(steps, results)
+        return
+    with showing_progress(quiet, results=results) as listener:
         record = finish(steps, listener)
     show_record(record, sink=sink, quiet=quiet, reports=report_sinks)

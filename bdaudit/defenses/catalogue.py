@@ -27,7 +27,14 @@ from bdaudit.errors import ConfigError, unknown_key
 from bdaudit.foundation.plain_settings import Setting, config_from, flat_settings
 from bdaudit.foundation.progress import Steps
 
-__all__ = ["DEFENSES", "Defense", "defense_config", "defense_of", "flat_settings"]
+__all__ = [
+    "DEFENSES",
+    "Defense",
+    "defense_config",
+    "defense_name",
+    "defense_of",
+    "flat_settings",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,30 @@ _ALL = (
 )
 
 DEFENSES: Mapping[str, Defense] = {defense.name: defense for defense in _ALL}
+
+
+_ALSO = {"ft": "finetune", "fp": "fine-pruning", "nc": "nc-unlearn"}
+"""What papers and tables call a defence, beside its title."""
+
+
+def defense_name(text: str) -> str:
+    """Return the name of a defence in `DEFENSES`, from the name, its title, or what papers say.
+
+    "ft", "fine-tuning" and "finetune" are one, and so are "FT-SAM" and "ft_sam".
+
+    Raises:
+        ConfigError: There is none; the nearest known name is given.
+    """
+    known = {_squeezed(one.title): one.name for one in _ALL}
+    known |= {_squeezed(name): name for name in DEFENSES}
+    found = (_ALSO | known).get(_squeezed(text))
+    if found is None:
+        raise ConfigError(f"{unknown_key(text, DEFENSES)} (`bdaudit defend --list` shows all)")
+    return found
+
+
+def _squeezed(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())
 
 
 def defense_of(config: object) -> Defense:

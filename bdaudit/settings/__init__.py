@@ -2,7 +2,9 @@
 
 from bdaudit.settings.declaring import Declared, Table, declared, option
 from bdaudit.settings.tables import (
+    BUDGETS,
     Attack,
+    Budget,
     Clip,
     Compute,
     Defend,
@@ -20,7 +22,9 @@ from bdaudit.settings.tables import (
 )
 
 __all__ = [
+    "BUDGETS",
     "Attack",
+    "Budget",
     "Clip",
     "Compute",
     "Declared",

@@ -7,7 +7,7 @@ To add a setting, add a field here. `docs/command-line.md`, `docs/bdaudit.schema
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from bdaudit.foundation.modes import MODES, Mode
 from bdaudit.settings.declaring import (
@@ -27,7 +27,9 @@ from bdaudit.settings.declaring import (
 )
 
 __all__ = [
+    "BUDGETS",
     "Attack",
+    "Budget",
     "Clip",
     "Compute",
     "Defend",
@@ -43,6 +45,31 @@ __all__ = [
     "Relearning",
     "Surrogates",
 ]
+
+Budget: TypeAlias = Literal["quick", "standard", "thorough"]
+
+BUDGETS: dict[Budget, dict[str, dict[str, Any]]] = {
+    "quick": {
+        # The attack stays as it is: a weaker one would say "removed" of what it cannot wake.
+        "audit": {"stand_ins": 0, "bec": False},
+        "search": {"method": ("universal",)},
+    },
+    "standard": {"audit": {}, "search": {}},
+    "thorough": {
+        "audit": {"passes": 60, "restarts": 2, "placebos": 8, "relearn": True},
+        "search": {
+            "method": (
+                *("universal", "warp", "neural-cleanse"),
+                *("feature-decoupling", "neuron-noise"),
+            ),
+            "passes": 24,
+        },
+    },
+}
+"""What a budget sets, where nothing else does: of an audit, and of a search for the trigger.
+
+What each can and cannot decide is in docs/running.md.
+"""
 
 _ASKING = "Query mode"
 _COMPUTE = "Computation"
@@ -247,6 +274,12 @@ class Attack(Table, panel="Attack"):
         examples=(8,),
         ge=0,
         le=64,
+    )
+    budget: Literal["quick", "standard", "thorough"] = option(
+        "standard",
+        help="Effort, for all that no other option says: quick makes no stand-ins and measures no "
+        "BEC; thorough attacks harder, with placebos, and relearns.",
+        in_file=False,
     )
     bec: bool = option(True, help="Measure the backdoor existence coefficient.", examples=(True,))
     relearn: bool = option(
@@ -501,6 +534,11 @@ class Inversion(Table, panel="Search"):
         help="Search method; may be repeated. auto: universal, warp and neural-cleanse.",
         examples=(["auto"],),
         default_text="auto",
+    )
+    budget: Literal["quick", "standard", "thorough"] = option(
+        "standard",
+        help="Effort, for all that no other option says: quick uses one method, thorough all five.",
+        in_file=False,
     )
     target: int | str = option(
         "all",
