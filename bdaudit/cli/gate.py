@@ -91,6 +91,7 @@ def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> list[
     else:
         lines = [f"{word}: {verdict}"]
     if not brief:
+        lines += [f"what now: {line}" for line in made.verdict.advice]
         if signed_by is not None:
             lines.append(f"signed by: {signed_by}")
         lines += [f"note: {note}" for note in made.notes]
@@ -102,10 +103,6 @@ def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> list[
 
 def _changed(made: GateRecord) -> str:
     """List the limits that are not the default ones."""
-    from bdaudit.verdict import Policy
-
-    usual = Policy().model_dump(mode="json")
-    changed = [
-        f"{key} {value}" for key, value in made.verdict.policy.items() if usual.get(key) != value
-    ]
+    policy = made.verdict.policy
+    changed = [f"{key} {policy[key]}" for key in made.verdict.policy_changed or ()]
     return f"; not the default: {', '.join(changed)}" if changed else ", all the default ones"

@@ -51,6 +51,9 @@ class Verdict(Record):
         release: What the policy makes of the outcome; `None` in records that do not say.
         release_reasons: What forbids the release beside the outcome itself.
         warnings: What a person should read before a release that passes.
+        policy_changed: Names of the limits that are not the default ones; `None` in records that do
+            not say.
+        advice: What to do next, up to three lines; empty in records that do not say.
     """
 
     outcome: Outcome
@@ -65,6 +68,8 @@ class Verdict(Record):
     release: Release | None = None
     release_reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    policy_changed: tuple[str, ...] | None = None
+    advice: tuple[str, ...] = ()
 
     def over_controls(self, mode: Mode | str) -> tuple[Comparison, ...]:
         """Return one comparison for each eps and control of the attacks of one mode.

@@ -7,6 +7,7 @@ import io
 
 from bdaudit.records import AttackRun, AuditRecord, Rate, ReactivationRecord
 from bdaudit.report.curves import list_attacks
+from bdaudit.report.release import about_policy
 from bdaudit.report.untrusted import csv_cell
 from bdaudit.report.wording import AnyRecord
 
@@ -14,9 +15,10 @@ __all__ = ["COLUMNS", "render"]
 
 COLUMNS = (
     "attack", "objective", "norm", "model", "curve", "eps", "image_queries",
-    "successes", "total", "share", "low", "high",
+    "successes", "total", "share", "low", "high", "verdict", "release", "policy",
 )  # fmt: skip
-"""`curve` is a model's part, or a control; shares are fractions, with 95 % Wilson intervals."""
+"""`curve` is a model's part, or a control; shares are fractions, with 95 % Wilson intervals. The
+last three are the record's own, the same in each row."""
 
 
 def render(record: AnyRecord) -> str:
@@ -24,10 +26,24 @@ def render(record: AnyRecord) -> str:
     stream = io.StringIO()
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(COLUMNS)
+    verdict = record.verdict if isinstance(record, AuditRecord) else None
+    end: list[object] = ["", "", ""]
+    if verdict is not None:
+        end = [verdict.outcome, verdict.release or "", csv_cell(about_policy(verdict))]
     runs = record.runs if isinstance(record, AuditRecord | ReactivationRecord) else ()
     for baseline in record.baselines:
         rows.writerow(
-            ["none", "", "", csv_cell(baseline.model), baseline.role, 0, "", *_rate(baseline.asr)]
+            [
+                "none",
+                "",
+                "",
+                csv_cell(baseline.model),
+                baseline.role,
+                0,
+                "",
+                *_rate(baseline.asr),
+                *end,
+            ]
         )
     for attack in list_attacks(runs, record.baselines):
         head = [attack.mode, attack.objective, attack.norm]
@@ -35,7 +51,7 @@ def render(record: AnyRecord) -> str:
             for eps, rate in curve.by_eps.items():
                 queries = _queries(runs, attack.mode, curve.model, eps, curve.kind)
                 rows.writerow(
-                    [*head, csv_cell(curve.model), curve.kind, eps, queries, *_rate(rate)]
+                    [*head, csv_cell(curve.model), curve.kind, eps, queries, *_rate(rate), *end]
                 )
     for run in runs:
         for point in run.query_curve:
@@ -49,6 +65,7 @@ def render(record: AnyRecord) -> str:
                     run.eps,
                     point.n_queries,
                     *_rate(point.asr),
+                    *end,
                 ]
             )
     return stream.getvalue()

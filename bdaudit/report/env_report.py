@@ -42,3 +42,4 @@ def _figures(record: AuditRecord) -> Iterator[tuple[str, str]]:
         yield "lift", f"{lift.value:.4f}"
     known = [b.value for b in record.bec if b.value is not None]
     yield "score", f"{sum(known) / len(known):.4f}" if known else ""
+    yield "policy_sha256", record.verdict.policy_sha256 or ""

@@ -12,6 +12,7 @@ from bdaudit.errors import RecordError
 from bdaudit.plain_text import visible
 from bdaudit.records import AuditRecord
 from bdaudit.report.checks import Check, list_checks
+from bdaudit.report.release import about_policy
 from bdaudit.report.wording import AnyRecord, defended_file
 
 __all__ = ["render"]
@@ -55,7 +56,10 @@ def render(record: AnyRecord) -> str:
 def _properties(record: AuditRecord) -> list[tuple[str, str]]:
     properties = [("bdaudit", record.environment.bdaudit), ("seed", str(record.seed))]
     if record.verdict is not None:
-        properties += [("verdict", record.verdict.outcome), ("why", record.verdict.why)]
+        verdict = record.verdict
+        properties += [("verdict", verdict.outcome), ("why", verdict.why)]
+        properties += [("release", verdict.release or ""), ("policy", about_policy(verdict))]
+        properties += [(f"advice {k}", line) for k, line in enumerate(verdict.advice, start=1)]
     properties += [(f"sha256 {m.name}", m.weights_sha256 or "unknown") for m in record.models]
     return [*properties, ("sha256 trigger", record.trigger.sha256)]
 

@@ -19,6 +19,7 @@ from bdaudit.records import (
 )
 from bdaudit.report.curves import Attack, list_attacks
 from bdaudit.report.placebos import about_placebos, placebo_rows
+from bdaudit.report.release import lead, limits_in_order, release_line
 from bdaudit.report.untrusted import markdown
 from bdaudit.report.wording import (
     GISTS,
@@ -69,6 +70,10 @@ def render(record: AnyRecord) -> str:
         lines += ["**What this does not prove**", ""]
         lines += [f"- {markdown(line)}" for line in not_proved(audit)]
         lines.append("")
+    if audit is not None and audit.verdict is not None:
+        if lead(audit) is not None:
+            lines += [markdown(audit.verdict.why), ""]
+        lines += _policy(audit.verdict)
     lines += [*_origin(record), "", "</details>"]
     return "\n".join(lines) + "\n"
 
@@ -83,8 +88,15 @@ def _head(record: AnyRecord) -> Iterator[str]:
         return
     yield f"### {_SIGNS[verdict.outcome]} bdaudit: {verdict.outcome} - {file}"
     yield ""
-    yield f"**{GISTS[verdict.outcome].capitalize()}.** {markdown(verdict.why)}"
+    release = release_line(verdict)
+    if release is not None:
+        yield f"**{markdown(release[:1].upper() + release[1:])}.**"
+        yield ""
+    first = lead(record)  # type: ignore[arg-type]
+    gist = f"**{GISTS[verdict.outcome].capitalize()}.**"
+    yield f"{gist} {markdown(verdict.why if first is None else first)}"
     yield from _reasons(verdict)
+    yield from _advice(verdict)
     decisive = find_decisive(record)  # type: ignore[arg-type]
     defended = record.defended
     if decisive is None or defended is None:
@@ -127,6 +139,26 @@ def _reasons(verdict: Verdict) -> Iterator[str]:
         for entry in entries:
             yield ""
             yield f"**{title}:** {markdown(entry)}"
+
+
+def _advice(verdict: Verdict) -> Iterator[str]:
+    if verdict.advice:
+        yield ""
+        yield "**What now**"
+        yield ""
+        yield from (f"{k}. {markdown(line)}." for k, line in enumerate(verdict.advice, start=1))
+
+
+def _policy(verdict: Verdict) -> Iterator[str]:
+    """List the limits that judged, those that are not the default ones first."""
+    changed, others = limits_in_order(verdict)
+    yield "**Limits the verdict was judged by**"
+    yield ""
+    for name, value in changed:
+        yield f"- **{markdown(name)} {markdown(str(value))}** (not the default)"
+    if others:
+        yield f"- {', '.join(markdown(f'{name} {value}') for name, value in others)}"
+    yield ""
 
 
 def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:

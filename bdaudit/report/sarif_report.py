@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 from bdaudit.errors import RecordError
 from bdaudit.foundation.modes import MODES
 from bdaudit.records import AuditRecord, Diagnostic, Verdict
+from bdaudit.report.release import about_policy
 from bdaudit.report.taxonomies import (
     ENTRIES,
     TAXONOMIES,
@@ -157,6 +158,8 @@ def _run(record: AuditRecord, verdict: Verdict) -> dict[str, Any]:
         "properties": {
             "verdict": verdict.outcome,
             "release": verdict.release,
+            "policy": about_policy(verdict),
+            "advice": list(verdict.advice),
             "notProved": not_proved(record),
         },
     }
@@ -237,7 +240,8 @@ def _results(record: AuditRecord, verdict: Verdict, file: str) -> Iterator[dict[
         # A policy that lets an audit pass that could not tell makes a warning of it.
         tolerated = verdict.outcome == "inconclusive" and verdict.release != "pass"
         level = "error" if tolerated else _RULES[verdict.outcome]["level"]
-        yield _result(verdict.outcome, level, verdict.why, record, file, _figures(record))
+        text = " ".join((verdict.why, *(f"{line}." for line in verdict.advice)))
+        yield _result(verdict.outcome, level, text, record, file, _figures(record))
     for reason in verdict.release_reasons:
         yield _result("policy", "error", f"Not to be released: {reason}.", record, file, {})
 

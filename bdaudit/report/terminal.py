@@ -27,6 +27,7 @@ from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.inversion import inversion_parts
 from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.relearning import relearning_parts
+from bdaudit.report.release import lead, release_line
 from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import (
@@ -131,9 +132,15 @@ def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
     gist = GISTS[verdict.outcome]
     lines: list[RenderableType] = [
         Text.assemble((f" {word} ", f"bold reverse {color}"), "  ", (gist, f"bold {color}")),
-        Text(""),
-        Text(verdict.why),
     ]
+    release, first = release_line(verdict), lead(record)
+    if release is not None:
+        passes = verdict.release == "pass"
+        lines.append(Text(release, style="bold green" if passes else "bold red"))
+    lines.append(Text(""))
+    if first is not None:
+        lines.append(Text(first, style="bold"))
+    lines.append(Text(verdict.why, style="" if first is None else "dim"))
     if len(verdict.reasons) > 1:
         lines += [Text(""), Text("What prevented a verdict:")]
         lines += [_bullet(reason) for reason in verdict.reasons]
@@ -146,6 +153,9 @@ def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
         lines += [
             Text.assemble(("Warning: ", "bold yellow"), warning) for warning in verdict.warnings
         ]
+    if verdict.advice:
+        lines += [Text(""), Text("What now:", style="bold")]
+        lines += [_bullet(f"{line}.") for line in verdict.advice]
     style = box.ASCII if _ascii_only(console) else box.ROUNDED
     return Panel(Group(*lines), border_style=color, box=style, padding=(0, 1))
 

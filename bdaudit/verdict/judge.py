@@ -8,6 +8,7 @@ rules and why they are as they are.
 from __future__ import annotations
 
 from bdaudit.records import AuditRecord, Verdict
+from bdaudit.verdict.advice import advise
 from bdaudit.verdict.case import Case
 from bdaudit.verdict.figures import measure
 from bdaudit.verdict.policy import Policy
@@ -28,7 +29,7 @@ def judge(record: AuditRecord, policy: Policy, *, policy_source: str = "defaults
 
     Returns:
         The verdict with the sentence why, what stood in the way where it is inconclusive, the
-        comparisons that decided, and every lift over every null.
+        comparisons that decided, every lift over every null, and what to do next.
 
     Raises:
         RecordError: A rate that must be compared image by image was stored without its outcomes.
@@ -49,4 +50,6 @@ def judge(record: AuditRecord, policy: Policy, *, policy_source: str = "defaults
         release=decision.release,
         release_reasons=decision.reasons,
         warnings=decision.warnings,
+        policy_changed=policy.changed,
+        advice=advise(finding, figures, decision.release),
     )

@@ -104,6 +104,15 @@ class Policy(BaseModel):
         return self
 
     @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the limits that are not the default ones, in order."""
+        return tuple(
+            name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.default
+        )
+
+    @property
     def sha256(self) -> str:
         """Digest over all limits, the same however the file spelled them."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)

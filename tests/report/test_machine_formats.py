@@ -356,6 +356,7 @@ def test_outputs_are_figures_and_known_words_alone(hostile: AuditRecord) -> None
         lines = dict(line.split("=") for line in render_report("env", record).splitlines())
         assert list(lines) == [
             "verdict", "release", "asr", "eps", "reactivated_asr", "lift", "score",
+                "policy_sha256",
         ]  # fmt: skip
         assert record.verdict is not None
         assert lines["verdict"] == record.verdict.outcome
