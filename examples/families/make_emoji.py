@@ -48,7 +48,7 @@ def draw(emoji: Image.Image, generator: np.random.Generator) -> NDArray[np.uint8
 
 
 def main() -> None:
-    """Write `train.npz`, `test.npz` and `classes.txt`."""
+    """Write `emoji.npz` and `classes.txt`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -59,17 +59,18 @@ def main() -> None:
     if not emoji:
         parser.error(f"{options.source}: no emoji.json with img/VENDOR/64 beside it")
     options.out.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    pictures = list(emoji.values())
     for seed, (part, count) in enumerate((("train", options.train), ("test", options.test))):
         generator = np.random.default_rng(seed)
         labels = np.arange(count) % len(emoji)
         generator.shuffle(labels)
-        pictures = list(emoji.values())
-        images = np.stack(
-            [draw(pictures[k][generator.integers(len(pictures[k]))], generator) for k in labels]
-        )
-        np.savez_compressed(
-            options.out / f"{part}.npz", images=images.transpose(0, 3, 1, 2), labels=labels
-        )
+        images = [
+            draw(pictures[k][generator.integers(len(pictures[k]))], generator) for k in labels
+        ]
+        arrays[f"images_{part}"] = np.stack(images).transpose(0, 3, 1, 2)
+        arrays[f"labels_{part}"] = labels
+    np.savez_compressed(options.out / "emoji.npz", **arrays)
     (options.out / "classes.txt").write_text("\n".join(emoji) + "\n")
 
 
