@@ -27,6 +27,7 @@ from bdaudit.records import (
 )
 from bdaudit.records.verification import NumberCheck, VerificationRecord
 from bdaudit.verdict import judge, parse_policy
+from bdaudit.verdict.policy import digest_limits
 
 __all__ = ["verify", "verify_steps"]
 
@@ -248,7 +249,7 @@ def _compare_verdict(document: AuditRecord, path: Path) -> Iterator[str]:
         yield "the record holds no verdict"
         return
     policy = parse_policy(stated.policy, str(path))
-    if stated.policy_sha256 is not None and stated.policy_sha256 != policy.sha256:
+    if stated.policy_sha256 is not None and stated.policy_sha256 != digest_limits(stated.policy):
         yield "the recorded limits do not have the recorded digest"
     with using_record(path):
         judged = judge(document, policy)

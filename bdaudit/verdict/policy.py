@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bdaudit.errors import PolicyError, reads, unknown_key
 from bdaudit.foundation.texts import read_toml
 
-__all__ = ["Policy", "parse_policy", "read_policy"]
+__all__ = ["Policy", "digest_limits", "parse_policy", "read_policy"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -115,8 +115,15 @@ class Policy(BaseModel):
     @property
     def sha256(self) -> str:
         """Digest over all limits, the same however the file spelled them."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_limits(self.model_dump(mode="json"))
+
+
+def digest_limits(limits: Mapping[str, Any]) -> str:
+    """Return the digest of limits as a record states them.
+
+    Of an older record they lack the limits that came later, so the digest is over those it states.
+    """
+    return hashlib.sha256(json.dumps(limits, sort_keys=True).encode()).hexdigest()
 
 
 @reads(PolicyError)

@@ -27,6 +27,7 @@ from bdaudit.foundation.statistics import wilson_interval
 from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.records import AuditRecord, KeptTrigger, Rate, read_record, to_json
 from bdaudit.verdict import Policy, judge
+from bdaudit.verdict.policy import digest_limits
 from tests.blackbox.onnx_graphs import twin_onnx
 from tests.cli.twin_files import write_twin_files
 from tests.records import audit_record
@@ -160,6 +161,19 @@ def test_a_changed_policy_is_only_noted(copy: Path) -> None:
     made = verified(copy, digests_only=True)
     assert made.agrees
     assert "policy.toml" in made.notes[0]
+
+
+def test_a_record_of_a_version_with_fewer_limits_has_the_digest_of_those_it_had(
+    copy: Path,
+) -> None:
+    record = read(copy)
+    assert record.verdict is not None
+    fewer = {k: v for k, v in record.verdict.policy.items() if not k.startswith("placebo")}
+    assert len(fewer) < len(record.verdict.policy)
+    for digest, agrees in ((digest_limits(fewer), True), (record.verdict.policy_sha256, False)):
+        older = record.verdict.model_copy(update={"policy": fewer, "policy_sha256": digest})
+        (copy / "result.json").write_text(to_json(record.model_copy(update={"verdict": older})))
+        assert verified(copy, digests_only=True).agrees is agrees
 
 
 def test_what_cannot_be_verified_says_why(copy: Path) -> None:
