@@ -31,8 +31,10 @@ from bdaudit.report.figures import (
     draw_relearning,
     draw_tac,
 )
+from bdaudit.report.glossary import GLOSSARY
 from bdaudit.report.page import render_page
 from bdaudit.report.placebos import about_placebos, placebo_rows
+from bdaudit.report.release import about_policy, lead, limits_in_order, release_line
 from bdaudit.report.taxonomies import ENTRIES, Entry, access_of
 from bdaudit.report.wording import (
     GISTS,
@@ -70,6 +72,12 @@ def render(record: AnyRecord) -> str:
         verdict=None if audit is None else audit.verdict,
         gist=None if audit is None or audit.verdict is None else GISTS[audit.verdict.outcome],
         summary=one_line(record),
+        release=None if audit is None or audit.verdict is None else release_line(audit.verdict),
+        lead=None if audit is None else lead(audit),
+        policy=None if audit is None or audit.verdict is None else about_policy(audit.verdict),
+        limits=None if audit is None or audit.verdict is None else limits_in_order(audit.verdict),
+        glossary=GLOSSARY,
+        pictures_count=None if audit is None else _count_pictures(audit),
         file_name=PurePath(defended_file(record)).name,
         tiles=_tiles(record, decisive),
         attacks=[_attack_section(k, a, audit, decisive) for k, a in enumerate(attacks)],
@@ -97,6 +105,24 @@ def render(record: AnyRecord) -> str:
         command=None if record.command is None else shlex.join(record.command),
         norm_name=norm_name,
     )
+
+
+def _count_pictures(record: AuditRecord) -> str | None:
+    """Say how many of the pictures show the attack succeed, and of how many images in all."""
+    pictures = record.pictures
+    if pictures is None:
+        return None
+    there = sum(column.perturbed.answer == "target" for column in pictures.columns)
+    said = f"Of the {len(pictures.columns)} shown {there} go to the target once perturbed"
+    rates = (
+        run.asr
+        for run in record.runs_of(role="defended", condition="trigger")
+        if (run.eps, run.norm) == (pictures.eps, pictures.norm)
+    )
+    rate = next(rates, None)
+    if rate is None:
+        return f"{said}."
+    return f"{said}, of all held-out images {rate.successes:,} of {rate.total:,} ({share(rate)})."
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -16,6 +17,12 @@ from bdaudit.report.wording import number, points, share, share_with_interval
 from bdaudit.version import __version__
 
 __all__ = ["render_page"]
+
+_STACKED = re.compile(r'<table class="stack">.*?</table>', re.DOTALL)
+_HEADING = re.compile(r"<th [^>]*>(.*?)</th>", re.DOTALL)
+_ROW = re.compile(r"<tr[ >].*?</tr>", re.DOTALL)
+_CELL = re.compile(r"<td(?=[ >])")
+_TAG = re.compile(r"<[^>]*>")
 
 
 def render_page(template: str, **context: Any) -> str:
@@ -36,12 +43,29 @@ def render_page(template: str, **context: Any) -> str:
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
         "form-action 'none'"
     )
-    return _environment().get_template(template).render(
+    page = _environment().get_template(template).render(
         **context,
         style=Markup(style),  # noqa: S704 - our own file
         content_security_policy=Markup(policy),  # noqa: S704 - our own words and a digest
         version=__version__,
     )  # fmt: skip
+    return _STACKED.sub(_label_cells, page)
+
+
+def _label_cells(found: re.Match[str]) -> str:
+    """Give each cell of a table the heading of its column, for pages too narrow for columns.
+
+    Cells are our own markup: in what a record says every angle bracket is escaped.
+    """
+    table = found[0]
+    head, start, body = table.partition("</thead>")
+    headings = [_TAG.sub("", text).strip() for text in _HEADING.findall(head)]
+
+    def label(row: re.Match[str]) -> str:
+        names = iter(headings[1:])  # the first heads the names of the rows
+        return _CELL.sub(lambda cell: f'{cell[0]} data-label="{next(names, "")}"', row[0])
+
+    return head + start + _ROW.sub(label, body)
 
 
 @cache
@@ -60,8 +84,18 @@ def _environment() -> jinja2.Environment:
         "interval": share_with_interval,
         "points": points,
         "number": number,
+        "code": _with_code,
     }
     return environment
+
+
+def _with_code(text: str) -> Markup:
+    """Set what stands between back quotes as code; everything is escaped."""
+    parts = visible(text).split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part
+        for place, part in enumerate(parts)
+    )
 
 
 def _finalize(value: Any) -> Any:
