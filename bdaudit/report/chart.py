@@ -39,8 +39,9 @@ def draw_chart(
     width: int,
     height: int = 11,
     ascii_only: bool = False,
+    positions: Sequence[float] | None = None,
 ) -> Text:
-    """Draw shares from 0 to 100 % over evenly spaced steps.
+    """Draw shares from 0 to 100 % over the steps of a ladder.
 
     Args:
         ticks: Name of each step, left to right; at least one.
@@ -49,6 +50,8 @@ def draw_chart(
         width: Columns to use, axis included.
         height: Rows of the plot; odd numbers put 50 % on a row.
         ascii_only: Draw the frame in ASCII, for terminals without box characters.
+        positions: Where each step lies on the axis, rising, in any unit: the axis is then to
+            scale. `None` spaces them evenly.
 
     Returns:
         The chart with its axis and legend, each line no longer than `width`.
@@ -56,7 +59,7 @@ def draw_chart(
     left = 6
     columns = max(width - left - 2, 2 * len(ticks))
     canvas = [[(" ", "")] * columns for _ in range(height)]
-    at = _tick_columns(len(ticks), columns)
+    at = _tick_columns(len(ticks), columns) if positions is None else _scale(positions, columns)
 
     if band is not None:
         lows, highs = _interpolate(band.low, at, columns), _interpolate(band.high, at, columns)
@@ -103,6 +106,15 @@ def _tick_columns(n_ticks: int, columns: int) -> list[int]:
     return [margin + round(k * span / (n_ticks - 1)) for k in range(n_ticks)]
 
 
+def _scale(positions: Sequence[float], columns: int) -> list[int]:
+    """Put steps where they lie between the first and the last of them."""
+    first, last, margin = positions[0], positions[-1], 2
+    if last <= first:
+        return [columns // 2] * len(positions)
+    span = columns - 1 - 2 * margin
+    return [margin + round((at - first) / (last - first) * span) for at in positions]
+
+
 def _row(share: float, height: int) -> int:
     return round((1.0 - min(max(share, 0.0), 1.0)) * (height - 1))
 
@@ -126,10 +138,16 @@ def _interpolate(
 
 
 def _tick_line(ticks: Sequence[str], at: Sequence[int], offset: int, width: int) -> str:
+    """Write the steps below the axis; where two would touch, the first and the last stay."""
     line = [" "] * width
-    for column, tick in zip(at, ticks, strict=True):
-        start = min(max(offset + column - len(tick) // 2, 0), width - len(tick))
-        line[start : start + len(tick)] = tick
+    ends = {0, len(ticks) - 1}
+    order = sorted(range(len(ticks)), key=lambda k: k not in ends)
+    for k in order:
+        tick = ticks[k]
+        start = min(max(offset + at[k] - len(tick) // 2, 0), width - len(tick))
+        around = line[max(start - 1, 0) : start + len(tick) + 1]
+        if not any(character.strip() for character in around):
+            line[start : start + len(tick)] = tick
     return "".join(line).rstrip()
 
 

@@ -30,22 +30,9 @@ def print_comparison(made: ComparisonRecord, console: Console) -> None:
         if neighbour is not None:
             table.add_row(*_neighbour_cells(neighbour), style="dim")
     console.print(table)
-    drawn = sorted((m for m in made.models if m.bec is not None), key=_middle)
-    if drawn:
-        ascii_only = not console.encoding.lower().startswith("utf")
+    if any(model.bec is not None for model in made.models):
         console.print(Text("ASR against BEC", style="bold"))
-        console.print(
-            draw_chart(
-                [f"{_middle(m):.2f}" for m in drawn],
-                lines=[
-                    Line("trigger alone", "o" if ascii_only else "○", "blue", _plain(drawn)),
-                    Line("re-activated", "*" if ascii_only else "●", "bold red", _woken(drawn)),
-                ],
-                width=min(console.width, 78),
-                height=9,
-                ascii_only=ascii_only,
-            )
-        )
+        console.print(_chart(made, console))
     for warning in made.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning))
 
@@ -97,14 +84,36 @@ def _range(low: float | None, high: float | None) -> str:
     return f"{100 * low:.1f}-{100 * high:.1f}%"
 
 
-def _middle(model: ComparedModel) -> float:
-    assert model.bec is not None
-    return model.bec.middle
+def _chart(made: ComparisonRecord, console: Console) -> Text:
+    """Draw a pair of points a model where its BEC puts it, between innocents and the original."""
+    ascii_only = not console.encoding.lower().startswith("utf")
+    points: list[tuple[float, str, float | None, float | None]] = [
+        (m.bec.middle, "defended", m.asr.value, m.reactivated.value)
+        for m in made.models
+        if m.bec is not None
+    ]
+    for neighbour in (made.innocent, made.original):
+        if neighbour is not None:
+            woken = neighbour.reactivated_high
+            points.append((neighbour.bec, neighbour.name, neighbour.asr_high, woken))
+    points.sort(key=lambda point: point[0])
 
+    def values(who: str, place: int) -> list[float | None]:
+        return [point[place] if point[1] == who else None for point in points]  # type: ignore[misc]
 
-def _plain(models: list[ComparedModel]) -> list[float | None]:
-    return [m.asr.value for m in models]
-
-
-def _woken(models: list[ComparedModel]) -> list[float | None]:
-    return [m.reactivated.value for m in models]
+    marks = ("o", "*", "x", "A") if ascii_only else ("○", "●", "◇", "□")
+    plain, woken_mark, innocent, original = marks
+    lines = [
+        Line("innocents, re-activated", innocent, "green", values("innocent models", 3)),
+        Line("original, re-activated", original, "magenta", values("original", 3)),
+        Line("defended, trigger alone", plain, "blue", values("defended", 2)),
+        Line("defended, re-activated", woken_mark, "bold red", values("defended", 3)),
+    ]
+    return draw_chart(
+        [f"{point[0]:.2f}" for point in points],
+        lines=[line for line in lines if any(v is not None for v in line.values)],
+        width=min(console.width, 78),
+        height=9,
+        ascii_only=ascii_only,
+        positions=[point[0] for point in points],
+    )

@@ -316,6 +316,7 @@ def _reactivation_chart(
         band=band,
         width=min(console.width, 78),
         ascii_only=ascii_only,
+        positions=[0.0, *ladder],
     )
     gloss = f"ASR by eps ({norm_name(first.norm)})"
     return Group(_heading("Trigger + one universal perturbation", gloss), chart)
@@ -376,6 +377,7 @@ def _query_parts(
             width=min(console.width, 78),
             height=9,
             ascii_only=_ascii_only(console),
+            positions=[point.n_queries for point in longest.query_curve],
         )
         few = longest.query_curve[0].asr.total
         gloss = f"on {few} held-out images, by image queries"
