@@ -18,7 +18,8 @@ _TOO_WIDE = """() => {
   const boxes = [...document.querySelectorAll('td, th, dt, dd, li, p, h1, h2, h3, .scroll')]
   return boxes.filter(box => {
     const at = box.getBoundingClientRect()
-    return at.width && at.left >= 0 && (at.right > room + 1 || box.scrollWidth > box.clientWidth + 1)
+    const wide = at.right > room + 1 || box.scrollWidth > box.clientWidth + 1
+    return at.width && at.left >= 0 && wide
   }).map(box => box.textContent.trim().slice(0, 40))
 }"""
 
