@@ -136,6 +136,7 @@ def bench(
     from bdaudit.report.benchmark import gist
     from bdaudit.report.benchmark_html import render
     from bdaudit.report.benchmark_terminal import print_benchmark
+    from bdaudit.report.many_csv import benchmark_csv
     from bdaudit.verdict import read_policy
 
     settings = BenchSettings(
@@ -167,6 +168,7 @@ def bench(
     text = to_json(made)
     write_file(out / "benchmark.json", text)
     write_file(out / "benchmark.html", render(made))
+    write_file(out / "benchmark.csv", benchmark_csv(made))
     if made.calibration is not None:
         write_file(out / "policy.toml", policy_text(made.calibration.policy))
     sink.write(text)
@@ -174,7 +176,7 @@ def bench(
         (tell if sink.to_stdout else say)(gist(made))
     elif not sink.to_stdout:
         print_benchmark(made, stdout_console())
-        say(f"wrote {out / 'benchmark.json'} and {out / 'benchmark.html'}")
+        say(f"wrote benchmark.json, benchmark.html and benchmark.csv in {out}")
     if made.misses:
         raise typer.Exit(EXIT_FAILED)
 

@@ -46,8 +46,8 @@ def compare(
         list[str] | None,
         typer.Option(
             "--report",
-            metavar="html=FILE",
-            help="Also write the comparison as a page.",
+            metavar="FORMAT=FILE",
+            help="Also write the comparison as html or csv; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +58,7 @@ def compare(
     if attack.eps is not None and len(attack.eps) != 1:
         raise ConfigError(f"--eps: expected one radius, got {attack.eps}")
     sink = JsonSink(output.json_)
-    page = _page_of(report)
+    files = _files_of(report)
 
     from bdaudit.records import to_json, using_record
     from bdaudit.report.comparison import compare as put_side_by_side
@@ -72,11 +72,16 @@ def compare(
             eps=attack.eps[0] if attack.eps else None,
         )
     sink.write(to_json(made))
-    if page is not None:
+    if "html" in files:
         from bdaudit.report.comparison_html import render
 
-        write_file(page, render(made))
-        tell_written(page)
+        write_file(files["html"], render(made))
+    if "csv" in files:
+        from bdaudit.report.many_csv import comparison_csv
+
+        write_file(files["csv"], comparison_csv(made))
+    for file in files.values():
+        tell_written(file)
     if not sink.to_stdout:
         print_comparison(made, stdout_console())
 
@@ -92,12 +97,15 @@ def _read(path: Path) -> AuditRecord:
     return record
 
 
-def _page_of(reports: list[str] | None) -> Path | None:
-    page = None
+def _files_of(reports: list[str] | None) -> dict[str, Path]:
+    """Read where each format goes, and make sure that it can be written."""
+    files: dict[str, Path] = {}
     for text in reports or ():
         name, separator, file = text.partition("=")
-        if name != "html" or not separator or not file or page is not None:
-            raise ConfigError(f"--report: expected html=FILE, once, got {text!r}")
-        page = Path(file)
-        check_writable(page)
-    return page
+        if name not in ("html", "csv") or not separator or not file or name in files:
+            raise ConfigError(f"--report: expected html=FILE or csv=FILE, once each, got {text!r}")
+        if Path(file) in files.values():
+            raise ConfigError(f"--report: {file} is given for two formats")
+        files[name] = Path(file)
+        check_writable(files[name])
+    return files

@@ -22,7 +22,7 @@ from bdaudit.cli.bundles import (
     taking_tables,
 )
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
-from bdaudit.cli.output import JsonSink, running_many, show_plan
+from bdaudit.cli.output import JsonSink, running_many, show_plan, tell_written, write_file
 from bdaudit.cli.project import Config, TrustConfig, table_of, use_project
 from bdaudit.cli.streams import say, stdout_console
 from bdaudit.errors import ConfigError
@@ -115,6 +115,8 @@ def defend(
     from bdaudit.project import ProjectFile
     from bdaudit.records import to_json
     from bdaudit.report.defenses import print_defenses
+    from bdaudit.report.many_csv import defenses_csv
+    from bdaudit.report.many_html import defenses_html
 
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_, quiet=quiet)
@@ -150,6 +152,11 @@ def defend(
         return
     with running_many(out, quiet, results=results) as listener:
         record = finish(steps, listener)
+    pages = {"defend.html": defenses_html(record), "defend.csv": defenses_csv(record)}
+    for name, page in pages.items():
+        write_file(out / name, page)
+        if not quiet:
+            tell_written(out / name)
     sink.write(to_json(record))
     if not sink.to_stdout:
         if quiet:

@@ -77,6 +77,8 @@ def sweep(
     from bdaudit.cases import assembly
     from bdaudit.foundation.progress import finish
     from bdaudit.records import to_json
+    from bdaudit.report.many_csv import sweep_csv
+    from bdaudit.report.many_html import sweep_html
     from bdaudit.report.sweep_terminal import print_sweep
 
     with telling_old_names():
@@ -95,9 +97,11 @@ def sweep(
             listener,
         )
     text = to_json(made)
-    write_file(out / "sweep.json", text)
-    if not quiet:
-        tell_written(out / "sweep.json")
+    pages = {"sweep.json": text, "sweep.html": sweep_html(made), "sweep.csv": sweep_csv(made)}
+    for name, page in pages.items():
+        write_file(out / name, page)
+        if not quiet:
+            tell_written(out / name)
     sink.write(text)
     if debug:
         for audit in made.audits:

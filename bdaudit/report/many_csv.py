@@ -1,0 +1,84 @@
+"""Many models as CSV, one a row: a comparison, a sweep, a benchmark, the defences that were tried.
+
+Shares are fractions; what was not measured is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from bdaudit.records import Rate
+from bdaudit.records.benchmark import BenchmarkRecord
+from bdaudit.records.comparison import ComparisonRecord
+from bdaudit.records.defenses import DefenseRecord
+from bdaudit.records.sweeps import SweepRecord
+from bdaudit.report.untrusted import csv_cell, shown
+
+__all__ = ["benchmark_csv", "comparison_csv", "defenses_csv", "sweep_csv"]
+
+
+def comparison_csv(made: ComparisonRecord) -> str:
+    """Write the models that were compared, the best first."""
+    made = shown(made)
+    head = ("model", "record", "verdict", "release", "mode", "norm", "eps", "clean_acc")
+    figures = ("clean_acc_loss", "asr", "reactivated_asr", "delta_only", "lift", "lift_low")
+    return _write(
+        (*head, *figures, "lift_high", "bec_low", "bec", "bec_high"),
+        (
+            (
+                *(m.name, m.record, m.outcome, m.release, made.mode, made.norm, made.eps),
+                *(m.clean_acc, m.clean_acc_loss, m.asr, m.reactivated, m.delta_only),
+                *((None,) * 3 if m.lift is None else (m.lift.value, m.lift.low, m.lift.high)),
+                *((None,) * 3 if m.bec is None else (m.bec.low, m.bec.middle, m.bec.high)),
+            )
+            for m in made.models
+        ),
+    )
+
+
+def sweep_csv(made: SweepRecord) -> str:
+    """Write the audits of a sweep in the order they were asked for."""
+    made = shown(made)
+    names = (
+        *("key", "status", "record", "outcome", "release", "clean_acc", "asr", "mode", "eps"),
+        *("reactivated_asr", "lift", "bec", "elapsed_s", "why"),
+    )
+    return _write(names, ([getattr(audit, name) for name in names] for audit in made.audits))
+
+
+def defenses_csv(record: DefenseRecord) -> str:
+    """Write the defences that were tried, the best first."""
+    record = shown(record)
+    names = (
+        *("method", "title", "status", "outcome", "release", "clean_acc", "asr", "defense_s"),
+        *("audit_s", "kept", "model", "model_sha256", "record", "why"),
+    )
+    return _write(names, ([getattr(row, name) for name in names] for row in record.tried))
+
+
+def benchmark_csv(record: BenchmarkRecord) -> str:
+    """Write every audit of a benchmark beside what the model is known to be."""
+    record = shown(record)
+    names = (
+        *("member", "variant", "original", "attack", "defense", "truth", "outcome", "clean_acc"),
+        *("original_asr", "asr", "bec", "why"),
+    )
+    return _write(names, ([getattr(case, name) for name in names] for case in record.cases))
+
+
+def _write(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return stream.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, Rate):
+        return f"{value.value:.6g}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return csv_cell(value) if isinstance(value, str) else value
