@@ -104,5 +104,8 @@ def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> list[
 def _changed(made: GateRecord) -> str:
     """List the limits that are not the default ones."""
     policy = made.verdict.policy
-    changed = [f"{key} {policy[key]}" for key in made.verdict.policy_changed or ()]
+    changed = [
+        f"{key} {len(policy[key]) if key == 'waivers' else policy[key]}"
+        for key in made.verdict.policy_changed or ()
+    ]
     return f"; not the default: {', '.join(changed)}" if changed else ", all the default ones"

@@ -14,6 +14,7 @@ from bdaudit.records import AuditRecord
 from bdaudit.report.checks import Check, list_checks
 from bdaudit.report.release import about_policy
 from bdaudit.report.wording import AnyRecord, defended_file
+from bdaudit.verdict.waivers import WAIVED
 
 __all__ = ["render"]
 
@@ -60,6 +61,7 @@ def _properties(record: AuditRecord) -> list[tuple[str, str]]:
         properties += [("verdict", verdict.outcome), ("why", verdict.why)]
         properties += [("release", verdict.release or ""), ("policy", about_policy(verdict))]
         properties += [(f"advice {k}", line) for k, line in enumerate(verdict.advice, start=1)]
+        properties += [("waiver", w) for w in verdict.warnings if w.startswith(WAIVED)]
     properties += [(f"sha256 {m.name}", m.weights_sha256 or "unknown") for m in record.models]
     return [*properties, ("sha256 trigger", record.trigger.sha256)]
 

@@ -37,6 +37,7 @@ from bdaudit.report.wording import (
     find_decisive,
     not_proved,
 )
+from bdaudit.verdict.waivers import WAIVED
 
 __all__ = ["render"]
 
@@ -244,6 +245,9 @@ def _results(record: AuditRecord, verdict: Verdict, file: str) -> Iterator[dict[
         yield _result(verdict.outcome, level, text, record, file, _figures(record))
     for reason in verdict.release_reasons:
         yield _result("policy", "error", f"Not to be released: {reason}.", record, file, {})
+    for warning in verdict.warnings:
+        if warning.startswith(WAIVED):
+            yield _result("policy", "warning", f"{warning}.", record, file, {})
 
 
 def _figures(record: AuditRecord) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bdaudit.errors import PolicyError, reads, unknown_key
 from bdaudit.foundation.texts import read_toml
+from bdaudit.verdict.waivers import Waiver
 
 __all__ = ["Policy", "digest_limits", "parse_policy", "read_policy"]
 
@@ -59,6 +60,8 @@ class Policy(BaseModel):
         unaudited_weights: What a file means that also holds other weights than those audited:
             `fail` forbids the release, `allow` lets it pass with a warning.
         allowed_sha256: The files that may be released, by digest; `None` does not ask.
+        waivers: Files that are accepted until a day although they would not pass. They change what
+            becomes of a release, and never a verdict.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +85,7 @@ class Policy(BaseModel):
     inconclusive: Literal["fail", "warn"] = "fail"
     unaudited_weights: Literal["fail", "allow"] = "fail"
     allowed_sha256: tuple[Sha256, ...] | None = None
+    waivers: tuple[Waiver, ...] = ()
 
     @model_validator(mode="after")
     def _does_not_contradict_itself(self) -> Policy:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 
 from bdaudit.foundation.statistics import PairedDifference, paired_difference
 from bdaudit.records import AuditRecord, FileDigest, Outcome, Release
 from bdaudit.verdict.policy import Policy
+from bdaudit.verdict.waivers import WAIVED, find_waiver
 
 __all__ = ["Decision", "decide_release", "match_files"]
 
@@ -28,7 +30,12 @@ class Decision:
 
 
 def decide_release(
-    record: AuditRecord, outcome: Outcome, policy: Policy, *, against: Sequence[str] = ()
+    record: AuditRecord,
+    outcome: Outcome,
+    policy: Policy,
+    *,
+    against: Sequence[str] = (),
+    today: date | None = None,
 ) -> Decision:
     """Return whether a candidate of this outcome may be released.
 
@@ -36,8 +43,31 @@ def decide_release(
         record: The audit.
         outcome: Its verdict by `policy`.
         policy: The limits.
-        against: Further reasons that forbid it, such as files that were not audited.
+        against: Further reasons that forbid it, such as files that were not audited; no waiver
+            accepts those.
+        today: On which waivers must hold; `None` takes the day it is, in UTC.
     """
+    decision = _by_the_rules(record, outcome, policy, against)
+    if decision.release == "pass" or not policy.waivers:
+        return decision
+    today = today or datetime.now(UTC).date()
+    waiving = find_waiver(policy.waivers, record.files_of("defended"), today=today)
+    if waiving.accepted and not against and not list(_not_allowed(record, policy)):
+        what = decision.reasons or (f"the verdict is {outcome}",)
+        accepted = [
+            f"{WAIVED} {waiver.text}; without it this would not pass: {'; '.join(what)}"
+            for waiver in waiving.accepted
+        ]
+        return Decision("pass", (), (*accepted, *decision.warnings))
+    if waiving.ended:
+        ended = [f"the waiver has ended: {waiver.text}" for waiver in waiving.ended]
+        return Decision("fail", (*decision.reasons, *ended), decision.warnings)
+    return decision
+
+
+def _by_the_rules(
+    record: AuditRecord, outcome: Outcome, policy: Policy, against: Sequence[str]
+) -> Decision:
     reasons = [*against, *_not_allowed(record, policy)]
     warnings = [*_bec_warnings(record, policy), *_relearning_warnings(record, outcome)]
     beside = _unaudited(record)
