@@ -8,7 +8,10 @@ from pydantic import Field
 
 from bdaudit.records.base import Mode, Outcome, Record, Release
 
-__all__ = ["Comparison", "Verdict"]
+__all__ = ["WAIVED", "Comparison", "Verdict"]
+
+WAIVED = "accepted by waiver"
+"""How the warning begins that every report shows of a release that passes by a waiver."""
 
 
 class Comparison(Record):

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 from bdaudit.errors import RecordError
 from bdaudit.plain_text import visible
 from bdaudit.records import AuditRecord
+from bdaudit.records.verdict import WAIVED
 from bdaudit.report.checks import Check, list_checks
 from bdaudit.report.release import about_policy
 from bdaudit.report.wording import AnyRecord, defended_file
-from bdaudit.verdict.waivers import WAIVED
 
 __all__ = ["render"]
 

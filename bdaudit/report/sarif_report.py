@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 from bdaudit.errors import RecordError
 from bdaudit.foundation.modes import MODES
 from bdaudit.records import AuditRecord, Diagnostic, Verdict
+from bdaudit.records.verdict import WAIVED
 from bdaudit.report.release import about_policy
 from bdaudit.report.taxonomies import (
     ENTRIES,
@@ -37,7 +38,6 @@ from bdaudit.report.wording import (
     find_decisive,
     not_proved,
 )
-from bdaudit.verdict.waivers import WAIVED
 
 __all__ = ["render"]
 

@@ -8,8 +8,9 @@ from datetime import UTC, date, datetime
 
 from bdaudit.foundation.statistics import PairedDifference, paired_difference
 from bdaudit.records import AuditRecord, FileDigest, Outcome, Release
+from bdaudit.records.verdict import WAIVED
 from bdaudit.verdict.policy import Policy
-from bdaudit.verdict.waivers import WAIVED, find_waiver
+from bdaudit.verdict.waivers import find_waiver
 
 __all__ = ["Decision", "decide_release", "match_files"]
 

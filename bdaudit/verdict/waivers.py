@@ -11,10 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bdaudit.records import FileDigest
 
-__all__ = ["WAIVED", "Waiver", "Waiving", "find_waiver"]
-
-WAIVED = "accepted by waiver"
-"""How the warning begins that every report shows."""
+__all__ = ["Waiver", "Waiving", "find_waiver"]
 
 
 class Waiver(BaseModel):

@@ -9,10 +9,11 @@ import pytest
 
 from bdaudit.errors import PolicyError
 from bdaudit.records import AuditRecord
+from bdaudit.records.verdict import WAIVED
 from bdaudit.report.formats import render_report
 from bdaudit.verdict import Policy, judge, read_policy
 from bdaudit.verdict.release import decide_release
-from bdaudit.verdict.waivers import WAIVED, Waiver
+from bdaudit.verdict.waivers import Waiver
 from tests.verdict.test_release import INCONCLUSIVE, LOUD, QUIET, A, B, file, record
 
 DAY = date(2031, 3, 1)
