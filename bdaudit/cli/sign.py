@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 
 @reporting_errors
 def sign(
-    record: Annotated[Path, typer.Argument(help="A record that --json wrote.", show_default=False)],
+    record: Annotated[
+        Path,
+        typer.Argument(help="What --json or --report intoto wrote.", show_default=False),
+    ],
     key: Annotated[
         Path,
         typer.Option(help="Private elliptic-curve key (PEM).", show_default=False),
@@ -45,7 +48,7 @@ def sign(
     signature: Signature = None,
     debug: options.Debug = False,
 ) -> None:
-    """Sign a record with a key, for `bdaudit gate --key` and `bdaudit verify --key`."""
+    """Sign a record or an attestation with a key, for `bdaudit gate --key` and `bdaudit verify --key`."""
     from bdaudit.records.signing import sign_record, signature_of
 
     target = signature_of(record) if signature is None else signature

@@ -24,7 +24,7 @@ from bdaudit.records.documents import (
 )
 from bdaudit.records.header import SCHEMA_VERSION
 
-__all__ = ["read_record", "to_json", "using_record"]
+__all__ = ["parse_record", "read_record", "sealed", "to_json", "using_record"]
 
 _DIGEST_KEY = "content_sha256"
 _KINDS: dict[str, type[AnyDocument]] = {
@@ -42,14 +42,19 @@ def content_digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def to_json(record: Record) -> str:
-    """Write `record` as indented JSON, always the same text for the same record.
+def sealed(record: Record) -> dict[str, Any]:
+    """Return `record` as JSON holds it; the last key is a digest over all others.
 
-    The last key is a digest over all others, by which an edit is found.
+    An edit is found by it.
     """
-    document = record.model_dump(mode="json")
+    document: dict[str, Any] = record.model_dump(mode="json")
     document[_DIGEST_KEY] = content_digest(document)
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return document
+
+
+def to_json(record: Record) -> str:
+    """Write `record` as indented JSON, always the same text for the same record."""
+    return json.dumps(sealed(record), indent=2, allow_nan=False) + "\n"
 
 
 @contextmanager
@@ -83,6 +88,19 @@ def read_record(path: Path) -> AnyDocument:
             was edited since it was written.
     """
     document = read_json(path, what="the JSON that --json writes", error=RecordError)
+    return parse_record(document, str(path))
+
+
+def parse_record(document: object, path: str) -> AnyDocument:
+    """Check what the JSON of a record holds, its digest included.
+
+    Args:
+        document: As it was parsed.
+        path: Named in errors.
+
+    Raises:
+        RecordError: As for `read_record`.
+    """
     if not isinstance(document, dict) or "kind" not in document:
         raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
     version = document.get("schema_version")
@@ -93,6 +111,7 @@ def read_record(path: Path) -> AnyDocument:
         )
     if not isinstance(document["kind"], str) or document["kind"] not in _KINDS:
         raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
+    document = dict(document)
     stated = document.pop(_DIGEST_KEY, None)
     if stated is None:
         raise RecordError(f"{path}: has no digest of its own content: edited, or cut short")

@@ -1,13 +1,17 @@
-"""Signatures over records, made and checked by OpenSSF's model-signing with a key pair.
+"""Signatures over records and attestations, made and checked with a key pair.
 
 The digest in a record finds an edit; anyone can compute it anew. A signature cannot be made without
-the private key. It is a sigstore bundle in a file beside the record, which model-signing's own
-command can check as well.
+the private key. Of a record it is a sigstore bundle in a file beside it, made and checked by OpenSSF's
+model-signing, whose own command can check it as well. Of an attestation it is a sigstore bundle of
+the same kind around each statement, by the same keys.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -17,8 +21,11 @@ from bdaudit.errors import ConfigError, InputError, RecordError, reads
 from bdaudit.foundation.opening import RECORD_BYTES, SETTINGS_BYTES, check_file, is_file
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.records import read_record
+from bdaudit.records.attestations import PAYLOAD, Attestation, is_attestation, read_attestation
 
 __all__ = ["check_signature", "sign_record", "signature_of"]
+
+_BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
 def signature_of(record: Path) -> Path:
@@ -36,7 +43,8 @@ def sign_record(
     """Sign a record that is whole.
 
     Args:
-        record: What `--json` wrote.
+        record: What `--json` wrote, or `--report intoto`: then every statement is signed, and what
+            is written holds the statements as well.
         private_key: Elliptic-curve key in PEM form.
         password_env: Environment variable with the key's password.
         signature: Where the signature is written; `<record>.sig` by default.
@@ -49,7 +57,14 @@ def sign_record(
         InputError: The key cannot be used, or the signature cannot be written.
         ConfigError: The password's variable is not set, or model-signing is not installed.
     """
-    read_record(record)
+    statements = None
+    if is_attestation(record):
+        found = read_attestation(record)
+        if found.bundles:
+            raise RecordError(f"{record}: is signed already; sign what --report intoto wrote")
+        statements = found.statements
+    else:
+        read_record(record)
     target = signature_of(record) if signature is None else signature
     password = None
     if password_env is not None:
@@ -69,6 +84,11 @@ def sign_record(
             f"where it has one: {type(error).__name__}"
         ) from error
     try:
+        if statements is not None:
+            secret = None if password is None else password.encode()
+            lines = [_bundle(statement, private_key, secret) for statement in statements]
+            write_atomically(target, "".join(f"{json.dumps(x)}\n" for x in lines).encode())
+            return target
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "signature"
             config.sign(record, made)
@@ -98,9 +118,21 @@ def check_signature(record: Path, *, public_key: Path, signature: Path | None = 
     beside = signature_of(record) if signature is None else signature
     check_file(public_key, limit=SETTINGS_BYTES, what="a public key")
     check_file(record, limit=RECORD_BYTES, what="a record", error=RecordError)
+    attestation = read_attestation(record) if is_attestation(record) else None
+    if attestation is not None and attestation.bundles:
+        if signature is not None:
+            raise RecordError(f"{record}: carries its own signatures; leave --signature out")
+        _check_bundles(attestation, record, public_key)
+        return record
     if not is_file(beside):
         raise RecordError(f"{record}: is not signed: there is no {beside}")
     check_file(beside, limit=RECORD_BYTES, what="a signature", error=RecordError)
+    if attestation is not None:
+        signed = read_attestation(beside)
+        if signed.statements != attestation.statements:
+            raise RecordError(f"{record}: {beside} signs other statements than these")
+        _check_bundles(signed, beside, public_key)
+        return beside
     verifying = _import("model_signing.verifying")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
@@ -118,6 +150,93 @@ def check_signature(record: Path, *, public_key: Path, signature: Path | None = 
             f"was signed, or signed by another key ({type(error).__name__})"
         ) from error
     return beside
+
+
+def _pae(payload: bytes) -> bytes:
+    """Return what DSSE signs: the payload with its type and both lengths before it."""
+    return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
+
+
+def _bundle(statement: dict[str, Any], private_key: Path, password: bytes | None) -> dict[str, Any]:
+    """Put a signed statement into a sigstore bundle, as model-signing does with its own."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    # model-signing has opened it before: it is an elliptic-curve key of a size it knows.
+    key = serialization.load_pem_private_key(private_key.read_bytes(), password)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    payload = json.dumps(statement, allow_nan=False).encode()
+    hint = _hint(key.public_key())
+    signature = key.sign(_pae(payload), ec.ECDSA(_hash_of(key.public_key())))
+    return {
+        "mediaType": _BUNDLE,
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": PAYLOAD,
+            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": hint}],
+        },
+    }
+
+
+def _check_bundles(attestation: Attestation, path: Path, public_key: Path) -> None:
+    """Check the signature of every statement.
+
+    Raises:
+        RecordError: One has none, more than one, another key's, or was changed.
+        InputError: The key cannot be used.
+        ConfigError: model-signing is not installed.
+    """
+    _import("model_signing.verifying")
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_public_key(public_key.read_bytes())
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise TypeError("no elliptic-curve key")
+        scheme = ec.ECDSA(_hash_of(key))
+    except Exception as error:
+        raise InputError(
+            f"{public_key}: expected a public elliptic-curve key in PEM form: "
+            f"{type(error).__name__}"
+        ) from error
+    if not attestation.bundles:
+        raise RecordError(f"{path}: is not signed")
+    for bundle, payload in zip(attestation.bundles, attestation.payloads, strict=True):
+        try:
+            (signature,) = bundle["dsseEnvelope"]["signatures"]
+            key.verify(base64.b64decode(signature["sig"], validate=True), _pae(payload), scheme)
+        except (InvalidSignature, KeyError, TypeError, ValueError) as error:
+            raise RecordError(
+                f"{path}: a statement in it has no valid signature by {public_key}: it was changed "
+                f"since it was signed, or signed by another key ({type(error).__name__})"
+            ) from error
+
+
+def _hash_of(key: Any) -> Any:
+    """Return the hash that sigstore pairs with a curve.
+
+    Raises:
+        ValueError: The curve is none of its three.
+    """
+    from cryptography.hazmat.primitives import hashes
+
+    known = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
+    if key.curve.name not in known:
+        raise ValueError(f"unsupported curve {key.curve.name}")
+    return known[key.curve.name]()
+
+
+def _hint(key: Any) -> str:
+    """Name a public key by its digest, as model-signing does."""
+    from cryptography.hazmat.primitives import serialization
+
+    pem: bytes = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(pem).hexdigest()
 
 
 def _import(name: str) -> Any:

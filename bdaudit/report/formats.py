@@ -18,12 +18,16 @@ FORMATS = {
     "md": "bdaudit.report.markdown_report",
     "csv": "bdaudit.report.csv_report",
     "env": "bdaudit.report.env_report",
+    "intoto": "bdaudit.report.intoto_report",
     "json": "bdaudit.report.json_report",
 }
 """Where `render` of each format lives. Imported when asked for: some bring large libraries."""
 
-_OF_VERDICTS = ("sarif", "junit", "env")
+_OF_VERDICTS = ("sarif", "junit", "env", "intoto")
 """Formats that have nothing to say without a verdict."""
+
+_AS_IT_WAS = ("json", "intoto")
+"""Formats that hold the record itself, which must be read again as it was."""
 
 
 def find_format(name: str) -> str:
@@ -68,6 +72,5 @@ def render_report(name: str, record: AnyDocument) -> str:
         raise RecordError(
             f"a {name} report is not made of a search for a trigger alone; of an audit it is"
         )
-    # The record itself is not a report: it must be read again as it was.
-    text: str = module.render(record if name == "json" else shown(record))
+    text: str = module.render(record if name in _AS_IT_WAS else shown(record))
     return text

@@ -11,7 +11,8 @@ from pathlib import Path
 from bdaudit.errors import InputError, RecordError
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import is_folder
-from bdaudit.records import AuditRecord, FileDigest, read_record, using_record
+from bdaudit.records import AuditRecord, FileDigest, using_record
+from bdaudit.records.attestations import read_attested
 from bdaudit.records.gate import GateRecord
 from bdaudit.verdict.judge import judge
 from bdaudit.verdict.policy import Policy, parse_policy, read_policy
@@ -31,7 +32,7 @@ def gate(
     """Judge a record again and decide on a release.
 
     Args:
-        record: What `bdaudit audit --json` wrote.
+        record: What `bdaudit audit --json` wrote, or an attestation of it.
         policy: The limits, or a policy file; `None` takes those the record was judged by.
         files: What is to be released. Each must be a file of the candidate that was audited, and
             all of that candidate's files must be there. Without any, only the verdict is judged,
@@ -42,7 +43,7 @@ def gate(
         PolicyError: The policy cannot be read or contradicts itself.
         InputError: A file is not there.
     """
-    document = read_record(record)
+    document = read_attested(record)
     if not isinstance(document, AuditRecord):
         raise RecordError(
             f"{record}: expected the record of an audit, got one of kind {document.kind!r}"
