@@ -30,9 +30,7 @@ def register(app: typer.Typer) -> None:
 def gate(
     record: Annotated[
         Path,
-        typer.Argument(
-            help="Record of an audit (--json), or its attestation.", show_default=False
-        ),
+        typer.Argument(help="Record of an audit (--json), or its attestation.", show_default=False),
     ],
     files: Annotated[
         list[Path] | None,

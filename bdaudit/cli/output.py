@@ -123,10 +123,11 @@ class ReportSinks:
         of: Kind of the record that is reported.
         json: Where `--json` goes, which takes stdout as well; whether it tells of files holds
             for reports too.
+        merge: A file that the one report which can be merged is put into; it is only read.
 
     Raises:
-        ConfigError: An unknown format, one that shows no such record, no file, or one file for
-            two reports.
+        ConfigError: An unknown format, one that shows no such record, no file, one file for two
+            reports, or something to merge into without one report that can be.
         InputError: A file cannot be written.
     """
 
@@ -136,8 +137,9 @@ class ReportSinks:
         *,
         of: str = "audit",
         json: JsonSink | None = None,
+        merge: Path | None = None,
     ) -> None:
-        from bdaudit.report.formats import demand_format_for
+        from bdaudit.report.formats import MERGED, demand_format_for
 
         self._sinks: list[tuple[str, str]] = []
         self._quiet = json is None or json.quiet
@@ -158,6 +160,13 @@ class ReportSinks:
             if file != "-":
                 check_writable(Path(file))
             self._sinks.append((name, file))
+        self._merge = merge
+        mergeable = [name for name, _ in self._sinks if name in MERGED]
+        if merge is not None and len(mergeable) != 1:
+            raise ConfigError(
+                f"--merge {merge}: expected exactly one --report that can be merged "
+                f"({', '.join(MERGED)}), got {len(mergeable)}"
+            )
 
     @property
     def files(self) -> list[str]:
@@ -181,16 +190,16 @@ class ReportSinks:
         Raises:
             OutputError: One or more could not be written; the others are.
         """
-        from bdaudit.report.formats import render_report
-
         lost: list[OutputError] = []
         for name, file in self._sinks:
             path = Path(file)
             if variant:
                 path = path.with_name(f"{path.stem}-{variant}{path.suffix}")
             try:
-                text = render_report(name, record)
+                text = _text_of(name, record, path, self._merge)
             except Exception as error:  # a report that cannot be drawn must not cost the verdict
+                if _merges(name, path, self._merge) and isinstance(error, InputError):
+                    raise  # a file of the user's cannot be used; the record is there all the same
                 gist = str(error).strip().splitlines() or [type(error).__name__]
                 tell(f"bdaudit: no {name} report in {path}: {gist[0]}")
                 lost.append(OutputError(f"{path}: {gist[0]}"))
@@ -211,6 +220,25 @@ class ReportSinks:
             raise closed[0]
         if lost:
             raise OutputError(f"{len(lost)} of {len(self._sinks)} reports, named above")
+
+
+def _merges(name: str, path: Path, merge: Path | None) -> bool:
+    """Return whether a report is put into a file that is there."""
+    from bdaudit.report.formats import MERGED
+
+    return name in MERGED and (merge is not None or (name == "model-card" and path.is_file()))
+
+
+def _text_of(name: str, record: AnyDocument, path: Path, merge: Path | None) -> str:
+    """Return a report, put into what it is merged with.
+
+    A model card is a person's file with a section of ours in it, so one that is there is kept.
+    """
+    from bdaudit.report.formats import merge_report, render_report
+
+    if not _merges(name, path, merge):
+        return render_report(name, record)
+    return merge_report(name, record, path if merge is None else merge)
 
 
 def write_file(path: Path, text: str) -> None:

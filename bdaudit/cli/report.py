@@ -27,6 +27,13 @@ def report(
     *,
     record: Annotated[Path, typer.Argument(help="A record that --json wrote.", show_default=False)],
     output: Annotated[Output, Without("pictures")],
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to put the cyclonedx, openvex or model-card report into; only read.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -35,7 +42,7 @@ def report(
 
     sink = JsonSink(output.json_, quiet=quiet)
     document = read_record(record)
-    report_sinks = ReportSinks(output.report, of=document.kind, json=sink)
+    report_sinks = ReportSinks(output.report, of=document.kind, json=sink, merge=merge)
     with using_record(record):
         show_record(document, sink=sink, quiet=quiet, reports=report_sinks)
     if isinstance(document, AuditRecord) and document.verdict is not None:

@@ -48,7 +48,7 @@ def sign(
     signature: Signature = None,
     debug: options.Debug = False,
 ) -> None:
-    """Sign a record or an attestation with a key, for `bdaudit gate --key` and `bdaudit verify --key`."""
+    """Sign a record or attestation with a key, for the `--key` of `bdaudit gate` and `verify`."""
     from bdaudit.records.signing import sign_record, signature_of
 
     target = signature_of(record) if signature is None else signature

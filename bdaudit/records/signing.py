@@ -1,9 +1,9 @@
 """Signatures over records and attestations, made and checked with a key pair.
 
 The digest in a record finds an edit; anyone can compute it anew. A signature cannot be made without
-the private key. Of a record it is a sigstore bundle in a file beside it, made and checked by OpenSSF's
-model-signing, whose own command can check it as well. Of an attestation it is a sigstore bundle of
-the same kind around each statement, by the same keys.
+the private key. Of a record it is a sigstore bundle in a file beside it, made and checked by
+OpenSSF's model-signing, whose own command can check it as well. Of an attestation it is such a
+bundle around each statement, by the same keys.
 """
 
 from __future__ import annotations

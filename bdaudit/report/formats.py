@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from pathlib import Path
+from typing import Any
 
 from bdaudit.errors import ConfigError, RecordError
+from bdaudit.foundation.opening import RECORD_BYTES
+from bdaudit.foundation.texts import parse_json, read_text
 from bdaudit.records import AnyDocument, InversionRecord
 from bdaudit.report.untrusted import shown
 
-__all__ = ["FORMATS", "demand_format_for", "find_format", "render_report"]
+__all__ = ["FORMATS", "MERGED", "demand_format_for", "find_format", "merge_report", "render_report"]
 
 FORMATS = {
     "html": "bdaudit.report.html_report",
@@ -19,15 +23,21 @@ FORMATS = {
     "csv": "bdaudit.report.csv_report",
     "env": "bdaudit.report.env_report",
     "intoto": "bdaudit.report.intoto_report",
+    "cyclonedx": "bdaudit.report.cyclonedx_report",
+    "openvex": "bdaudit.report.openvex_report",
+    "model-card": "bdaudit.report.model_card_report",
     "json": "bdaudit.report.json_report",
 }
 """Where `render` of each format lives. Imported when asked for: some bring large libraries."""
 
-_OF_VERDICTS = ("sarif", "junit", "env", "intoto")
+_OF_VERDICTS = ("sarif", "junit", "env", "intoto", "cyclonedx", "openvex", "model-card")
 """Formats that have nothing to say without a verdict."""
 
 _AS_IT_WAS = ("json", "intoto")
 """Formats that hold the record itself, which must be read again as it was."""
+
+MERGED = {"cyclonedx": True, "openvex": True, "model-card": False}
+"""Formats that can be put into a file that exists, and whether that file is JSON."""
 
 
 def find_format(name: str) -> str:
@@ -74,3 +84,27 @@ def render_report(name: str, record: AnyDocument) -> str:
         )
     text: str = module.render(record if name in _AS_IT_WAS else shown(record))
     return text
+
+
+def merge_report(name: str, record: AnyDocument, existing: Path) -> str:
+    """Put `record` into a file of the format that exists, and return the whole.
+
+    The file itself is only read.
+
+    Raises:
+        ConfigError: The format is unknown, or cannot be put into a file.
+        RecordError: The format cannot show this kind of record, or the file is no such file.
+    """
+    if find_format(name) not in MERGED:
+        raise ConfigError(f"a {name} report is not merged; known: {', '.join(MERGED)}")
+    if isinstance(record, InversionRecord):
+        return render_report(name, record)
+    what = f"a {name} file"
+    text = read_text(existing, what=what, error=RecordError, limit=RECORD_BYTES)
+    content: Any = text
+    if MERGED[name]:
+        content = parse_json(text, where=str(existing), what=what, error=RecordError)
+    merged: str = importlib.import_module(FORMATS[name]).merge(
+        shown(record), content, str(existing)
+    )
+    return merged

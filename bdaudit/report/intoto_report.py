@@ -62,7 +62,8 @@ def _test_result(record: AuditRecord) -> dict[str, Any]:
     lists: dict[str, list[str]] = {"passedTests": [], "warnedTests": [], "failedTests": []}
     for check in list_checks(record):
         kind = _list_of(check, record, passes)
-        if kind is not None:
+        # Two reasons of a policy are one check that failed.
+        if kind is not None and check.name not in lists[kind]:
             lists[kind].append(check.name)
     warned = bool(lists["warnedTests"] or record.verdict.warnings)
     result = ("WARNED" if warned else "PASSED") if passes else "FAILED"

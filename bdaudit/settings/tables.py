@@ -432,7 +432,8 @@ class Output(Table, panel="Output"):
     )
     report: tuple[str, ...] = option(
         (),
-        help="Also write the result as html, sarif, junit, md, csv, env, json; may be repeated.",
+        help="Also write the result as html, sarif, junit, md, csv, env, intoto, cyclonedx, "
+        "openvex, model-card, json; may be repeated.",
         examples=(["html=report.html"],),
         metavar="FORMAT=FILE",
         marks=(WRITTEN_AS,),

@@ -15,7 +15,12 @@ import numpy as np
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -51,6 +56,10 @@ def template(demo_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (folder / "key.pem").write_bytes(
         key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
     )
+    (folder / "key.pub").write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    (folder / "records").mkdir()
     (folder / "release").mkdir()
     (folder / "release" / "bdaudit.toml").write_text(
         '[inputs]\ndefended = "../defended.safetensors"\noriginal = "../original.safetensors"\n'
@@ -81,6 +90,7 @@ def template(demo_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
                 store=store,
             )
             Path(f"{name}.json").write_text(bdaudit.to_json(record), encoding="utf-8")
+        shutil.copy("result.json", "records")
     return folder
 
 

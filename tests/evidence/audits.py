@@ -37,9 +37,7 @@ def audit(
     defended: dict[float, float] = QUIET, *, policy: Policy | None = None, **changes: Any
 ) -> AuditRecord:
     fields: dict[str, Any] = {"inputs": inputs(), "bec": (bec_record(),), "bec_missing": None}
-    record = audit_record(
-        defended=defended, innocents=[QUIET, QUIET, QUIET], **(fields | changes)
-    )
+    record = audit_record(defended=defended, innocents=[QUIET, QUIET, QUIET], **(fields | changes))
     return record.model_copy(update={"verdict": judge(record, policy or Policy())})
 
 

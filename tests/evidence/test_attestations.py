@@ -388,3 +388,16 @@ def test_spread_over_lines_it_is_still_read(folder: Path) -> None:
     path.write_text(json.dumps(statements(removed())[1], indent=2))
     assert read_attested(path) == read_record(folder / "removed.json")
     assert inputs()[0].path == next(iter(FILES))
+
+
+def test_hostile_names_are_visible_and_the_record_is_as_it_was(folder: Path) -> None:
+    hostile = "a\u202eb\x1b[2J\n.bin"
+    record = removed(inputs=inputs({hostile: b"x"}))
+    text = render_report("intoto", record)
+    assert text.isascii()
+    assert text.count("\n") == 2
+    both = [json.loads(line) for line in text.splitlines()]
+    assert both[0]["subject"][0]["name"] == "a\\u{202e}b\\u{1b}[2J .bin"
+    path = folder / "hostile.jsonl"
+    path.write_text(text)
+    assert read_attested(path) == record

@@ -11,8 +11,15 @@ from typer.testing import CliRunner, Result
 from bdaudit.cli import app
 from bdaudit.cli.output import JsonSink, ReportSinks
 from bdaudit.errors import ConfigError, InputError, OutputError
-from bdaudit.records import AuditRecord, read_record, to_json
+from bdaudit.records import AuditRecord, FileDigest, read_record, to_json
 from bdaudit.report.formats import FORMATS, render_report
+
+
+@pytest.fixture(scope="module")
+def audited(audited: AuditRecord) -> AuditRecord:
+    """The audit as if its model lay in a file, which an attestation is about."""
+    file = FileDigest(role="defended", path="a.safetensors", sha256="0" * 64, size_bytes=1)
+    return audited.model_copy(update={"inputs": (file,)})
 
 
 @pytest.fixture(scope="module")

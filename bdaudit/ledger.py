@@ -1,0 +1,186 @@
+"""Hold a folder of records against what is there today: files, limits, versions, verdicts.
+
+Nothing is measured and no model is opened: files are hashed, and recorded figures are judged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from bdaudit.errors import BdauditError, InputError, RecordError
+from bdaudit.foundation.file_digests import digest_file
+from bdaudit.foundation.opening import is_file, is_folder
+from bdaudit.foundation.sources import is_url
+from bdaudit.foundation.texts import read_json
+from bdaudit.plain_text import on_one_line
+from bdaudit.records import AuditRecord, FileDigest, using_record
+from bdaudit.records.attestations import is_attestation, read_attestation, read_attested
+from bdaudit.records.ledger import LedgerEntry, LedgerFile, LedgerRecord
+from bdaudit.records.signing import check_signature, signature_of
+from bdaudit.records.summary import release_of
+from bdaudit.verdict import Policy, judge, parse_policy, read_policy
+from bdaudit.version import __version__
+
+__all__ = ["read_ledger"]
+
+MOST_RECORDS = 10_000
+_SUFFIXES = (".json", ".jsonl")
+
+
+def read_ledger(
+    folder: Path,
+    *,
+    policy: Path | None = None,
+    base: Path = Path(),
+    key: Path | None = None,
+) -> LedgerRecord:
+    """Look at every record below a folder.
+
+    Args:
+        folder: Holds records of audits and their attestations, at any depth.
+        policy: Today's limits; `None` for the default ones.
+        base: Folder that relative paths in the records refer to.
+        key: Public key that each must be signed by.
+
+    Raises:
+        InputError: The folder is not there, or holds more than `MOST_RECORDS` files to look at.
+        PolicyError: The policy cannot be read.
+    """
+    if not is_folder(folder):
+        raise InputError(f"{folder}: expected a folder of records")
+    limits = Policy() if policy is None else read_policy(policy)
+    source = f"defaults of bdaudit {__version__}" if policy is None else str(policy)
+    entries, skipped = [], 0
+    for path in _candidates(folder):
+        entry = _entry(path, folder, limits, base, key)
+        if entry is None:
+            skipped += 1
+        else:
+            entries.append(entry)
+    entries.sort(key=lambda e: (e.created is not None, str(e.created), e.path))
+    return LedgerRecord(
+        folder=str(folder),
+        policy_source=source,
+        policy_sha256=limits.sha256,
+        version=__version__,
+        entries=tuple(entries),
+        skipped=skipped,
+    )
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """List what may be a record; links out of the folder are not followed."""
+    root = folder.resolve()
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in _SUFFIXES or not is_file(path):
+            continue
+        if not path.resolve().is_relative_to(root):
+            continue
+        found.append(path)
+        if len(found) > MOST_RECORDS:
+            raise InputError(f"{folder}: holds more than {MOST_RECORDS} records; name a part of it")
+    return found
+
+
+def _entry(
+    path: Path, folder: Path, limits: Policy, base: Path, key: Path | None
+) -> LedgerEntry | None:
+    """Look at one file; `None` where it is another kind of JSON."""
+    name = path.relative_to(folder).as_posix()
+    try:
+        if not _claims_to_be_an_audit(path):
+            return None
+        document = read_attested(path)
+        if not isinstance(document, AuditRecord):
+            return None
+        with using_record(path):
+            return _look(document, path, name, limits, base, key)
+    except BdauditError as error:
+        return LedgerEntry(path=name, unreadable=on_one_line(str(error)))
+
+
+def _claims_to_be_an_audit(path: Path) -> bool:
+    """Tell records apart from other JSON that may lie in the folder.
+
+    What cannot be parsed at all counts as a record: a damaged one must not vanish from the list.
+    """
+    if is_attestation(path):
+        return True
+    if path.suffix != ".json":
+        return False
+    document = read_json(path, what="a record", error=RecordError)
+    return isinstance(document, dict) and document.get("kind") == "audit"
+
+
+def _look(
+    document: AuditRecord, path: Path, name: str, limits: Policy, base: Path, key: Path | None
+) -> LedgerEntry:
+    stated = document.verdict
+    if stated is None:
+        raise RecordError(f"{path}: the record holds no verdict")
+    own = parse_policy(stated.policy, str(path))
+    then, now = judge(document, own), judge(document, limits)
+    release = release_of(document)
+    release_today = now.release or release
+    changes = (now.outcome, release_today) != (stated.outcome, release)
+    defended = next(iter(document.models_with("defended")), None)
+    target = document.trigger.target_label
+    return LedgerEntry.model_validate(
+        {
+            "path": name,
+            "sha256": digest_file(path),
+            "created": document.created,
+            "bdaudit": document.environment.bdaudit,
+            "model": "defended" if defended is None else defended.path or defended.name,
+            "backdoor": f"{document.trigger.sha256[:16]}, "
+            + (document.trigger.target_rule if target is None else f"target {target}"),
+            "outcome": stated.outcome,
+            "release": release,
+            "signature": _signature(path, key),
+            "files": tuple(_file(file, base) for file in document.inputs),
+            "versions": tuple(_other_versions(document)),
+            "limits": "same" if own.sha256 == limits.sha256 else "changed",
+            "follows": (then.outcome, then.release or release) == (stated.outcome, release),
+            "today": now.outcome,
+            "release_today": release_today,
+            "changes": changes,
+            "why_today": now.why if changes else None,
+        }
+    )
+
+
+def _signature(path: Path, key: Path | None) -> str:
+    attested = is_attestation(path)
+    signed = bool(attested and read_attestation(path).bundles) or is_file(signature_of(path))
+    if key is None:
+        return "unchecked" if signed else "none"
+    try:
+        check_signature(path, public_key=key)
+    except RecordError:
+        return "invalid"
+    return "valid"
+
+
+def _file(file: FileDigest, base: Path) -> LedgerFile:
+    if is_url(file.path):
+        return LedgerFile(role=file.role, path=file.path, state="elsewhere")
+    try:
+        found = digest_file(base / file.path)
+    except InputError:
+        return LedgerFile(role=file.role, path=file.path, state="missing")
+    state = "there" if found == file.sha256 else "changed"
+    return LedgerFile.model_validate({"role": file.role, "path": file.path, "state": state})
+
+
+def _other_versions(document: AuditRecord) -> Iterator[str]:
+    recorded = {"bdaudit": document.environment.bdaudit, **document.environment.packages}
+    for package, then in recorded.items():
+        try:
+            now = __version__ if package == "bdaudit" else metadata.version(package)
+        except metadata.PackageNotFoundError:
+            now = "not installed"
+        if now != then:
+            yield f"{package} {then}, now {now}"
