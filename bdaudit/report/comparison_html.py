@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -16,6 +17,9 @@ from bdaudit.report.wording import norm_name, share
 
 __all__ = ["render"]
 
+_LETTERS = 16
+"""Of a model's name in a line of the picture; longer names are folded."""
+_MIDDLE = 0.5
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%")
 
 
@@ -108,13 +112,17 @@ def _plot_model(axes: Axes, model: ComparedModel, *, first: bool) -> None:
             label=label if first else None,
             zorder=4,
         )
-    axes.annotate(
-        model.name,
+    left = x > _MIDDLE
+    note = axes.annotate(
+        textwrap.fill(model.name, _LETTERS),
         xy=(x, max(model.reactivated.value, model.asr.value)),
-        xytext=(6, 5),
+        xytext=(-6 if left else 6, 5),
         textcoords="offset points",
+        ha="right" if left else "left",
+        va="center",
         zorder=5,
     )
+    note.set_in_layout(False)  # a long name must not squeeze the axes
 
 
 def _plot_neighbour(axes: Axes, neighbour: Neighbour, paint: str) -> None:

@@ -63,7 +63,7 @@ def test_words_are_those_of_the_glossary() -> None:
     for anchor, (word, meaning) in GLOSSARY.items():
         found = re.search(rf"### {re.escape(word)} {{ #{anchor} }}\n\n(.*?)\n\n", page, re.DOTALL)
         assert found is not None, word
-        told = re.sub(r" *\(\[[^]]*]\([^)]*\)\)", "", found[1])
+        told = re.sub(r"\s*\(\[[^]]*]\([^)]*\)\)", "", found[1])
         told = re.sub(r"\[([^]]*)]\([^)]*\)", r"\1", told).replace("*", "")
         assert meaning == " ".join(told.split()), word
 
