@@ -217,6 +217,39 @@ def test_the_gitlab_job_audits(workspace: Path) -> None:
     assert read_record(workspace / "bdaudit-report/bdaudit.json").seed == 2
 
 
+@pytest.mark.parametrize(
+    ("package", "accepted"),
+    [
+        ("bdaudit", False),
+        ("", False),
+        ("bdaudit[timm]", False),
+        ("bdaudit==1.0", False),
+        ("bdaudit/../x", False),
+        ("https://example.org/bdaudit-1.0-py3-none-any.whl?x", False),
+        ("https://example.org/bdaudit-1.0-py3-none-any.whl", False),
+        ("wheels/bdaudit-1.0-py3-none-any.whl", True),
+        ("wheels/bdaudit-1.0-py3-none-any.whl[timm,onnx]", True),
+        ("./bdaudit", True),
+        (f"https://example.org/bdaudit-1.0-py3-none-any.whl#sha256={'a' * 64}", True),
+        (f"bdaudit[timm] @ https://example.org/b.whl#sha256={'a' * 64}", True),
+    ],
+)
+def test_the_gitlab_job_installs_what_the_user_names_and_no_bare_name(
+    workspace: Path, package: str, accepted: bool
+) -> None:
+    check_of_name = GITLAB[".bdaudit"]["before_script"][0]
+    ran = subprocess.run(
+        ["bash", "-e", "-c", check_of_name],
+        cwd=workspace,
+        env=environment(BDAUDIT_PACKAGE=package),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode == 0) == accepted, ran.stderr
+    assert GITLAB[".bdaudit"]["variables"]["BDAUDIT_PACKAGE"] == ""
+
+
 def make(workspace: Path, tools: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(ROOT / "examples/ci/Makefile", workspace)
     return subprocess.run(
