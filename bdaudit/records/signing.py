@@ -223,10 +223,14 @@ def _hash_of(key: Any) -> Any:
     """
     from cryptography.hazmat.primitives import hashes
 
-    known = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
-    if key.curve.name not in known:
-        raise ValueError(f"unsupported curve {key.curve.name}")
-    return known[key.curve.name]()
+    match key.curve.name:
+        case "secp256r1":
+            return hashes.SHA256()
+        case "secp384r1":
+            return hashes.SHA384()
+        case "secp521r1":
+            return hashes.SHA512()
+    raise ValueError(f"unsupported curve {key.curve.name}")
 
 
 def _hint(key: Any) -> str:
