@@ -27,6 +27,8 @@ DELIBERATELY_NO_KEY = {
     "quiet": "how this one run is watched",
     "debug": "how this one run is watched",
     "policy": "a table of its own, or a path at the top",
+    "plan": "an act, not a setting",
+    "budget": "a choice of settings for one run, which a file states one by one",
 }
 
 
