@@ -115,6 +115,15 @@ class JsonSink:
                 tell_written(self.path)
 
 
+def _demand_format(name: str, kind: str) -> None:
+    from bdaudit.report.formats import demand_format_for
+
+    try:
+        demand_format_for(name, kind)
+    except ConfigError as error:
+        raise ConfigError(f"--report: {error}") from error
+
+
 class ReportSinks:
     """Where `--report` goes, checked before any work is done.
 
@@ -139,7 +148,7 @@ class ReportSinks:
         json: JsonSink | None = None,
         merge: Path | None = None,
     ) -> None:
-        from bdaudit.report.formats import MERGED, demand_format_for
+        from bdaudit.report.formats import MERGED
 
         self._sinks: list[tuple[str, str]] = []
         self._quiet = json is None or json.quiet
@@ -148,10 +157,7 @@ class ReportSinks:
             name, separator, file = destination.partition("=")
             if not separator or not file:
                 raise ConfigError(f"--report: expected FORMAT=FILE, got {destination!r}")
-            try:
-                demand_format_for(name, of)
-            except ConfigError as error:
-                raise ConfigError(f"--report: {error}") from error
+            _demand_format(name, of)
             if file in taken:
                 raise ConfigError(
                     f"--report: {destination}: {file} is already used by another output"
@@ -167,6 +173,15 @@ class ReportSinks:
                 f"--merge {merge}: expected exactly one --report that can be merged "
                 f"({', '.join(MERGED)}), got {len(mergeable)}"
             )
+
+    def demand_kind(self, kind: str) -> None:
+        """Refuse formats that show no record of this kind.
+
+        Raises:
+            ConfigError: One does not.
+        """
+        for name, _ in self._sinks:
+            _demand_format(name, kind)
 
     @property
     def files(self) -> list[str]:

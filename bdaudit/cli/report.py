@@ -41,8 +41,9 @@ def report(
     from bdaudit.records import AuditRecord, read_record, using_record
 
     sink = JsonSink(output.json_, quiet=quiet)
+    report_sinks = ReportSinks(output.report, json=sink, merge=merge)
     document = read_record(record)
-    report_sinks = ReportSinks(output.report, of=document.kind, json=sink, merge=merge)
+    report_sinks.demand_kind(document.kind)
     with using_record(record):
         show_record(document, sink=sink, quiet=quiet, reports=report_sinks)
     if isinstance(document, AuditRecord) and document.verdict is not None:

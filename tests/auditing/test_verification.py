@@ -294,7 +294,7 @@ def test_the_command_ends_with_0_1_and_4(copy: Path) -> None:
     def run(*more: object) -> tuple[int, str]:
         arguments = ["verify", copy / "result.json", "--folder", copy, *more]
         result = CliRunner().invoke(app, [str(a) for a in arguments])
-        return result.exit_code, result.output
+        return result.exit_code, result.stdout
 
     code, output = run("--trust-record", "--json", copy / "verification.json")
     assert code == 0, output
