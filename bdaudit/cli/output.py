@@ -19,6 +19,7 @@ from bdaudit.errors import (
     ConfigError,
     InputError,
     OutputError,
+    RecordError,
     RemoteError,
 )
 from bdaudit.foundation.writing import write_atomically
@@ -203,9 +204,12 @@ class ReportSinks:
             variant: Put before the file's suffix, where several records are written.
 
         Raises:
+            RecordError: The record is none that one or more of them can show; the others are
+                written.
             OutputError: One or more could not be written; the others are.
         """
         lost: list[OutputError] = []
+        n_not_shown = 0
         for name, file in self._sinks:
             path = Path(file)
             if variant:
@@ -218,6 +222,7 @@ class ReportSinks:
                 gist = str(error).strip().splitlines() or [type(error).__name__]
                 tell(f"bdaudit: no {name} report in {path}: {gist[0]}")
                 lost.append(OutputError(f"{path}: {gist[0]}"))
+                n_not_shown += isinstance(error, RecordError)
                 continue
             try:
                 if file == "-":
@@ -233,6 +238,10 @@ class ReportSinks:
         closed = [error for error in lost if isinstance(error, ClosedOutputError)]
         if closed:
             raise closed[0]
+        if lost and n_not_shown == len(lost):
+            raise RecordError(
+                f"{n_not_shown} of {len(self._sinks)} reports, named above, cannot show this record"
+            )
         if lost:
             raise OutputError(f"{len(lost)} of {len(self._sinks)} reports, named above")
 

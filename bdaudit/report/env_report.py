@@ -22,7 +22,7 @@ def render(record: AnyRecord) -> str:
         RecordError: The record is not of an audit, or was not judged.
     """
     if not isinstance(record, AuditRecord) or record.verdict is None:
-        raise RecordError(f"outputs are of a verdict, and this record of a {record.kind} has none")
+        raise RecordError(f"outputs are of a verdict, and this {record.kind} record has none")
     return "".join(f"{key}={value}\n" for key, value in _figures(record))
 
 

@@ -60,7 +60,7 @@ def judged_audit(record: AnyRecord, what: str) -> tuple[AuditRecord, Verdict]:
         RecordError: It is not of an audit, or was not judged.
     """
     if not isinstance(record, AuditRecord) or record.verdict is None:
-        raise RecordError(f"{what} is of a verdict, and this record of a {record.kind} has none")
+        raise RecordError(f"{what} is of a verdict, and this {record.kind} record has none")
     return record, record.verdict
 
 

@@ -33,9 +33,7 @@ def render(record: AnyRecord) -> str:
             candidate's files, which an attestation is about.
     """
     if not isinstance(record, AuditRecord) or record.verdict is None:
-        raise RecordError(
-            f"an attestation is of a verdict, and this record of a {record.kind} has none"
-        )
+        raise RecordError(f"an attestation is of a verdict, and this {record.kind} record has none")
     subject = [
         {"name": shown(file.path), "digest": {"sha256": file.sha256}}
         for file in record.files_of("defended")

@@ -28,7 +28,7 @@ def render(record: AnyRecord) -> str:
         RecordError: The record is not of an audit.
     """
     if not isinstance(record, AuditRecord):
-        raise RecordError(f"JUnit reports checks, and a record of a {record.kind} has none")
+        raise RecordError(f"JUnit reports checks, and this {record.kind} record has none")
     checks = list_checks(record)
     counts = {
         "tests": str(len(checks)),

@@ -113,7 +113,7 @@ def render(record: AnyRecord) -> str:
         RecordError: The record is not of an audit, or was not judged.
     """
     if not isinstance(record, AuditRecord) or record.verdict is None:
-        raise RecordError(f"SARIF reports verdicts, and this record of a {record.kind} has none")
+        raise RecordError(f"SARIF reports verdicts, and this {record.kind} record has none")
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [_run(record, record.verdict)]}
     return json.dumps(log, indent=2, allow_nan=False) + "\n"
 
