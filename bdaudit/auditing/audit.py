@@ -82,7 +82,7 @@ from bdaudit.verdict.placebos import is_telling
 __all__ = ["Wanted", "audit", "audit_steps", "read_limits"]
 
 _MOST_PLACEBO_INNOCENTS = 2
-"""Innocent models that are attacked with placebos: two agree in what is asked of them."""
+"""Innocent models that are attacked with placebos: three decide by themselves."""
 
 _MOST_LOWER_EPS = 3
 """Times the ladder is extended downwards, each time by half of its smallest eps."""
@@ -187,6 +187,7 @@ def audit_steps(
     """Run an audit step by step, for whoever drives the generator; as `audit` otherwise.
 
     `only` says which attacks are wanted, by kind, model, condition and eps; all of them without it.
+    A part of an audit has no placebos.
     `found` is what a search for the trigger gave already, where none is known. With `planned` an
     event before the work tells the plan, and progress is in seconds expected on this machine.
     """
@@ -347,7 +348,7 @@ class _Audit:
             yield from self._attack_at((lower,))
         if self._lower:
             self.diagnostics.append(_extended(self.settings.ladder, self._lower))
-        if self.settings.placebos:
+        if self.settings.placebos and self.only is None:
             yield from self._compare_with_placebos()
         if self.settings.relearn is not None:
             yield from self._step("relearning", self._relearning(), self._relearning_cost())
@@ -520,9 +521,10 @@ class _Audit:
     def _everything_saturates(self) -> bool:
         """Whether at every eps so far a control leaves no room for a lift to show.
 
-        Never of a model that is asked: there another eps costs queries that nobody granted.
+        Never of a model that is asked: there another eps costs queries that nobody granted. Nor of
+        a part of an audit, which has its eps.
         """
-        if not all(MODES[mode].has_weights for mode in self._modes):
+        if self.only is not None or not all(MODES[mode].has_weights for mode in self._modes):
             return False
         (defended,) = self.inputs.with_role("defended")
         own = [r for r in self.runs if r.model == defended.name and r.condition == "trigger"]

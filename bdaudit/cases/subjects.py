@@ -15,8 +15,6 @@ from bdaudit.triggers import Poisoned, Trigger, footprint
 
 __all__ = ["Inputs", "Subject", "as_stand_ins", "describe_trigger", "shape_of"]
 
-_WIDE_FOOTPRINT = 0.10
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -224,7 +222,7 @@ def describe_trigger(trigger: Trigger, held_out: Poisoned) -> TriggerInfo:
         footprint=changed.share_changed,
         mean_linf=changed.mean_linf,
         mean_l2=changed.mean_l2,
-        wide=changed.share_changed > _WIDE_FOOTPRINT,
+        wide=changed.wide,
         recovered=trigger.recovered,
     )
 

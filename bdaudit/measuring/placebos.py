@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from bdaudit.cases.subjects import Inputs, Subject
-from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images
@@ -19,19 +18,16 @@ from bdaudit.placebos.pool import Drawn, draw
 from bdaudit.placebos.screening import Asked, Candidate, screen
 from bdaudit.records import Placebo, Placebos
 from bdaudit.scoring import evaluating, predict_logits
-from bdaudit.triggers import Poisoned, Trigger, footprint
+from bdaudit.triggers import Poisoned, TargetRule, Trigger, footprint
+from bdaudit.verdict.placebos import FEWEST_PLACEBOS
 
 __all__ = [
-    "FEWEST",
     "FoundPlacebos",
     "find_placebos",
     "innocents_to_attack",
     "placebo_images",
     "screening_cost",
 ]
-
-FEWEST = 5
-"""Of fewer the spread says too little, and they are no null."""
 
 _DRAWN_AT_MOST = 12
 """Patterns drawn for each placebo wanted, before it is given up."""
@@ -85,17 +81,17 @@ def find_placebos(
             at_most=len(given) + _DRAWN_AT_MOST * wanted,
             limit=_LIMIT,
         )
-    kept = screened.kept
+    kept, rule = screened.kept, inputs.trigger.rule
     missing = None
-    if len(kept) < FEWEST:
+    if len(kept) < FEWEST_PLACEBOS:
         missing = (
             f"of {len(kept) + len(screened.refused)} patterns as strong as the trigger the "
-            f"original ignores {len(kept)}, and fewer than {FEWEST} are no null; give your own "
-            "with --placebo, or three innocent models with --reference"
+            f"original ignores {len(kept)}, and fewer than {FEWEST_PLACEBOS} are no null; give "
+            "your own with --placebo, or three innocent models with --reference"
         )
     record = Placebos(
-        kept=tuple(_describe(c, craft.clean, pictures) for c in kept),
-        refused=tuple(_describe(c, craft.clean, False) for c in screened.refused),
+        kept=tuple(_describe(c, craft.clean, rule, picture=pictures) for c in kept),
+        refused=tuple(_describe(c, craft.clean, rule, picture=False) for c in screened.refused),
         l2=footprint(craft).mean_l2,
         shift=screened.shift,
         missing=missing,
@@ -131,27 +127,15 @@ def _asking(model: LoadedModel, compute: Compute) -> Asked:
 
 
 def _first(poisoned: Poisoned, n: int) -> Poisoned:
-    return Poisoned(
-        clean=poisoned.clean[:n],
-        triggered=poisoned.triggered[:n],
-        labels=poisoned.labels[:n],
-        targets=poisoned.targets[:n],
-        indices=poisoned.indices[:n],
-    )
+    return replace(poisoned, **{f.name: getattr(poisoned, f.name)[:n] for f in fields(poisoned)})
 
 
 def _stamped(poisoned: Poisoned, pattern: Drawn) -> Poisoned:
     stamped = pattern.transform.apply(poisoned.clean, None).to(poisoned.clean).clamp(0, 1)
-    return Poisoned(
-        clean=poisoned.clean,
-        triggered=stamped,
-        labels=poisoned.labels,
-        targets=poisoned.targets,
-        indices=poisoned.indices,
-    )
+    return replace(poisoned, triggered=stamped)
 
 
-def _describe(candidate: Candidate, clean: Tensor, picture: bool) -> Placebo:
+def _describe(candidate: Candidate, clean: Tensor, rule: TargetRule, *, picture: bool) -> Placebo:
     transform = candidate.drawn.transform
     png = None
     if picture and clean.shape[1] in (1, 3):
@@ -159,7 +143,7 @@ def _describe(candidate: Candidate, clean: Tensor, picture: bool) -> Placebo:
         png = encode_png(transform.apply(grey, None).clamp(0, 1)[0])
     return Placebo(
         kind=candidate.drawn.kind,
-        sha256=digest_tensors(transform.tensors()),
+        sha256=Trigger(transform=transform, rule=rule).sha256,
         l2=candidate.drawn.l2,
         original=candidate.original,
         innocent=candidate.innocent,

@@ -1,13 +1,13 @@
 """Where placebo triggers are drawn from: changes of the image that nobody trained a model on.
 
-A pool gives patterns without end, one after another from a seed, each of the strength of the true
-trigger. Which of them serve as placebos is found out by asking models (`screening.py`).
+A pool gives patterns one after another from a seed, each of the strength of the true trigger. Which
+of them serve as placebos is found out by asking models (`screening.py`).
 
 The pool of a trigger that covers the image is wide on purpose. A backdoor answers to its whole
 kind: another noise picture at the same alpha, the same frequencies with other phases or another
-warp wake the original as the true one does (measured, docs/placebos.md). So most patterns are of
-other kinds: smooth fields of several scales, gratings of other frequencies and directions, blocks,
-white noise, pictures of the sample.
+warp wake the original as the true one does (measured, docs/placebos.md). Half of the patterns are
+the trigger's own, turned and stretched, which resemble it most where the original tells them apart;
+the others are smooth fields, gratings, blocks, noise and pictures of the sample.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bdaudit.triggers import Poisoned, Trigger
+from bdaudit.triggers import Poisoned, Trigger, footprint
+from bdaudit.triggers.poisoning import CHANGED
 from bdaudit.triggers.transforms import Additive, Patch, Transform
 
-__all__ = ["LOCAL_SHARE", "Drawn", "draw"]
-
-LOCAL_SHARE = 0.10
-"""A trigger that changes at most this share of the pixels is local (`TriggerInfo.wide`)."""
+__all__ = ["Drawn", "draw"]
 
 _MEASURED_ON = 256
 _TOLERANCE = 0.02
@@ -51,7 +49,7 @@ class Drawn:
 def draw(
     poisoned: Poisoned, generator: torch.Generator, *, given: Sequence[Trigger] = ()
 ) -> Iterator[Drawn]:
-    """Draw patterns as strong as the true trigger, without end.
+    """Draw patterns as strong as the true trigger.
 
     Args:
         poisoned: Images with and without the true trigger. Its mean L2 norm on them is what every
@@ -60,7 +58,8 @@ def draw(
         given: Patterns of the user's own, which come first and are taken as they are.
 
     Yields:
-        Patterns; those that cannot be brought to that strength are passed over.
+        Patterns, without end unless none can be brought to that strength; those that cannot are
+        passed over.
     """
     clean, triggered = (
         part[:_MEASURED_ON].detach().float().cpu() for part in (poisoned.clean, poisoned.triggered)
@@ -70,10 +69,12 @@ def draw(
     for trigger in given:
         l2 = _mean_l2(trigger.transform.apply(clean, None).clamp(0, 1) - clean)
         yield Drawn(f"given: {trigger.source}", trigger.transform, l2)
-    changed = change.abs().amax(dim=1) > 1.0 / 255.0  # (N, H, W)
-    if float(changed.float().mean()) <= LOCAL_SHARE:
-        yield from _patches(clean, triggered, changed, strength, generator)
-    yield from _wide(clean, change, strength, generator)
+    changed = (change.abs().amax(dim=1) > CHANGED).float().mean(dim=0) > 0.05  # (H, W)
+    # A local trigger that lies elsewhere on every image has no shape of its own.
+    if not footprint(poisoned).wide and bool(changed.any()):
+        yield from _patches(clean, triggered, changed, generator)
+    else:
+        yield from _wide(clean, change, strength, generator)
 
 
 def _mean_l2(change: Tensor) -> float:
@@ -88,7 +89,10 @@ def _wide(
 ) -> Iterator[Drawn]:
     """Draw as many patterns of the trigger's own making, turned, as of other kinds."""
     shape = tuple(clean.shape[1:])
-    while True:
+    found_some = True
+    # Black and white end what can be added, so no pattern may reach a strong trigger's strength.
+    while found_some:
+        found_some = False
         for kind, pattern in _PATTERNS:
             for name, values in (
                 ("turned trigger", _turned(change, generator)),
@@ -96,6 +100,7 @@ def _wide(
             ):
                 found = _as_strong(clean, values, strength)
                 if found is not None:
+                    found_some = True
                     yield Drawn(name, *found)
 
 
@@ -212,14 +217,9 @@ _PATTERNS: tuple[tuple[str, _Pattern], ...] = (
 
 
 def _patches(
-    clean: Tensor,
-    triggered: Tensor,
-    changed: Tensor,
-    strength: float,
-    generator: torch.Generator,
+    clean: Tensor, triggered: Tensor, mask: Tensor, generator: torch.Generator
 ) -> Iterator[Drawn]:
-    """Patches of the true one's shape and colours, elsewhere and in another order, without end."""
-    mask = changed.float().mean(dim=0) > 0.05  # (H, W): pixels that it changes somewhere
+    """Patches of the true one's shape (H, W) and colours, elsewhere and in another order."""
     rows, columns = (mask.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
     top, bottom = int(rows.min()), int(rows.max()) + 1
     left, right = int(columns.min()), int(columns.max()) + 1

@@ -16,7 +16,7 @@ class Placebo(Record):
 
     Attributes:
         kind: What was drawn: "smooth field", "grating", "patch", ... or the name of a file.
-        sha256: Digest over the pattern.
+        sha256: Digest over the pattern and the target, as of a trigger.
         l2: Mean L2 norm of what it changes, in pixel units.
         original: Share of the craft images that it alone takes to their targets on the original.
         innocent: The same on the innocent model where that is largest; `None` without any.

@@ -12,15 +12,17 @@ from bdaudit.errors import DataError
 from bdaudit.triggers.rules import NOT_COUNTED
 from bdaudit.triggers.trigger import Trigger
 
-__all__ = ["MIN_POISONED", "Footprint", "Poisoned", "footprint", "poison"]
+__all__ = ["CHANGED", "MIN_POISONED", "Footprint", "Poisoned", "footprint", "poison"]
 
 MIN_POISONED = 10
 """Fewer images than this cannot carry any rate."""
 
 _STAMP_BATCH = 256
-# A pixel counts as changed above one grey level; the slack keeps an exact level out despite
-# rounding in float32.
-_CHANGED = 1 / 255 + 1e-6
+CHANGED = 1 / 255 + 1e-6
+"""A pixel counts as changed above one grey level; the slack keeps an exact level out despite
+rounding in float32."""
+
+_WIDE_SHARE = 0.10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,11 @@ class Footprint:
     share_changed: float
     mean_linf: float
     mean_l2: float
+
+    @property
+    def wide(self) -> bool:
+        """Whether the trigger covers the image: more than 10 % of the pixels, on average."""
+        return self.share_changed > _WIDE_SHARE
 
 
 def poison(
@@ -112,7 +119,7 @@ def footprint(poisoned: Poisoned) -> Footprint:
     change = (poisoned.triggered - poisoned.clean).abs()  # (N, C, H, W)
     largest = change.amax(dim=1)  # (N, H, W)
     return Footprint(
-        share_changed=float((largest > _CHANGED).double().mean()),
+        share_changed=float((largest > CHANGED).double().mean()),
         mean_linf=float(largest.amax(dim=(1, 2)).double().mean()),
         mean_l2=float(change.flatten(1).double().norm(dim=1).mean()),
     )

@@ -5,9 +5,9 @@ its own with the same budget, on the defended model and on innocent ones. If the
 the true trigger is one of many; if it sleeps, it stands out. How the model was tuned, and how
 easily anything pushes it, is the same on both sides.
 
-A trigger may do more than its placebos by its nature: a sinusoid does so on innocent models too,
-and by the same amount on each of them. So what counts is a *difference of differences* of probits
-z: between the defended model and the innocent ones, of the true trigger t and the placebos p,
+A trigger that covers the image does more than its placebos by its nature: a sinusoid does so on
+innocent models too. So what counts is a *difference of differences* of probits z: between the
+defended model and the innocent ones, of the true trigger t and the placebos p,
 
     d(x) = z_defended(x) - mean over innocent models of z(x),     D = d(t) - mean over p of d(p).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -89,3 +90,24 @@ def test_placebos_of_the_users_own_come_first_and_as_they_are() -> None:
     assert first.transform is own.transform
     assert first.kind == "given: mine"
     assert first.l2 > 1.5 * second.l2  # not brought to the trigger's strength
+
+
+def test_a_trigger_that_nothing_added_can_equal_ends_the_pool() -> None:
+    """White in place of black images: black and white are as far as anything added can go."""
+    images = torch.zeros((40, 1, 8, 8))
+    images[:, :, 0, 0] = 0.5  # or there were nothing to make a pattern of
+    white = Blend(image=torch.ones((1, 8, 8)), alpha=1.0)
+    trigger = Trigger(transform=white, rule=AllToOne(0))
+    poisoned = poison(from_arrays(images, torch.arange(40) % 4), trigger, 4)
+    assert len(list(islice(draw(poisoned, seeded()), 500))) < 500
+
+
+def test_a_local_trigger_that_lies_elsewhere_on_every_image_gets_patterns_over_the_image() -> None:
+    poisoned = stamped(Additive(delta=torch.zeros((3, 16, 16))))
+    moved = poisoned.clean.clone()
+    for k in range(len(moved)):
+        at = (k, slice(None), k % 16, (7 * k + k // 16) % 16)  # nowhere twice
+        moved[at] = 1.0 - moved[at]
+    drawn = list(islice(draw(replace(poisoned, triggered=moved), seeded()), 6))
+    assert len(drawn) == 6
+    assert "patch" not in {pattern.kind for pattern in drawn}
