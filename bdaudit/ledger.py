@@ -5,6 +5,7 @@ Nothing is measured and no model is opened: files are hashed, and recorded figur
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from bdaudit.version import __version__
 __all__ = ["read_ledger"]
 
 MOST_RECORDS = 10_000
+MOST_FILES = 200_000
 _SUFFIXES = (".json", ".jsonl")
 
 
@@ -45,7 +47,8 @@ def read_ledger(
         key: Public key that each must be signed by.
 
     Raises:
-        InputError: The folder is not there, or holds more than `MOST_RECORDS` files to look at.
+        InputError: The folder is not there, cannot be looked into, or holds more than `MOST_FILES`
+            files or `MOST_RECORDS` that may be records.
         PolicyError: The policy cannot be read.
     """
     if not is_folder(folder):
@@ -71,18 +74,30 @@ def read_ledger(
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """List what may be a record; links out of the folder are not followed."""
+    """List what may be a record, in order of path; links out of the folder are not followed."""
     root = folder.resolve()
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix not in _SUFFIXES or not is_file(path):
-            continue
-        if not path.resolve().is_relative_to(root):
-            continue
-        found.append(path)
-        if len(found) > MOST_RECORDS:
-            raise InputError(f"{folder}: holds more than {MOST_RECORDS} records; name a part of it")
-    return found
+    found, n_seen = [], 0
+    for parent, _, names in os.walk(folder, onerror=_unreadable):
+        n_seen += len(names)
+        if n_seen > MOST_FILES:
+            raise InputError(f"{folder}: holds more than {MOST_FILES} files; name a part of it")
+        for path in (Path(parent, name) for name in names):
+            if path.suffix not in _SUFFIXES or not is_file(path):
+                continue
+            if not path.resolve().is_relative_to(root):
+                continue
+            found.append(path)
+            if len(found) > MOST_RECORDS:
+                raise InputError(
+                    f"{folder}: holds more than {MOST_RECORDS} records; name a part of it"
+                )
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    """Refuse a folder that cannot be looked into; one that went away meanwhile holds nothing."""
+    if not isinstance(error, FileNotFoundError):
+        raise InputError(f"{error.filename}: {error.strerror or error}") from error
 
 
 def _entry(

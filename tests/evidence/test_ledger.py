@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bdaudit.cli import app
+from bdaudit.errors import InputError
 from bdaudit.ledger import read_ledger
 from bdaudit.records import Verdict, to_json
 from bdaudit.records.ledger import LedgerRecord
@@ -197,3 +198,14 @@ def test_links_out_of_the_folder_are_not_followed(folder: Path) -> None:
     outside.write_text(to_json(removed()))
     (folder / "kept" / "link.json").symlink_to(outside)
     assert "link.json" not in {e.path for e in read_ledger(folder / "kept").entries}
+
+
+def test_a_folder_of_more_files_than_anybody_keeps_records_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(3):
+        (tmp_path / f"picture-{k}.png").touch()
+    assert read_ledger(tmp_path).entries == ()
+    monkeypatch.setattr("bdaudit.ledger.MOST_FILES", 2)
+    with pytest.raises(InputError, match="more than 2 files; name a part"):
+        read_ledger(tmp_path)
