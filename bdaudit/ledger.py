@@ -47,8 +47,8 @@ def read_ledger(
         key: Public key that each must be signed by.
 
     Raises:
-        InputError: The folder is not there, cannot be looked into, or holds more than `MOST_FILES`
-            files or `MOST_RECORDS` that may be records.
+        InputError: The folder is not there, cannot be looked into, holds no record, or holds more
+            than `MOST_FILES` files or `MOST_RECORDS` that may be records.
         PolicyError: The policy cannot be read.
     """
     if not is_folder(folder):
@@ -62,6 +62,9 @@ def read_ledger(
             skipped += 1
         else:
             entries.append(entry)
+    if not entries:
+        others = f" (JSON files there: {skipped}, none of them a record)" if skipped else ""
+        raise InputError(f"{folder}: no record of an audit lies in this folder{others}")
     entries.sort(key=lambda e: (e.created is not None, str(e.created), e.path))
     return LedgerRecord(
         folder=str(folder),

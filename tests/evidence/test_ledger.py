@@ -188,9 +188,13 @@ def test_what_cannot_be_done_is_said(
     assert "Traceback" not in result.output
 
 
-def test_an_empty_folder_holds_nothing(folder: Path) -> None:
+def test_a_folder_without_records_is_refused(folder: Path) -> None:
     (folder / "empty").mkdir()
-    assert run("empty").exit_code == 3
+    result = run("empty")
+    assert result.exit_code == 4
+    assert "no record of an audit lies in this folder" in result.output
+    (folder / "empty" / "settings.json").write_text("{}")
+    assert "JSON files there: 1, none of them a record" in " ".join(run("empty").output.split())
 
 
 def test_links_out_of_the_folder_are_not_followed(folder: Path) -> None:
@@ -205,7 +209,8 @@ def test_a_folder_of_more_files_than_anybody_keeps_records_in_is_refused(
 ) -> None:
     for k in range(3):
         (tmp_path / f"picture-{k}.png").touch()
-    assert read_ledger(tmp_path).entries == ()
+    with pytest.raises(InputError, match="no record of an audit"):
+        read_ledger(tmp_path)
     monkeypatch.setattr("bdaudit.ledger.MOST_FILES", 2)
     with pytest.raises(InputError, match="more than 2 files; name a part"):
         read_ledger(tmp_path)
