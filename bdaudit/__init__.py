@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from bdaudit.report.comparison import compare
     from bdaudit.report.formats import render_report
     from bdaudit.triggers import Trigger, from_callable, read_trigger, write_trigger
-    from bdaudit.verdict import Policy, gate, judge, read_policy
+    from bdaudit.verdict import Policy, diff, gate, judge, read_policy
 
 # Names are imported when first asked for, so that `import bdaudit` does not load torch.
 _HOMES = {
@@ -112,6 +112,7 @@ _HOMES = {
     "write_trigger": "triggers",
     "Policy": "verdict",
     "compare": "report.comparison",
+    "diff": "verdict",
     "gate": "verdict",
     "judge": "verdict",
     "verify": "auditing.verification",
@@ -151,6 +152,7 @@ __all__ = [
     "audit",
     "compare",
     "defend",
+    "diff",
     "from_callable",
     "gate",
     "inspect_checkpoint",

@@ -10,7 +10,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.bundles import Default, InPanel, Only, Reworded, Single, taking_tables
 from bdaudit.cli.exits import reporting_errors
-from bdaudit.cli.output import JsonSink, check_writable, tell_written, write_file
+from bdaudit.cli.output import JsonSink, files_of_reports, tell_written, write_file
 from bdaudit.cli.streams import stdout_console
 from bdaudit.errors import ConfigError, RecordError
 from bdaudit.settings import Attack, Output
@@ -58,7 +58,7 @@ def compare(
     if attack.eps is not None and len(attack.eps) != 1:
         raise ConfigError(f"--eps: expected one radius, got {attack.eps}")
     sink = JsonSink(output.json_)
-    files = _files_of(report)
+    files = files_of_reports(report, ("html", "csv"))
 
     from bdaudit.records import to_json, using_record
     from bdaudit.report.comparison import compare as put_side_by_side
@@ -95,17 +95,3 @@ def _read(path: Path) -> AuditRecord:
             f"{path}: expected the record of an audit, got one of kind {record.kind!r}"
         )
     return record
-
-
-def _files_of(reports: list[str] | None) -> dict[str, Path]:
-    """Read where each format goes, and make sure that it can be written."""
-    files: dict[str, Path] = {}
-    for text in reports or ():
-        name, separator, file = text.partition("=")
-        if name not in ("html", "csv") or not separator or not file or name in files:
-            raise ConfigError(f"--report: expected html=FILE or csv=FILE, once each, got {text!r}")
-        if Path(file) in files.values():
-            raise ConfigError(f"--report: {file} is given for two formats")
-        files[name] = Path(file)
-        check_writable(files[name])
-    return files

@@ -34,6 +34,7 @@ __all__ = [
     "JsonSink",
     "ReportSinks",
     "check_writable",
+    "files_of_reports",
     "keeping_parts",
     "results_go_to",
     "running_many",
@@ -263,6 +264,33 @@ def _text_of(name: str, record: AnyDocument, path: Path, merge: Path | None) -> 
     if not _merges(name, path, merge):
         return render_report(name, record)
     return merge_report(name, record, path if merge is None else merge)
+
+
+def files_of_reports(reports: Sequence[str] | None, formats: Sequence[str]) -> dict[str, Path]:
+    """Read where each format of a document with formats of its own goes, before any work.
+
+    Args:
+        reports: `FORMAT=FILE` each.
+        formats: Those there are.
+
+    Raises:
+        ConfigError: An unknown format, no file, or one format or file twice.
+        InputError: A file cannot be written.
+    """
+    files: dict[str, Path] = {}
+    for text in reports or ():
+        name, separator, file = text.partition("=")
+        if name not in formats or not separator or not file or name in files:
+            wanted = [f"{known}=FILE" for known in formats]
+            raise ConfigError(
+                f"--report: expected {', '.join(wanted[:-1])} or {wanted[-1]}, once each, "
+                f"got {text!r}"
+            )
+        if Path(file) in files.values():
+            raise ConfigError(f"--report: {file} is given for two formats")
+        files[name] = Path(file)
+        check_writable(files[name])
+    return files
 
 
 def write_file(path: Path, text: str) -> None:

@@ -1,5 +1,7 @@
 """Many models as CSV, one a row: a comparison, a sweep, a benchmark, the defences that were tried.
 
+Of two audits one figure or input a row.
+
 Shares are fractions; what was not measured is empty.
 """
 
@@ -13,10 +15,11 @@ from bdaudit.records import Rate
 from bdaudit.records.benchmark import BenchmarkRecord
 from bdaudit.records.comparison import ComparisonRecord
 from bdaudit.records.defenses import DefenseRecord
+from bdaudit.records.difference import ChangedFigure, DifferenceRecord, Measured
 from bdaudit.records.sweeps import SweepRecord
 from bdaudit.report.untrusted import csv_cell, shown
 
-__all__ = ["benchmark_csv", "comparison_csv", "defenses_csv", "sweep_csv"]
+__all__ = ["benchmark_csv", "comparison_csv", "defenses_csv", "difference_csv", "sweep_csv"]
 
 
 def comparison_csv(made: ComparisonRecord) -> str:
@@ -66,6 +69,39 @@ def benchmark_csv(record: BenchmarkRecord) -> str:
         *("original_asr", "asr", "bec", "why"),
     )
     return _write(names, ([getattr(case, name) for name in names] for case in record.cases))
+
+
+def difference_csv(made: DifferenceRecord) -> str:
+    """Write what became of the verdict, then the figures, then all inputs."""
+    made = shown(made)
+    head = ("kind", "name", "mode", "objective", "norm", "eps", "against", "old", "old_low")
+    figures = ("old_high", "new", "new_low", "new_high", "difference", "low", "high", "paired")
+    old, new = made.old, made.new
+    blank = (None,) * 4
+    plain = [
+        ("outcome", "outcome", old.outcome, new.outcome, made.change),
+        ("release", "release", old.release, new.release, made.change),
+        *((i.kind, i.name, i.old, i.new, "changed" if i.changed else "same") for i in made.inputs),
+    ]
+    written = [
+        (kind, name, *blank, None, before, None, None, after, *(None,) * 6, change)
+        for kind, name, before, after, change in plain
+    ]
+    rows = [*written[:2], *(_figure_row(figure) for figure in made.figures), *written[2:]]
+    return _write((*head, *figures, "change"), rows)
+
+
+def _figure_row(figure: ChangedFigure) -> tuple[object, ...]:
+    def three(measured: Measured | None) -> tuple[object, ...]:
+        if measured is None:
+            return (None,) * 3
+        return measured.value, measured.low, measured.high
+
+    return (
+        *("figure", figure.name, figure.mode, figure.objective, figure.norm, figure.eps),
+        *(figure.against, *three(figure.old), *three(figure.new), figure.difference),
+        *(figure.low, figure.high, str(figure.paired).lower(), figure.change),
+    )
 
 
 def _write(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

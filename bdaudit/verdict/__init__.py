@@ -1,6 +1,7 @@
 """From a record and a policy to a verdict, and to a release."""
 
 from bdaudit.records.gate import GateRecord
+from bdaudit.verdict.difference import diff
 from bdaudit.verdict.gate import gate
 from bdaudit.verdict.judge import judge
 from bdaudit.verdict.policy import Policy, parse_policy, read_policy
@@ -11,6 +12,7 @@ __all__ = [
     "GateRecord",
     "Policy",
     "decide_release",
+    "diff",
     "gate",
     "judge",
     "parse_policy",

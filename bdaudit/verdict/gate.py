@@ -18,7 +18,7 @@ from bdaudit.verdict.judge import judge
 from bdaudit.verdict.policy import Policy, parse_policy, read_policy
 from bdaudit.verdict.release import decide_release, match_files
 
-__all__ = ["gate"]
+__all__ = ["gate", "limits_of"]
 
 _NO_FILES = (
     "no files were given: nothing ties this verdict to what is released; name the files after "
@@ -48,7 +48,7 @@ def gate(
         raise RecordError(
             f"{record}: expected the record of an audit, got one of kind {document.kind!r}"
         )
-    limits, source = _limits(policy, document, record)
+    limits, source = limits_of(policy, document, record)
     with using_record(record):
         verdict = judge(document, limits, policy_source=source)
     digests = tuple(_digest(Path(file)) for file in files)
@@ -67,9 +67,16 @@ def gate(
     )
 
 
-def _limits(
+def limits_of(
     policy: Policy | str | Path | None, document: AuditRecord, path: Path
 ) -> tuple[Policy, str]:
+    """Return the limits to judge a record by, and where they came from.
+
+    Args:
+        policy: The limits, or a policy file; `None` takes those the record was judged by.
+        document: The record.
+        path: Its file, named in errors.
+    """
     if isinstance(policy, Policy):
         return policy, "given in memory"
     if policy is not None:

@@ -142,6 +142,7 @@ _PLACES: dict[str, tuple[str, tuple[str, ...], frozenset[int], str | None]] = {
     "record-report": ("r.json", ("report", "r.json"), REFUSED, None),
     "record-gate": ("r.json", ("gate", "r.json"), REFUSED, None),
     "record-compare": ("r.json", ("compare", "r.json", RECORD), REFUSED, None),
+    "record-diff": ("r.json", ("diff", RECORD, "r.json"), REFUSED, None),
     "record-verify": ("r.json", ("verify", "r.json", "--digests-only"), REFUSED, None),
     "manifest": ("m.toml", ("sweep", "m.toml", "--out", "o"), REFUSED, None),
     "family": ("f.toml", ("zoo", "build", "f.toml", "--out", "o"), REFUSED, None),
@@ -728,6 +729,7 @@ def records(base: Path) -> Iterator[Case]:
         "report": ("report", "r.json", *REPORTS),
         "gate": ("gate", "r.json"),
         "compare": ("compare", "r.json", RECORD, "--report", "html=c.html"),
+        "diff": ("diff", RECORD, "r.json", "--report", "html=d.html", "--report", "csv=d.csv"),
         "verify": ("verify", "r.json", "--digests-only", "--folder", "{base}"),
     }
     nasty = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
+from pathlib import Path
 
-from bdaudit.records import AuditRecord, Environment
+from bdaudit.records import AuditRecord, Environment, FileDigest, to_json
 from bdaudit.records.comparison import ComparisonRecord
 from bdaudit.records.defenses import DefenseRecord, TriedDefense
+from bdaudit.records.difference import DifferenceRecord
 from bdaudit.records.sweeps import SweepRecord, SweptAudit
 from bdaudit.report.comparison import compare
-from bdaudit.verdict import Policy, judge
+from bdaudit.verdict import Policy, diff, judge
 from tests.records import audit_record, bec_record, rate
 
 LADDER = (0.005, 0.01, 0.02, 0.03, 0.05)
@@ -50,6 +53,34 @@ def comparison_record() -> ComparisonRecord:
         made = made.model_copy(update={"models": (defended, *made.models[1:])})
         records.append((f"{name}.json", made))
     return compare(records)
+
+
+def next_release(record: AuditRecord, name: str, **changes: object) -> AuditRecord:
+    """The same audit of a candidate in another file, with other weights."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    candidate = record.models[0].model_copy(
+        update={"path": f"{name}.safetensors", "weights_sha256": digest}
+    )
+    kept = [file for file in record.inputs if file.role != "defended"]
+    file = FileDigest(role="defended", path=f"{name}.safetensors", sha256=digest, size_bytes=9)
+    return record.model_copy(
+        update={"models": (candidate, *record.models[1:]), "inputs": (file, *kept)} | changes
+    )
+
+
+def written(folder: Path, name: str, record: AuditRecord) -> Path:
+    """Write a record as an audit does."""
+    path = folder / f"{name}.json"
+    path.write_text(to_json(record), encoding="utf-8")
+    return path
+
+
+def difference_record(folder: Path) -> DifferenceRecord:
+    """A removed release, and a dormant one of a long name after it, by another seed and version."""
+    old = next_release(whole_record(QUIET), "unlearned")
+    environment = old.environment.model_copy(update={"bdaudit": "1.2.3"})
+    new = next_release(whole_record(LOUD), LONG, environment=environment)
+    return diff(written(folder, "old", old), written(folder, "new", new))
 
 
 def sweep_record() -> SweepRecord:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
-from bdaudit.report.many_csv import benchmark_csv, comparison_csv, defenses_csv, sweep_csv
+from bdaudit.report import difference_html, difference_markdown
+from bdaudit.report.many_csv import (
+    benchmark_csv,
+    comparison_csv,
+    defenses_csv,
+    difference_csv,
+    sweep_csv,
+)
 from bdaudit.report.many_html import defenses_html, sweep_html
 from tests.report.conftest import HOSTILE
-from tests.report.many import LONG, comparison_record, defense_record, sweep_record
+from tests.report.many import (
+    LONG,
+    comparison_record,
+    defense_record,
+    difference_record,
+    sweep_record,
+)
 from tests.report.test_benchmark_reports import benchmark
 
 
@@ -46,6 +60,36 @@ def test_defences_and_benchmarks_give_a_row_each() -> None:
     cases = rows(benchmark_csv(record))
     assert [row["member"] for row in cases] == [case.member for case in record.cases]
     assert [row["truth"] for row in cases] == [case.truth for case in record.cases]
+
+
+def test_a_difference_gives_the_verdict_each_figure_and_each_input(tmp_path: Path) -> None:
+    made = difference_record(tmp_path)
+    outcome, release, *others = rows(difference_csv(made))
+    assert (outcome["old"], outcome["new"], outcome["change"]) == ("removed", "dormant", "worse")
+    assert (release["old"], release["new"]) == ("pass", "fail")
+    woken = next(r for r in others if (r["name"], r["eps"]) == ("reactivated_asr", "0.02"))
+    assert (woken["old"], woken["new"], woken["difference"]) == ("0.037", "0.487", "0.45")
+    assert float(woken["low"]) < 0.45 < float(woken["high"])
+    assert (woken["paired"], woken["change"]) == ("true", "worse")
+    candidate = next(r for r in others if (r["kind"], r["name"]) == ("model", "defended"))
+    assert len(candidate["new"]) == 64
+    assert candidate["change"] == "changed"
+    text = difference_markdown.render(made)
+    assert ":x: bdaudit diff" in text
+    assert "release PASS became release FAIL" in text
+    assert text.count("\n|") >= len(made.figures) + 2
+
+
+def test_names_of_a_difference_are_text(tmp_path: Path) -> None:
+    made = difference_record(tmp_path)
+    hostile = made.new.model_copy(update={"model": HOSTILE, "why": HOSTILE, "record": HOSTILE})
+    inputs = tuple(i.model_copy(update={"name": HOSTILE, "new": "=1+1"}) for i in made.inputs)
+    made = made.model_copy(update={"new": hostile, "inputs": inputs, "notes": (HOSTILE,)})
+    page = difference_html.render(made)
+    assert "<script>" not in page
+    assert "<img" not in page
+    assert "](http" not in difference_markdown.render(made)
+    assert all(row["new"] != "=1+1" for row in rows(difference_csv(made)))
 
 
 def test_pages_show_every_model_and_the_worst_of_a_sweep_first() -> None:

@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from bdaudit.report import comparison_html, html_report
+from bdaudit.report import benchmark_html, comparison_html, difference_html, html_report
 from bdaudit.report.chart import Line, draw_chart
 from bdaudit.report.glossary import GLOSSARY
+from bdaudit.report.many_html import defenses_html, sweep_html
 from tests.report.conftest import OpenPage
-from tests.report.many import LONG, comparison_record, whole_record
+from tests.report.many import (
+    LONG,
+    comparison_record,
+    defense_record,
+    difference_record,
+    sweep_record,
+    whole_record,
+)
+from tests.report.test_benchmark_reports import benchmark
 
 _TOO_WIDE = """() => {
   const room = document.documentElement.clientWidth
@@ -24,20 +33,37 @@ _TOO_WIDE = """() => {
 }"""
 
 
-@pytest.mark.parametrize(("width", "media"), [(400, "screen"), (1280, "screen"), (718, "print")])
-def test_no_page_is_cut_or_scrolled_sideways(
-    tmp_path: Path, look: OpenPage, width: int, media: str
-) -> None:
-    pages = {
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Every kind of page, and what must be seen on it."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {
         "audit": (html_report.render(whole_record()), ("96.2%", "+89.8", "reference 3")),
         "compare": (
             comparison_html.render(comparison_record()),
             (LONG, "+89.8 (+87 to +91)", "0.55 to 0.57", "96.2%", "original", "innocent models"),
         ),
+        "benchmark": (
+            benchmark_html.render(benchmark()),
+            ("sleeping", "inconclusive", "lift over all controls", "BEC"),
+        ),
+        "diff": (
+            difference_html.render(difference_record(folder)),
+            (f"{LONG}.safetensors", "+89.8 (+87.4..+91.3)", "+90.7..+94.0", "1.2.3"),
+        ),
+        "sweep": (sweep_html(sweep_record()), (f"{LONG}/active", "84.7%", "+61.5", "0.56")),
+        "defend": (defenses_html(defense_record()), ("91.3%", "1.2%", "it diverged")),
     }
-    for name, (text, wanted) in pages.items():
-        path = tmp_path / f"{name}.html"
-        path.write_text(text, encoding="utf-8")
+    for name, (text, _) in made.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return {name: (folder / f"{name}.html", wanted) for name, (_, wanted) in made.items()}
+
+
+@pytest.mark.parametrize(("width", "media"), [(400, "screen"), (1280, "screen"), (718, "print")])
+def test_no_page_is_cut_or_scrolled_sideways(
+    pages: dict[str, tuple[Path, tuple[str, ...]]], look: OpenPage, width: int, media: str
+) -> None:
+    for name, (path, wanted) in pages.items():
         page = look(path, width=width).page
         page.emulate_media(media=media)
         assert page.evaluate(_TOO_WIDE) == [], name

@@ -13,6 +13,7 @@ from rich.console import Console
 from bdaudit.report.benchmark_terminal import print_benchmark
 from bdaudit.report.comparison_terminal import print_comparison
 from bdaudit.report.defenses import print_defenses
+from bdaudit.report.difference_terminal import print_difference
 from bdaudit.report.sweep_terminal import print_sweep
 from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.terminal import print_record
@@ -21,6 +22,7 @@ from tests.report.many import (
     LONG,
     comparison_record,
     defense_record,
+    difference_record,
     sweep_record,
     whole_record,
 )
@@ -87,6 +89,21 @@ CASES: dict[str, tuple[Callable[[Console], None], tuple[str, ...]]] = {
         ("sleeping", "inconclusive", "lift over all controls", "re-activation (white)"),
     ),
 }
+
+
+def test_a_difference_is_shown_whole_at_every_width(tmp_path: Path) -> None:
+    made = difference_record(tmp_path)
+    wanted = (
+        *("removed", "dormant", "release PASS", "release FAIL", f"{LONG}.safetensors"),
+        *("clean accuracy", "re-activated, eps 0.005", "lift, eps 0.05", "BEC against reference 2"),
+        *("90.0% (88.0-91.7)", "96.2% (94.8-97.2)", "+92.5", "+89.8 (+87.4..+91.3)", "1.2.3"),
+        *("+90.7..+94.0", "-0.4..+0.4", "0.57 (0.35-0.47)", "WORSE", "weights defended"),
+    )
+    for width in WIDTHS:
+        text = printed(lambda console: print_difference(made, console), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert [each for each in wanted if not shows(text, each)] == [], width
+        assert "…" not in text
 
 
 @pytest.mark.parametrize("name", CASES)
