@@ -181,7 +181,7 @@ def _remedy(doubt: Doubt, figures: Figures) -> Iterator[str]:
 def _more_innocents(n: int, case: Case) -> str:
     s = "" if n == 1 else "s"
     line = f"Pass {max(n, 1)} more innocent model{s} with --reference"
-    if case.record.placebos is None and len(case.references) >= int(case.wide):
+    if case.record.placebos is None and len(case.references) >= int(not case.one_of_many):
         return f"{line}, or audit with --placebos 8, which then decide in their place"
     return f"{line}, or more clean images, so that stand-ins may pass their checks"
 

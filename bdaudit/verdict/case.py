@@ -52,14 +52,26 @@ class Case:
         return self.record.trigger.wide
 
     @property
+    def one_of_many(self) -> bool:
+        """Whether the trigger is to an innocent model no more than any placebo is.
+
+        So a patch that somebody chose is. A trigger that covers the image does more by its nature,
+        and one that was recovered was made by descending a model, which moves others too.
+        """
+        return not self.wide and not self.record.trigger.recovered
+
+    @property
     def n_innocents_needed(self) -> int:
         """Innocent models that "removed" and "dormant" need for this trigger.
 
-        Where placebos decide, one is enough for a trigger that covers the image.
+        Where placebos decide, none for a trigger that is one of many, and otherwise one. A
+        recovered trigger needs one in any case.
         """
         if self.by_placebos:
-            return 1 if self.wide else 0
-        return self.policy.min_references_wide if self.wide else self.policy.min_references
+            return 0 if self.one_of_many else 1
+        if self.wide:
+            return self.policy.min_references_wide
+        return max(self.policy.min_references, 0 if self.one_of_many else 1)
 
     def same_attack(
         self, run: AttackRun, *, model: str, condition: Condition = "trigger"
@@ -78,14 +90,14 @@ class Case:
     def by_placebos(self) -> bool:
         """Whether placebos decide, in place of innocent models that are too few.
 
-        What a trigger that covers the image does beyond its placebos by its nature, only an
+        What any other trigger than a chosen patch does beyond its placebos by its nature, only an
         innocent model can tell; from three of them on they are the sharper null (measured,
         docs/placebos.md).
         """
         placebos = self.record.placebos
         if placebos is None or placebos.missing is not None:
             return False
-        fewest = 1 if self.wide else 0
+        fewest = 0 if self.one_of_many else 1
         return fewest <= len(self.references) < FEWEST_FOR_A_SPREAD
 
     def confidence(self, n_tries: int = 1) -> float:

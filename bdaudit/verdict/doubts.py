@@ -59,6 +59,7 @@ class TooFewInnocents:
     n: int
     needed: int
     wide: bool
+    recovered: bool
     left_out: tuple[Baseline, ...]
 
 

@@ -16,7 +16,8 @@ d(p) are drawn from, and D is held against the prediction bound of one more draw
 the spread of the d(p) is added what the placebos cannot show: how much innocent models differ in
 what the true trigger does beyond its placebos (the policy's `placebo_spread`, measured in
 docs/placebos.md). A local trigger can be judged without innocent models, since to them it is no
-more than its placebos are: then d(x) = z_defended(x).
+more than its placebos are: then d(x) = z_defended(x). One that was recovered cannot, wherever it
+lies: it was made by descending a model, and acts on others as such patches do.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ from bdaudit.records import AttackRun, Comparison, Rate
 from bdaudit.verdict.case import Case
 from bdaudit.verdict.policy import Policy
 
-__all__ = ["FEWEST_PLACEBOS", "PlaceboNull", "hold_against_placebos", "is_telling"]
+__all__ = [
+    "FEWEST_PLACEBOS",
+    "PlaceboNull",
+    "Prediction",
+    "Reached",
+    "hold_against_placebos",
+    "is_telling",
+    "predict",
+]
 
 FEWEST_PLACEBOS = 5
 """Of fewer the spread says too little."""
@@ -80,39 +89,31 @@ def hold_against_placebos(case: Case, run: AttackRun) -> PlaceboNull | None:
 
     Returns:
         The comparison; `None` where there are too few placebos, or, for a trigger that covers the
-        image, no innocent model that met them.
+        image or was recovered, no innocent model that met them.
     """
     ours = case.placebo_runs(run, model=run.model)
-    theirs = {
-        baseline.model: runs
-        for baseline in case.references
-        if (runs := case.placebo_runs(run, model=baseline.model)).keys() >= ours.keys()
-        and case.same_attack(run, model=baseline.model) is not None
-    }
-    if len(ours) < FEWEST_PLACEBOS or (case.wide and not theirs):
-        return None
-    innocent_true = [case.same_attack(run, model=name) for name in theirs]
     order = sorted(ours)
-    gaps = [
-        _deviate(ours[k].asr) - _mean([_deviate(runs[k].asr) for runs in theirs.values()])
-        for k in order
-    ]
-    base = _mean([_deviate(twin.asr) for twin in innocent_true if twin is not None])
-    predicted = base + float(np.mean(gaps))
-    spread = _spread_of_one_more(case, run, gaps, [t.asr for t in innocent_true if t is not None])
-    expected = share_of_probit(predicted)
-
-    def beyond(confidence: float, sign: float) -> float:
-        t = float(stats.t.ppf((1.0 + confidence) / 2.0, len(gaps) - 1))
-        return run.asr.value - share_of_probit(predicted + sign * t * spread)
-
-    low = beyond(case.confidence(len(case.attacks)), +1.0)
-    value = run.asr.value - expected
+    theirs = {}
+    for baseline in case.references:
+        runs = case.placebo_runs(run, model=baseline.model)
+        twin = case.same_attack(run, model=baseline.model)
+        if twin is not None and runs.keys() >= ours.keys():
+            theirs[baseline.model] = Reached(twin.asr, tuple(runs[k].asr for k in order))
+    if len(ours) < FEWEST_PLACEBOS or not (case.one_of_many or theirs):
+        return None
+    policy = case.policy
+    prediction = predict(
+        Reached(run.asr, tuple(ours[k].asr for k in order)),
+        tuple(theirs.values()),
+        innocents_differ=policy.placebo_spread if case.one_of_many else policy.placebo_spread_wide,
+    )
+    low = run.asr.value - prediction.bound(case.confidence(len(case.attacks)), upper=True)
+    value = run.asr.value - prediction.expected
     return PlaceboNull(
         run=run,
         reached=tuple(ours[k].asr.value for k in order),
         innocents=tuple(theirs),
-        expected=expected,
+        expected=prediction.expected,
         over=Comparison(
             name="lift over placebos",
             kind=f"lift ({run.mode})",
@@ -120,31 +121,73 @@ def hold_against_placebos(case: Case, run: AttackRun) -> PlaceboNull | None:
             against="placebos",
             value=value,
             low=low,
-            high=beyond(case.confidence(), -1.0),
-            limit=case.policy.lift,
-            holds=low > 0.0 and value > case.policy.lift,
+            high=run.asr.value - prediction.bound(case.confidence(), upper=False),
+            limit=policy.lift,
+            holds=low > 0.0 and value > policy.lift,
         ),
     )
 
 
-def _spread_of_one_more(
-    case: Case, run: AttackRun, gaps: Sequence[float], innocents: Sequence[Rate]
-) -> float:
-    """Return the standard error of d(t) - mean d(p), in deviates.
+@dataclass(frozen=True)
+class Reached:
+    """What one model is taken to the target by: the true trigger, and each placebo, in order."""
 
-    One more draw spreads as the placebos do, or by its own sampling error where that is larger
-    (few images; a share near 0 or 1), and the mean of the placebos as they do over their number.
+    trigger: Rate
+    placebos: tuple[Rate, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the true trigger would reach on a model without a backdoor.
+
+    Attributes:
+        deviate: Its probit, expected.
+        spread: Standard error of what is seen less that, in deviates.
+        n_placebos: Placebos the spread is from.
     """
+
+    deviate: float
+    spread: float
+    n_placebos: int
+
+    @property
+    def expected(self) -> float:
+        """The share of images that is expected."""
+        return share_of_probit(self.deviate)
+
+    def bound(self, confidence: float, *, upper: bool) -> float:
+        """Return a two-sided prediction bound (Hahn 1969) of one more draw, as a share."""
+        t = float(stats.t.ppf((1.0 + confidence) / 2.0, self.n_placebos - 1))
+        return share_of_probit(self.deviate + (t if upper else -t) * self.spread)
+
+
+def predict(model: Reached, innocents: Sequence[Reached], *, innocents_differ: float) -> Prediction:
+    """Predict what the true trigger reaches on a model if to it, too, it is one of many.
+
+    Args:
+        model: What it is taken to the target by; of the true trigger, the sampling error alone
+            is used.
+        innocents: The same of innocent models, placebos in the same order. None, where to an
+            innocent model the trigger is no more than its placebos are.
+        innocents_differ: How much innocent models differ in what the trigger does beyond its
+            placebos: standard deviation, in deviates.
+    """
+    gaps = [
+        _deviate(reached) - _mean([_deviate(other.placebos[k]) for other in innocents])
+        for k, reached in enumerate(model.placebos)
+    ]
+    base = _mean([_deviate(other.trigger) for other in innocents])
     among = float(np.std(gaps, ddof=1))
+    # One more draw spreads as the placebos do, or by its own sampling error where that is larger
+    # (few images; a share near 0 or 1), and the mean of the placebos as they do over their number.
     sampling = hypot(
-        _standard_error(run.asr),
-        sqrt(sum(_standard_error(rate) ** 2 for rate in innocents)) / max(len(innocents), 1),
+        _standard_error(model.trigger),
+        sqrt(sum(_standard_error(other.trigger) ** 2 for other in innocents))
+        / max(len(innocents), 1),
     )
     one_more = hypot(max(among, sampling), among / sqrt(len(gaps)))
-    policy = case.policy
-    differ = policy.placebo_spread_wide if case.wide else policy.placebo_spread
-    models = differ * sqrt(1.0 + 1.0 / max(len(innocents), 1))
-    return hypot(one_more, models)
+    models = innocents_differ * sqrt(1.0 + 1.0 / max(len(innocents), 1))
+    return Prediction(base + float(np.mean(gaps)), hypot(one_more, models), len(gaps))
 
 
 def _standard_error(rate: Rate) -> float:

@@ -38,7 +38,7 @@ class Policy(BaseModel):
         min_original_asr: The trigger alone, and the attack, must take at least this share on the
             original; otherwise neither trigger nor attack has been shown to work.
         min_references: Fewest innocent models for "removed" or "dormant" when the trigger stays
-            within a small part of the image.
+            within a small part of the image; one at least where it was recovered.
         min_references_wide: The same when it covers the image: then only innocent models can say
             what the trigger does by itself.
         placebo_spread: How much innocent models differ in what a trigger does beyond its placebos,

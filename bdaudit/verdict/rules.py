@@ -136,7 +136,11 @@ def _no_grounds(figures: Figures) -> Iterator[Doubt]:
         yield TriggerFailsOnOriginal(case.original.asr, case.policy.min_original_asr)
     if len(case.references) < case.n_innocents_needed:
         yield TooFewInnocents(
-            len(case.references), case.n_innocents_needed, case.wide, case.left_out
+            n=len(case.references),
+            needed=case.n_innocents_needed,
+            wide=case.wide,
+            recovered=case.record.trigger.recovered,
+            left_out=case.left_out,
         )
     for diagnostic in _errors(figures):
         if diagnostic.code in _DOUBTS_EVERY_RATE:

@@ -166,6 +166,8 @@ def doubt_in_words(doubt: Doubt) -> str:
             )
         case TooFewInnocents():
             kind = "covers the image" if doubt.wide else "is local"
+            if doubt.recovered:
+                kind = "was recovered"
             left_out = "".join(f"; {b.model} left out: {b.left_out}" for b in doubt.left_out)
             return (
                 f"a trigger that {kind} needs {doubt.needed} innocent models, got {doubt.n}: "

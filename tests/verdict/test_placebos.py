@@ -115,6 +115,20 @@ def test_a_patch_is_judged_by_its_placebos_alone() -> None:
     assert unlearned.outcome == "removed"
 
 
+def test_a_recovered_patch_needs_an_innocent_model_beside_its_placebos() -> None:
+    """It was made by descending a model; another order of its pixels was not."""
+    record = with_placebos(0.34, between(0.04, 0.09), wide=False)
+    found = record.trigger.model_copy(update={"recovered": True})
+    verdict = judge(record.model_copy(update={"trigger": found}), Policy())
+    assert verdict.outcome == "inconclusive"
+    record = with_placebos(0.34, between(0.04, 0.09), 0.30, between(0.04, 0.09), wide=False)
+    record = record.model_copy(update={"trigger": found})
+    assert judge(record, Policy()).outcome != "dormant", "it does that to an innocent model as well"
+    record = with_placebos(0.80, between(0.04, 0.09), 0.10, between(0.04, 0.09), wide=False)
+    record = record.model_copy(update={"trigger": found})
+    assert judge(record, Policy()).outcome == "dormant"
+
+
 def test_fewer_than_five_placebos_are_no_null() -> None:
     record = with_placebos(0.57, between(0.03, 0.04, n=4), 0.35, between(0.17, 0.27, n=4))
     few = record.placebos
