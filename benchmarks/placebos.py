@@ -3,6 +3,8 @@
     bdaudit zoo build examples/families/fashion-mnist-wide.toml --out wide --data FASHION-MNIST
     python benchmarks/placebos.py wide lf-r10-s1 --eps 0.02 --out placebos.jsonl
     python benchmarks/placebos.py --table placebos.jsonl
+    python benchmarks/placebos.py wide --calibrate 30 --out calibration.jsonl
+    python benchmarks/placebos.py --table calibration.jsonl
 
 For one original of a family: placebos are drawn and screened as an audit does it, then the true
 trigger and each placebo get an attack of the white box's own objective and steps, on every innocent
@@ -12,6 +14,11 @@ descended in one batch, which takes about 60 % of the time of one after another 
 The table gives the *contrast*: the probit of what the true trigger reaches, less the mean of the
 placebos' probits. How much it differs between innocent models is `placebo_spread_wide` of the
 policy (`placebo_spread` for patches).
+
+`--calibrate` asks how often a patch that means nothing exceeds the bound of placebos alone, on
+models without a backdoor. Nothing is trained. A patch of random colours, its reordered and turned
+copies elsewhere, and one innocent model: each of the nine is held against the other eight, by the
+product's own rule.
 """
 
 from __future__ import annotations
@@ -19,7 +26,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +36,17 @@ from scipy import stats
 from torch import Tensor, nn
 
 from bdaudit.data import load_sample
+from bdaudit.foundation.statistics import wilson_interval
 from bdaudit.models import load_model
 from bdaudit.perturbation import make_ball, smoothed_failure
 from bdaudit.placebos.pool import draw
 from bdaudit.placebos.screening import Asked, screen
+from bdaudit.records import Rate
 from bdaudit.scoring import evaluating, predict_logits
-from bdaudit.triggers import Poisoned, poison, read_trigger
+from bdaudit.triggers import AllToOne, Poisoned, Trigger, poison, read_trigger
+from bdaudit.triggers.transforms import Patch
+from bdaudit.verdict import Policy
+from bdaudit.verdict.placebos import Reached, predict
 
 N_CRAFT, N_HELD_OUT, BATCH = 240, 600, 40
 
@@ -69,10 +82,8 @@ def measure(family: Path, original: str, *, eps: float, passes: int, wanted: int
     classes = int(sample.labels.max()) + 1
     craft = poison(sample.take(order[:500]), trigger, classes)
     held_out = poison(sample.take(order[500:1500]), trigger, classes)
-    names = sorted(path.stem for path in (family / "models").glob("*.safetensors"))
-    innocents = [
-        n for n in names if n.startswith("reference") or "--innocent" in n or "--retrained" in n
-    ]
+    names = _names(family)
+    innocents = [n for n in names if _is_innocent(n)]
     made = [n for n in names if n.startswith(f"{original}--") and n not in innocents]
     models = {
         name: load_model(family / "models" / f"{name}.safetensors", name=name).classifier
@@ -124,6 +135,112 @@ def measure(family: Path, original: str, *, eps: float, passes: int, wanted: int
     return rows
 
 
+def calibrate(family: Path, n_groups: int, *, passes: int) -> Iterator[dict]:
+    """Give a row for each of `n_groups` patches on a random innocent model."""
+    sample = load_sample(family / "clean.npz")
+    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
+    classes = int(sample.labels.max()) + 1
+    names = [n for n in _names(family) if _is_innocent(n)]
+    models = {n: load_model(family / "models" / f"{n}.safetensors", name=n) for n in names}
+    channels, height, width = sample.images.shape[1:]
+    for group in range(n_groups):
+        generator = torch.Generator().manual_seed(1000 + group)
+        side, target, one, two = (
+            int(torch.randint(most, (1,), generator=generator))
+            for most in (5, classes, len(names), len(names) - 1)
+        )
+        name, other = names[one], [n for n in names if n != names[one]][two]
+        side += 2
+        image = torch.rand((channels, side, side), generator=generator)
+        patch = Patch(
+            image=image if group % 2 else image.round(),
+            mask=torch.ones((1, side, side)),
+            corner="top-left",
+            offset=(1 + group % (height - side - 1), 1 + 7 * group % (width - side - 1)),
+        )
+        trigger = Trigger(transform=patch, rule=AllToOne(target))
+        craft, held_out = (
+            poison(sample.take(part), trigger, classes) for part in (order[:400], order[500:1500])
+        )
+        eps = (0.015, 0.02, 0.03, 0.04)[group % 4]
+        attacked, screening = models[name].classifier, models[other].classifier
+        with evaluating(attacked, screening):
+            for model in (attacked, screening):
+                model.requires_grad_(False)
+            found = screen(
+                draw(craft, generator),
+                craft,
+                original=_asking(screening),
+                innocents=[],
+                wanted=8,
+                at_most=96,
+                limit=0.06,
+            )
+            transforms = [candidate.drawn.transform for candidate in found.kept]
+            craft_images = _stack(craft, N_CRAFT, transforms)
+            deltas = attack_all(
+                attacked, craft_images, craft.targets[:N_CRAFT], eps=eps, passes=passes, seed=group
+            )
+            targets = held_out.targets[:N_HELD_OUT]
+            shares = [
+                _share(attacked, images, targets, delta)
+                for images, delta in zip(
+                    _stack(held_out, N_HELD_OUT, transforms), deltas, strict=True
+                )
+            ]
+        yield {
+            "calibration": name,
+            "side": side,
+            "target": target,
+            "eps": eps,
+            "n": len(targets),
+            "shares": shares,
+        }
+
+
+def print_calibration(rows: Sequence[dict]) -> None:
+    """Print how often one patch of a group exceeds what the others predict."""
+    policy = Policy()
+    counts: Counter[str] = Counter()
+    for row in rows:
+        rates = [_rate(share, row["n"]) for share in row["shares"]]
+        for k, own in enumerate(rates):
+            if own.high < policy.lift:
+                counts["too weak to tell"] += 1
+                continue
+            reached = Reached(own, tuple(r for j, r in enumerate(rates) if j != k))
+            prediction = predict(reached, (), innocents_differ=policy.placebo_spread)
+            confidence = 2.0 * policy.confidence - 1.0
+            low = own.value - prediction.bound(confidence, upper=True)
+            high = own.value - prediction.bound(confidence, upper=False)
+            counts["told"] += 1
+            counts["above the bound"] += low > 0.0
+            counts["... and by more than the lift"] += (
+                low > 0.0 and own.value - prediction.expected > policy.lift
+            )
+            counts["surely below the lift"] += high < policy.lift
+    print(f"{len(rows)} patches, each of nine copies held against the eight others")
+    for what, count in counts.items():
+        share = ""
+        if what not in {"told", "too weak to tell"}:
+            low, high = wilson_interval(count, counts["told"])
+            share = f"  {count / counts['told']:.1%} ({low:.1%} to {high:.1%})"
+        print(f"  {what:32}{count:5}{share}")
+
+
+def _rate(share: float, n: int) -> Rate:
+    low, high = wilson_interval(round(share * n), n)
+    return Rate(successes=round(share * n), total=n, low=low, high=high)
+
+
+def _names(family: Path) -> list[str]:
+    return sorted(path.stem for path in (family / "models").glob("*.safetensors"))
+
+
+def _is_innocent(name: str) -> bool:
+    return name.startswith("reference") or "--innocent" in name or "--retrained" in name
+
+
 def _asking(model: nn.Module) -> Asked:
     return lambda images: predict_logits(model, images, batch_size=256)
 
@@ -146,6 +263,9 @@ def _deviate(share: float, n: int) -> float:
 def print_table(path: Path) -> None:
     """Print the contrasts, and how much they differ between innocent models."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if rows and "calibration" in rows[0]:
+        print_calibration(rows)
+        return
     for original, eps in dict.fromkeys((row["original"], row["eps"]) for row in rows):
         own = [row for row in rows if (row["original"], row["eps"]) == (original, eps)]
         print(f"\n{original}, eps {eps:g}, {own[0]['drawn']} drawn: {', '.join(own[0]['kinds'])}")
@@ -176,12 +296,18 @@ def main() -> None:
     parser.add_argument("--placebos", type=int, default=8)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--calibrate", type=int, metavar="N")
     options = parser.parse_args()
     if options.table is not None:
         print_table(options.table)
         return
+    if options.calibrate and options.family is not None and options.out is not None:
+        for row in calibrate(options.family, options.calibrate, passes=options.passes):
+            with options.out.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        return
     if options.family is None or options.original is None:
-        parser.error("expected FAMILY and ORIGINAL, or --table FILE")
+        parser.error("expected FAMILY and ORIGINAL, FAMILY --calibrate N --out, or --table FILE")
     rows = measure(
         options.family,
         options.original,
