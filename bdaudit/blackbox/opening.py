@@ -114,6 +114,7 @@ def _ask_checkpoint(
         interpolation=options.settings.interpolation,
         outputs=options.settings.outputs,
         clip=options.settings.clip,
+        read_pickled_module=bool(options.settings.read_pickled_module),
         fallback_image_shape=fallback_image_shape,
         device=device,
     )

@@ -183,7 +183,11 @@ def model_settings(models: Models, clip: Clip | None = None) -> ModelSettings:
         ConfigError: A setting of a CLIP without the others.
         ModelError: Class names or templates cannot be used.
     """
-    settings = {**_shared(ModelSettings, models), "weights": models.weights or None}
+    settings = {
+        **_shared(ModelSettings, models),
+        "weights": models.weights or None,
+        "read_pickled_module": models.read_pickled_module or None,
+    }
     return ModelSettings(
         **settings, clip=None if clip is None else _clip_settings(clip, models.arch)
     )

@@ -230,6 +230,7 @@ def _open_model(
             name=name,
             weights=own,
             preferred_weights=general,
+            read_pickled_module=bool(options.read_pickled_module),
             fallback=options,
             fallback_image_shape=image_shape,
             device=device,
@@ -247,6 +248,7 @@ def _open_model(
         clip=options.clip,
         weights=own,
         preferred_weights=general,
+        read_pickled_module=bool(options.read_pickled_module),
         fallback_image_shape=image_shape,
         device=device,
     )

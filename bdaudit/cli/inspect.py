@@ -43,13 +43,22 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    read_pickled_module: Annotated[
+        bool,
+        typer.Option(
+            "--read-pickled-module",
+            help="Look into a whole pickled module without running it.",
+            show_default=False,
+        ),
+    ] = False,
     output: Annotated[Output, Only("json")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what is in a checkpoint, whether it is safe to open, and which architecture fits.
 
-    Nothing in the file is executed. Exit code 0: it can be opened; 4: it cannot.
+    Nothing in the file is executed. Exit code 0: it can be opened (with --read-pickled-module: by
+    that option); 4: it cannot.
     """
     from bdaudit.fetching import fetch
     from bdaudit.foundation.sources import RemoteFile, parse_file
@@ -58,7 +67,9 @@ def inspect(
     sink = JsonSink(output.json_, quiet=quiet)
     named = parse_file(checkpoint)
     found = inspect_checkpoint(
-        fetch(named.url) if isinstance(named, RemoteFile) else checkpoint, weights=weights
+        fetch(named.url) if isinstance(named, RemoteFile) else checkpoint,
+        weights=weights,
+        read_pickled_module=read_pickled_module,
     )
     sink.write(json_module.dumps(found.to_dict(), indent=2) + "\n")
     if not sink.to_stdout:
@@ -66,7 +77,7 @@ def inspect(
             say(_gist(found))
         else:
             _show(found)
-    if not found.is_safe:
+    if not found.is_safe and (found.problem is not None or not read_pickled_module):
         raise typer.Exit(EXIT_INPUT)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bdaudit.foundation.opening import MODEL_BYTES, open_file, read_bytes
 from bdaudit.models import backdoorbench
 from bdaudit.models.archive import ZIP_MAGIC, check_torch_archive
 from bdaudit.models.foreign import describe_foreign
+from bdaudit.models.pickled_modules import ModuleFacts
 from bdaudit.models.pickles import read_pickle
 from bdaudit.models.quantised import dequantise
 from bdaudit.models.shards import INDEX_BYTES, INDEX_SUFFIX, read_index
@@ -84,6 +85,8 @@ class Checkpoint:
         was_named: Whether that key was asked for.
         others: Keys of the file's other sets of weights, which differ.
         files: What was read: the file, and its shards where it is an index.
+        modules: What the file says of the modules the tensors stand in, by name, where it holds a
+            whole pickled module.
     """
 
     path: Path
@@ -95,11 +98,16 @@ class Checkpoint:
     was_named: bool = False
     others: tuple[str, ...] = ()
     files: tuple[ReadFile, ...] = ()
+    modules: Mapping[str, ModuleFacts] = field(default_factory=dict)
 
 
 @reads(ModelError)
 def open_checkpoint(
-    path: Path | str, *, weights: str | None = None, preferred_weights: str | None = None
+    path: Path | str,
+    *,
+    weights: str | None = None,
+    preferred_weights: str | None = None,
+    read_pickled_module: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint and refuse one that cannot be audited.
 
@@ -113,13 +121,20 @@ def open_checkpoint(
         weights: Which of a file's sets of weights is meant, by the keys that lead to it joined by
             `/`; must be there.
         preferred_weights: Likewise, taken where it is there, and then before `weights`.
+        read_pickled_module: Whether the tensors of a whole pickled module are taken, every class
+            in it as an inert record: nothing of the file runs.
 
     Raises:
         ModelError: The file is missing, empty, damaged, of another format, would have to run code
             to be read, can be read in two ways, claims more data than it holds, has NaN or
             infinite weights, or holds several different sets of weights and none was named.
     """
-    checkpoint = read_checkpoint(Path(path), weights=weights, preferred_weights=preferred_weights)
+    checkpoint = read_checkpoint(
+        Path(path),
+        weights=weights,
+        preferred_weights=preferred_weights,
+        read_pickled_module=read_pickled_module,
+    )
     demand_finite(str(path), checkpoint.tensors)
     return checkpoint
 
@@ -130,6 +145,7 @@ def read_checkpoint(
     *,
     weights: str | None = None,
     preferred_weights: str | None = None,
+    read_pickled_module: bool = False,
     content: bytes | None = None,
 ) -> Checkpoint:
     """Do what `open_checkpoint` does, but let NaN and infinite weights through.
@@ -138,6 +154,7 @@ def read_checkpoint(
         path: The file.
         weights: As of `open_checkpoint`.
         preferred_weights: As of `open_checkpoint`.
+        read_pickled_module: As of `open_checkpoint`.
         content: Its bytes, where they were read already by `read_content`.
 
     Raises:
@@ -158,7 +175,7 @@ def read_checkpoint(
         container = "safetensors"
         sets = [WeightSet(key=TOP, tensors=tensors)]
     else:
-        tree = _read_torch(path, content)
+        tree = _read_torch(path, content, as_records=read_pickled_module)
         metadata, container = _describe_tree(tree)
         sets, passed_over = find_sets(path, tree)
         if not sets:
@@ -171,6 +188,8 @@ def read_checkpoint(
     if container == "torch state_dict" and chosen.key != TOP:
         keys = chosen.key.split("/")
         container = "torch nested under " + ", ".join(repr(key[:80]) for key in keys)
+    if chosen.modules:
+        container = container.replace("torch state_dict", "torch") + ", a pickled module"
     notes = list(chosen.notes)
     tensors = dequantise(path, chosen.tensors, notes)
     _check_tensors(path, tensors, size)
@@ -186,6 +205,7 @@ def read_checkpoint(
         was_named=chosen.was_named,
         others=chosen.others,
         files=tuple(read),
+        modules=chosen.modules,
     )
 
 
@@ -237,7 +257,7 @@ def _is_safetensors(path: Path, content: bytes) -> bool:
     return path.suffix.lower() == ".safetensors" or content[8:9] == b"{"
 
 
-def _read_torch(path: Path, content: bytes) -> Any:
+def _read_torch(path: Path, content: bytes, *, as_records: bool = False) -> Any:
     if content.startswith(b"PK"):
         if not content.startswith(ZIP_MAGIC):
             raise ModelError(
@@ -245,7 +265,7 @@ def _read_torch(path: Path, content: bytes) -> Any:
                 "copy or download it again"
             )
         check_torch_archive(path, content)
-    return read_pickle(path, content)
+    return read_pickle(path, content, as_records=as_records)
 
 
 def _describe_tree(tree: Any) -> tuple[dict[str, str], str]:

@@ -39,6 +39,7 @@ from bdaudit.models.fingerprint import (
     drop_wrapper_prefix,
     match_blueprint,
 )
+from bdaudit.models.pickled_modules import demand_same_parts
 from bdaudit.models.settings import ModelSettings
 from bdaudit.models.weight_sets import quote_names
 
@@ -112,6 +113,7 @@ def build_and_fill(
     if len(kept) < len(tensors):
         notes.append(f"left out {len(tensors) - len(kept)} tensors of heads that only train")
     _fill(path, network, kept, notes)
+    _hold_against_module(checkpoint, arch, network, notes)
     return Fitted(
         network=network, arch=arch, num_classes=match.num_classes, in_channels=match.in_channels
     )
@@ -126,6 +128,7 @@ def _fill_from_factory(
     tensors = _fit_names(checkpoint.tensors, set(plan.shapes), notes)
     _demand_fit(checkpoint.path, match_blueprint(plan, tensors), tensors)
     _fill(checkpoint.path, network, tensors, notes)
+    _hold_against_module(checkpoint, arch, network, notes)
     return Fitted(network=network, arch=arch)
 
 
@@ -147,6 +150,7 @@ def _fill_clip(
     _demand_fit(checkpoint.path, match_blueprint(_blueprint_of_clip(plan), tensors), tensors)
     clip = plan.build()
     _fill(checkpoint.path, clip, tensors, notes)
+    _hold_against_module(checkpoint, arch, clip, notes)
     notes.append(
         f"zero-shot: {len(prompting.class_names)} classes, {len(prompting.templates)} template"
         f"{'' if len(prompting.templates) == 1 else 's'}; text embeddings computed once"
@@ -187,6 +191,13 @@ def _with_text_tower(
 
 def _blueprint_of_clip(plan: ClipPlan) -> Blueprint:
     return Blueprint(arch=plan.arch, shapes=plan.shapes, head=frozenset(), stem=None)
+
+
+def _hold_against_module(
+    checkpoint: Checkpoint, arch: str, network: nn.Module, notes: list[str]
+) -> None:
+    if checkpoint.modules:
+        demand_same_parts(checkpoint.path, arch, network, checkpoint.modules, notes)
 
 
 def _fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> None:

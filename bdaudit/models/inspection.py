@@ -102,7 +102,9 @@ class Inspection:
 
 
 @reads(ModelError)
-def inspect_checkpoint(path: Path | str, *, weights: str | None = None) -> Inspection:
+def inspect_checkpoint(
+    path: Path | str, *, weights: str | None = None, read_pickled_module: bool = False
+) -> Inspection:
     """Look into a checkpoint file or a BackdoorBench folder.
 
     A damaged or hostile file is described, not refused.
@@ -110,6 +112,7 @@ def inspect_checkpoint(path: Path | str, *, weights: str | None = None) -> Inspe
     Args:
         path: The file or folder.
         weights: Which of the file's sets of weights to describe.
+        read_pickled_module: Whether to look into a whole pickled module, whose classes stay inert.
 
     Raises:
         ModelError: There is no such file, it cannot be read, or it is a folder with no result that
@@ -128,7 +131,9 @@ def inspect_checkpoint(path: Path | str, *, weights: str | None = None) -> Inspe
         content = read_content(file)
         file_sha256 = hashlib.sha256(content).hexdigest()
         wanted = wanted_globals(content)
-        checkpoint = read_checkpoint(file, weights=weights, content=content)
+        checkpoint = read_checkpoint(
+            file, weights=weights, read_pickled_module=read_pickled_module, content=content
+        )
         locate_checkpoint(file)
     except ModelError as error:
         return Inspection(

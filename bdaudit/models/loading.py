@@ -45,6 +45,7 @@ def load_model(
     clip: ClipSettings | None = None,
     weights: str | None = None,
     preferred_weights: str | None = None,
+    read_pickled_module: bool = False,
     fallback_image_shape: tuple[int, int, int] | None = None,
     fallback: ModelSettings | None = None,
     device: torch.device | str = "cpu",
@@ -70,6 +71,8 @@ def load_model(
         weights: Which of a file's sets of weights is meant, by the keys that lead to it joined by
             `/`; the file must have it.
         preferred_weights: Likewise, but only where the file has it.
+        read_pickled_module: Whether a whole pickled module may be read, every class in it as an
+            inert record: its tensors are taken, nothing of it runs.
         fallback_image_shape: Taken where no source gives an image shape: the sample's.
         fallback: Taken where file and neighbours do not say, and before anything is inferred.
         device: Where the classifier is put.
@@ -97,7 +100,10 @@ def load_model(
     file = backdoorbench.locate_checkpoint(path)
     beside, _ = read_model_toml(file)
     checkpoint = open_checkpoint(
-        file, weights=weights or beside.weights_of(None), preferred_weights=preferred_weights
+        file,
+        weights=weights or beside.weights_of(None),
+        preferred_weights=preferred_weights,
+        read_pickled_module=read_pickled_module,
     )
     notes = list(checkpoint.notes)
     settings = _complete(arguments, checkpoint, notes).over(fallback or ModelSettings())

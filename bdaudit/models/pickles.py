@@ -4,10 +4,14 @@
 other name. Checkpoints of the field also hold numpy arrays and a few settings objects beside the
 weights. Those names are mapped here to *inert stand-ins*, which keep what the file says and do
 nothing, so that neither numpy's nor any other library's unpickling code ever sees hostile bytes.
+
+On request *every* class and function that a pickle names becomes an inert record (`InertRecord`):
+never imported, never called. That reads whole pickled modules (`pickled_modules`).
 """
 
 from __future__ import annotations
 
+import _compat_pickle
 import io
 import pickletools
 import re
@@ -22,7 +26,7 @@ import torch
 from bdaudit.errors import ModelError
 from bdaudit.models.archive import ZIP_MAGIC, pickle_entry
 
-__all__ = ["InertArray", "InertObject", "read_pickle", "wanted_globals"]
+__all__ = ["InertArray", "InertObject", "InertRecord", "read_pickle", "wanted_globals"]
 
 _PLAIN_DTYPE = re.compile(r"[biufSU]\d{1,4}")
 # Names that torch's own interpreter accepts, and so appear in harmless files.
@@ -34,6 +38,20 @@ _TENSOR_GLOBAL = re.compile(
     r"|_codecs\.encode|(builtins|__builtin__)\.(set|complex)"
 )
 _LEGACY_PICKLES = 5  # magic number, protocol, system information, object, storage keys
+# Every pickle wants few of them, and torch's interpreter goes through all for each object.
+_MOST_RECORDS = 2000
+# What runs programs or code, or reaches out of the process: no network needs it, and whoever loads
+# the file elsewhere runs it.
+_DANGEROUS = re.compile(
+    r"(os|posix|nt|sys|posixpath|ntpath|nturl2path|subprocess|shutil|socket|ssl|runpy|importlib|imp"
+    r"|pip|ensurepip|venv|pty|ctypes|code|codeop|pickle|_pickle|cloudpickle|dill|marshal|webbrowser"
+    r"|multiprocessing|asyncio|threading|_thread|http|urllib|requests|pdb|bdb|timeit|cProfile"
+    r"|profile|trace|signal|tempfile|commands|popen2|io|gc|inspect)(\..+)?"
+    r"|types\.(Code|Function|Method|Lambda|Module)Type|operator\.(methodcaller|attrgetter)"
+    r"|(builtins|__builtin__)\.(?!(set|frozenset|complex|slice|range|object|dict|list|tuple|int"
+    r"|float|bool|str|bytes|type)$).+"
+    r"|.+\.__\w+"
+)
 # A pickle can have one made of any size, and no checkpoint needs it.
 _UNBOUNDED = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n")
 
@@ -55,6 +73,35 @@ class InertObject:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+class InertRecord(InertObject):
+    """Stands for an object of a class that is not imported, one subclass a name in the file.
+
+    Attributes:
+        class_name: The class, or the function whose result it would have been.
+        was_called: Whether it is what a call would have given, and not an object whose attributes
+            the file holds.
+        state: A copy of its attributes, taken when the file set them, as unpickling would.
+    """
+
+    class_name: str = ""
+    was_called: bool = False
+
+    def __new__(cls, *arguments: Any) -> InertRecord:  # noqa: D102 - as a pickle makes objects
+        record = super().__new__(cls)
+        record.arguments = arguments
+        return record
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.was_called = True
+
+    def __setstate__(self, state: Any) -> None:
+        if self.state is not None:
+            raise ValueError("the state of one object set twice")
+        # What the file does to the mapping afterwards would not reach the real object either.
+        self.state = dict(dict.items(state)) if isinstance(state, dict) else state
 
 
 class _InertDtype(InertObject):
@@ -114,12 +161,14 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 }
 
 
-def read_pickle(path: Path, content: bytes) -> Any:
+def read_pickle(path: Path, content: bytes, *, as_records: bool = False) -> Any:
     """Read what `torch.save` wrote, tensors on the CPU.
 
     Args:
         path: For messages.
         content: The whole file. Of a zip archive `check_torch_archive` has approved.
+        as_records: Whether classes beyond the allow-list become inert records, so that whole
+            modules can be read; else they are refused. Nothing of them runs either way.
 
     Returns:
         The object tree, made of plain containers, tensors, numbers, text and inert stand-ins. Its
@@ -131,10 +180,12 @@ def read_pickle(path: Path, content: bytes) -> Any:
     """
     if _UNBOUNDED.search(_pickles_in(content)):
         raise ModelError(_refusal(path, ("builtins.bytearray",)))
-    allowed = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
+    allowed: list[Any] = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
+    if as_records:
+        allowed += _records(path, wanted_globals(content))
     stream = io.BytesIO(content)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             # A foreign pickle protocol is worth a warning to torch and none to the user.
             warnings.simplefilter("ignore")
             tree = torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
@@ -142,6 +193,13 @@ def read_pickle(path: Path, content: bytes) -> Any:
     # messages are not quoted: some advise to switch off what keeps a pickle from running.
     except Exception as error:
         wanted = wanted_globals(content)
+        if wanted and as_records:
+            raise ModelError(
+                f"{path}: expected a module that torch.save pickled, got one that cannot be read "
+                "without running it: of another pickle protocol than 2, saved by torch before "
+                "1.6, or with objects that only a call fills. Have its author save "
+                "model.state_dict()"
+            ) from error
         if wanted:
             raise ModelError(_refusal(path, wanted)) from error
         raise ModelError(
@@ -180,6 +238,38 @@ def wanted_globals(content: bytes) -> tuple[str, ...]:
     )
 
 
+def _records(path: Path, wanted: tuple[str, ...]) -> list[tuple[Any, str]]:
+    """Make an inert class for every name.
+
+    Raises:
+        ModelError: There are too many, or one is of no use but to run something.
+    """
+    names = {_modern(name) for name in wanted}
+    dangerous = tuple(sorted(n for n in names.union(wanted) if _DANGEROUS.fullmatch(n)))
+    if dangerous:
+        raise ModelError(
+            f"{path}: refused: its pickle wants {_quoted(dangerous)}, which no network needs and "
+            "which would run when the file is loaded elsewhere; nothing was run. Ask its author "
+            "for a state_dict or a .safetensors file"
+        )
+    if len(names) > _MOST_RECORDS:
+        raise ModelError(
+            f"{path}: expected a pickled module, got a pickle that names {len(names)} classes"
+        )
+    return [
+        (type("InertRecord", (InertRecord,), {"class_name": name}), name) for name in sorted(names)
+    ]
+
+
+def _modern(name: str) -> str:
+    """Return the name that Python 3 has for what Python 2 called `name`, as unpicklers do."""
+    module, _, attribute = name.rpartition(".")
+    renamed = _compat_pickle.NAME_MAPPING.get((module, attribute))
+    if renamed is not None:
+        return ".".join(renamed)
+    return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{attribute}"
+
+
 def _globals_in(stream: IO[bytes]) -> Iterator[str]:
     """Yield "module.name" for each global of the next pickle in `stream`.
 
@@ -210,17 +300,22 @@ def _pickles_in(content: bytes) -> bytes:
 
 
 def _refusal(path: Path, wanted: tuple[str, ...]) -> str:
-    shown = ", ".join(repr(name) for name in wanted[:8])
-    more = f" and {len(wanted) - 8} more" if len(wanted) > 8 else ""
+    shown = _quoted(wanted)
     if any(
         name.startswith(("torch.nn.modules.", "torchvision.models.", "timm.")) for name in wanted
     ):
         return (
             f"{path}: expected a state_dict, got a whole pickled module; unpickling one runs its "
-            f"code ({shown}{more}), so it was not loaded. Have whoever made it save "
-            "model.state_dict() with torch.save, or as .safetensors"
+            f"code ({shown}), so it was not loaded. Have whoever made it save "
+            "model.state_dict() with torch.save, or as .safetensors; or pass --read-pickled-module "
+            "to take its tensors without running it"
         )
     return (
-        f"{path}: refused: its pickle wants {shown}{more}, which rebuilding tensors never needs; "
+        f"{path}: refused: its pickle wants {shown}, which rebuilding tensors never needs; "
         "nothing was run. Ask its author for a state_dict or a .safetensors file"
     )
+
+
+def _quoted(names: tuple[str, ...]) -> str:
+    shown = ", ".join(repr(name[:200]) for name in names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

@@ -60,6 +60,7 @@ class ModelSettings:
         clip: Class names and prompts, where `arch` is a CLIP.
         weights: Which of a file's sets of weights is meant: KEY for every file that has it,
             ROLE=KEY ("original=ema") for the models of one role, whose files must have it.
+        read_pickled_module: Whether whole pickled modules may be read, as inert records.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -75,6 +76,7 @@ class ModelSettings:
     outputs: Outputs | None = None
     clip: ClipSettings | None = None
     weights: tuple[str, ...] | None = None
+    read_pickled_module: bool | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and not 2 <= self.num_classes <= _MAX_CLASSES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bdaudit.errors import ModelError
-from bdaudit.models.pickles import InertObject
+from bdaudit.models.pickled_modules import ModuleFacts, is_module, name_tensors
+from bdaudit.models.pickles import InertObject, InertRecord
 from bdaudit.models.quantised import unpack_layers
 from bdaudit.models.wrappers import strip_wrappers
 
@@ -46,11 +47,15 @@ class WeightSet:
         key: The keys that lead to them, joined by `/`; `TOP` at the top.
         tensors: By name.
         left_out: Names of what lies among them and is no tensor.
+        modules: What the file says of the modules they stand in, where it holds a whole module.
+        notes: What was done to read them, in words.
     """
 
     key: str
     tensors: dict[str, Tensor]
     left_out: tuple[str, ...] = ()
+    modules: Mapping[str, ModuleFacts] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Name it for a message, with its size."""
@@ -68,6 +73,7 @@ class Chosen:
         was_named: Whether it was taken because somebody named it.
         others: Keys of the file's other sets, whose weights differ.
         notes: What was skipped, in words.
+        modules: What the file says of the modules they stand in, where it holds a whole module.
     """
 
     tensors: dict[str, Tensor]
@@ -75,6 +81,7 @@ class Chosen:
     was_named: bool
     others: tuple[str, ...]
     notes: tuple[str, ...]
+    modules: Mapping[str, ModuleFacts] = field(default_factory=dict)
 
 
 def find_sets(path: Path, content: Any) -> tuple[list[WeightSet], list[str]]:
@@ -103,6 +110,12 @@ def find_sets(path: Path, content: Any) -> tuple[list[WeightSet], list[str]]:
             raise ModelError(f"{path}: expected weights, got containers nested {len(keys)} deep")
         seen.add(id(value))
         key = "/".join(keys) or TOP
+        if is_module(value):
+            sets.append(_as_set(path, key, value))
+            continue
+        if isinstance(value, InertRecord) and value.was_called:
+            _refuse_made_tensors(path, key, value)
+            continue
         if _is_optimiser(entries):
             passed_over.append(f"{key!r}, an optimiser's state")
             continue
@@ -175,6 +188,7 @@ def choose_set(
         was_named=wanted is not None,
         others=tuple(s.key for s in different),
         notes=tuple(_notes(chosen, sets, networks, different, passed_over)),
+        modules=chosen.modules,
     )
 
 
@@ -193,6 +207,7 @@ def _notes(
 ) -> Iterator[str]:
     if chosen.key != TOP:
         yield f"took the weights under {chosen.key!r}"
+    yield from chosen.notes
     equal = [s.key for s in networks if s is not chosen and s not in different]
     if equal:
         yield f"the file holds the same weights again under {quote_names(equal)}"
@@ -210,6 +225,33 @@ def _notes(
         yield f"left out {', '.join(passed_over[:3])}"
     if chosen.left_out:
         yield f"left out entries that are not tensors: {quote_names(list(chosen.left_out))}"
+
+
+def _as_set(path: Path, key: str, module: InertRecord) -> WeightSet:
+    named = name_tensors(path, module)
+    tensors = {
+        name: _plain_tensor(path, tensor, name)
+        for name, tensor in {**named.tensors, **unpack_layers(named.tensors)}.items()
+    }
+    return WeightSet(key=key, tensors=tensors, modules=named.facts, notes=named.notes)
+
+
+def _refuse_made_tensors(path: Path, key: str, made: InertRecord) -> None:
+    """Refuse what a call would have made of tensors: without the call nobody knows what it is."""
+    seen: set[int] = set()
+    pending: list[Any] = [made.arguments, made.state]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor) or is_module(value):
+            raise ModelError(
+                f"{path}: {key[:80]!r} holds tensors that a call of {made.class_name[:120]!r} "
+                "would have to make something of, which only running the file's own code could do; "
+                "have its author save model.state_dict()"
+            )
+        entries = _entries_of(value)
+        if entries is not None and id(value) not in seen:
+            seen.add(id(value))
+            pending += entries.values()
 
 
 def _entries_of(value: Any) -> dict[Any, Any] | None:
@@ -287,7 +329,19 @@ def _by_first_part(whole: WeightSet) -> list[WeightSet]:
     for name, tensor in whole.tensors.items():
         first, _, rest = name.partition(".")
         parts.setdefault(first if rest else TOP, {})[rest or name] = tensor
-    return [WeightSet(key=key, tensors=tensors) for key, tensors in parts.items()]
+    return [
+        WeightSet(
+            key=key,
+            tensors=tensors,
+            modules={
+                name.removeprefix(f"{key}."): facts
+                for name, facts in whole.modules.items()
+                if name.startswith(f"{key}.")
+            },
+            notes=whole.notes,
+        )
+        for key, tensors in parts.items()
+    ]
 
 
 def _same(first: WeightSet, second: WeightSet) -> bool:

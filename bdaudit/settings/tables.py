@@ -203,6 +203,12 @@ class Models(Table, panel="Model details that the checkpoints do not store"):
         examples=(["state_dict_ema"], ["defended=model", "original=state_dict"]),
         metavar="KEY|ROLE=KEY",
     )
+    read_pickled_module: bool = option(
+        False,
+        help="Take the tensors of a whole pickled module (torch.save(model)) without running it; "
+        "what they compute is the architecture's.",
+        examples=(False,),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -456,3 +456,26 @@ def test_the_version_is_the_packages() -> None:
 
 def test_the_twin_factory_builds_what_the_files_hold() -> None:
     assert TwinNet().state_dict().keys() == original_twin().state_dict().keys()
+
+
+def test_a_whole_pickled_module_is_scored_by_its_tensors(files: Path, tmp_path: Path) -> None:
+    torch.save(original_twin(), tmp_path / "whole.pt")
+    (tmp_path / "whole.toml").write_text("image_shape = [1, 8, 8]\nnum_classes = 4\n")
+    arguments = [
+        "score",
+        tmp_path / "whole.pt",
+        *("--data", files / "clean.npz", "--trigger", files / "trigger.toml"),
+        *("--original", files / "original.safetensors", "--arch", FACTORY),
+        *("--device", "cpu", "--stand-ins", 0),
+    ]
+    refused = run(*arguments)
+    assert refused.exit_code == 4
+    assert "--read-pickled-module" in refused.stderr.replace("\n", " ")
+    result = run(*arguments, "--read-pickled-module", "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "r.json").read_text())
+    defended, original = record["models"][:2]
+    assert defended["weights_sha256"] == original["weights_sha256"]
+    assert any("whole pickled module" in note for note in defended["notes"])
+    assert record["sources"]["model_options"]["read_pickled_module"] is True
+    assert "whole pickled module" in result.stdout.replace("\n", " ")

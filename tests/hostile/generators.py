@@ -547,12 +547,55 @@ def pickles() -> Iterator[Case]:
         build = content("m.pt", zipped)
         yield Case(f"zip-inspect-{name}", "zip", ("inspect", "m.pt"), build, ANSWERED)
         yield Case(f"zip-score-{name}", "zip", ("score", "m.pt", *SCORE), build)
+        argv = ("inspect", "m.pt", _AS_MODULE)
+        yield Case(f"module-inspect-zip-{name}", "pickled-module", argv, build, ANSWERED)
         packed = archive({"archive/data.pkl": raw, "archive/version": b"3\n"}, compressed=True)
         yield Case(
             f"zip-compressed-{name}", "zip", ("score", "m.pt", *SCORE), content("m.pt", packed)
         )
         batch = content("c/cifar-10-batches-py/test_batch", raw)
         yield Case(f"cifar-{name}", "cifar", preview(TRIGGER, "c"), batch)
+    yield from _module_pickles()
+
+
+_AS_MODULE = "--read-pickled-module"
+
+
+def _module_pickles() -> Iterator[Case]:
+    """Whole modules that are none, cost much, or would run something."""
+    layer = b"ctorch.nn.modules.linear\nLinear\n)\x81q\x01"
+    parts = (b"_parameters", b"_buffers", b"_modules")
+
+    def text(word: bytes) -> bytes:
+        return b"X" + len(word).to_bytes(4, "little") + word
+
+    def with_state(state: bytes) -> bytes:
+        return b"\x80\x02" + layer + state + b"b."
+
+    empty = b"}(" + b"".join(text(part) + b"}" for part in parts) + b"u"
+    shell = b"cos\nsystem\n" + text(f"touch {CANARY}".encode()) + b"\x85R"
+    evaluate = b"c__builtin__\neval\n" + text(f"open({CANARY!r}, 'w').close()".encode()) + b"\x85R"
+    broken = {
+        "empty": with_state(empty),
+        "no-state": with_state(b"N"),
+        "own-child": with_state(b"}(" + text(parts[2]) + b"}" + text(b"a") + b"h\x01su"),
+        "number-for-modules": with_state(b"}" + text(parts[2]) + b"K\x03s"),
+        "number-for-name": with_state(b"}" + text(parts[2]) + b"}K\x03h\x01ss"),
+        "long-name": with_state(b"}" + text(parts[2]) + b"}" + text(b"a" * 9999) + b"h\x01ss"),
+        "control-name": with_state(b"}" + text(parts[2]) + b"}" + text(b"\x1b[31m") + b"K\x03ss"),
+        "shell-as-module": with_state(b"}" + text(parts[2]) + b"}" + text(b"a") + shell + b"ss"),
+        "shell-as-state": with_state(shell),
+        "eval-as-hook": with_state(b"}" + text(b"_forward_hooks") + b"}K\x01" + evaluate + b"ss"),
+        "class-with-controls": b"\x80\x02cm\n\x1b]0;PWN\x07\n)\x81" + empty + b"b.",
+        "class-as-module": b"\x80\x02ctorch.nn.modules.linear\nLinear\n.",
+        "twice": b"\x80\x02" + layer + empty + b"b" + empty + b"b.",
+        "called": b"\x80\x02cm\nF\n" + empty + b"\x85R.",
+        "many-classes": b"\x80\x02(" + b"".join(b"cm\nC%d\n" % n for n in range(5000)) + b"t.",
+    }
+    for name, raw in broken.items():
+        build = content("m.pt", archive({"archive/data.pkl": raw, "archive/version": b"3\n"}))
+        argv = ("score", "m.pt", *SCORE, _AS_MODULE)
+        yield Case(f"module-score-{name}", "pickled-module", argv, build)
 
 
 def damaged(base: Path) -> Iterator[Case]:

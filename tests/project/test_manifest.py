@@ -149,6 +149,7 @@ CHANGES: dict[str, Any] = {
     "models.std": [0.2],
     "models.outputs": "logits",
     "models.weights": ["model"],
+    "models.read_pickled_module": True,
     "attack.mode": ["query"],
     "attack.eps": [0.5],
     "attack.norm": "l2",
