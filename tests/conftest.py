@@ -10,6 +10,7 @@ import torch
 
 from bdaudit.auditing.demo import export_demo
 from bdaudit.foundation.cache import CACHE_VARIABLE
+from tests.slow_tests import is_listed, listed
 
 # Tiny tensors gain nothing from threads, and tests then run alike beside other work; so do the
 # commands that tests start. A number set from outside holds.
@@ -34,10 +35,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, and leave out `cuda` tests where there is no such device.
+    """Mark slow tests and put their files first; leave out `cuda` tests without such a device.
 
     Files are dealt out to workers whole; one that takes long should not be the last to begin.
     """
+    names = listed()
+    for item in items:
+        if is_listed(item.nodeid, names):
+            item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
