@@ -97,6 +97,20 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(
         read(plain)
 
 
+def test_a_missing_file_is_told_with_the_name_that_is_near_it(tmp_path: Path) -> None:
+    (tmp_path / "removed.safetensors").write_bytes(b"x")
+    for name, hint in (
+        ("removed.safetensor", f"did you mean {tmp_path}/removed.safetensors?"),
+        ("Removed.safetensors", "did you mean"),
+        ("nothing.like", ""),
+        ("no-folder/removed.safetensors", ""),
+    ):
+        with pytest.raises(PolicyError, match="No such file") as caught:
+            read(tmp_path / name)
+        assert ("did you mean" in str(caught.value)) == bool(hint)
+        assert hint in str(caught.value)
+
+
 def test_a_link_to_a_device_is_followed_and_refused(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     with pytest.raises(PolicyError, match="got a device"):

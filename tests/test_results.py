@@ -12,6 +12,7 @@ from bdaudit.errors import RecordError
 from bdaudit.records import AuditRecord, Rate, read_record, to_json
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, bec_record, rate
+from tests.report.many import comparison_record, defense_record, difference_record, sweep_record
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
@@ -95,6 +96,19 @@ def test_files_that_are_no_records_are_refused(tmp_path: Path) -> None:
             read_record(path)
     with pytest.raises(RecordError, match="nowhere"):
         read_record(tmp_path / "nowhere.json")
+
+
+def test_what_another_command_wrote_is_called_by_its_name(tmp_path: Path) -> None:
+    for made, command in (
+        (comparison_record(), "bdaudit compare"),
+        (sweep_record(), "bdaudit sweep"),
+        (defense_record(), "bdaudit defend"),
+        (difference_record(tmp_path), "bdaudit diff"),
+    ):
+        path = tmp_path / "made.json"
+        path.write_text(to_json(made))
+        with pytest.raises(RecordError, match=f"is what {command} wrote"):
+            read_record(path)
 
 
 def test_nothing_in_a_record_can_be_nan() -> None:

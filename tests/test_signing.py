@@ -85,6 +85,19 @@ def test_another_key_is_another_signer(folder: Path) -> None:
     check_signature(folder / "result.json", public_key=folder / "theirs.pub")
 
 
+def test_the_wrong_half_of_a_key_pair_is_called_by_its_name(folder: Path) -> None:
+    assert run("sign", "result.json", "--key", "ours.pem")[0] == 0
+    code, output = run("gate", "result.json", "--key", "ours.pem")
+    assert code == 4
+    assert "got a private key" in output
+    assert "-pubout" in output
+    code, output = run("sign", "result.json", "--key", "ours.pub")
+    assert code == 4
+    assert "got a public key" in output
+    (folder / "no.key").write_text("x")
+    assert "got a" not in run("gate", "result.json", "--key", "no.key")[1]
+
+
 def test_a_record_may_be_moved_with_its_signature(folder: Path) -> None:
     made = sign_record(
         folder / "result.json", private_key=folder / "ours.pem", signature=folder / "s.bundle"

@@ -172,7 +172,10 @@ def defended_source(inputs: Inputs) -> str:
         parse_endpoint(inputs.endpoint)
         return inputs.endpoint
     if inputs.defended is None:
-        raise ConfigError("expected DEFENDED or --endpoint, got neither")
+        raise ConfigError(
+            "expected DEFENDED or --endpoint, in a project file inputs.defended or "
+            "inputs.endpoint, got neither"
+        )
     return inputs.defended
 
 

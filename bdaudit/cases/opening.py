@@ -221,7 +221,7 @@ def _open_model(
     if not isinstance(source, FileSource | OnnxFile):
         raise ModelError(
             f"{name}: expected a checkpoint, whose weights can be read, got {source}; only the "
-            "defended model may be one that can only be queried"
+            "defended model may be a black-box model (predictions only)"
         )
     own, general = options.weights_of(role), options.weights_of(None)
     if role == "surrogate":

@@ -43,8 +43,8 @@ class Subject:
         """
         if self.model is None:
             raise ConfigError(
-                f"{self.name} can only be queried, and this step needs its weights: use --mode "
-                f"query"
+                f"{self.name} is a black-box model (predictions only), and this step needs its "
+                f"weights: use --mode query"
             )
         return self.model
 

@@ -13,11 +13,13 @@ docs/limits.md lists them.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import io
 import os
 import stat
 import time
+from itertools import islice
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -45,6 +47,7 @@ __all__ = [
     "path_inside",
     "read_bytes",
     "shown",
+    "why_not",
 ]
 
 SETTINGS_BYTES = 1 << 20
@@ -69,6 +72,8 @@ TIME_LIMIT_S = 600.0
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_SHOWN = 300
+_MOST_NAMES = 2000
+"""Of a folder that are looked at for a name like that of a missing file."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -269,11 +274,29 @@ def _refusal(
 ) -> InputError:
     if not isinstance(failure, OSError):
         return error(f"{shown(path)!a}: expected {what}: {failure}")
-    reason = {
-        errno.ELOOP: "its links lead in a ring, or it became a link while it was opened",
-        errno.ENAMETOOLONG: f"its name is too long ({len(str(path))} characters)",
-    }.get(failure.errno or 0, failure.strerror or str(failure))
-    return error(f"{shown(path)}: expected {what}: {reason}")
+    return error(f"{shown(path)}: expected {what}: {why_not(path, failure)}")
+
+
+def why_not(path: Path, failure: OSError) -> str:
+    """Say in words why a file could not be opened; of a missing one, which name is near its own."""
+    if failure.errno == errno.ELOOP:
+        return "its links lead in a ring, or it became a link while it was opened"
+    if failure.errno == errno.ENAMETOOLONG:
+        return f"its name is too long ({len(str(path))} characters)"
+    reason = failure.strerror or str(failure)
+    near = _near_name(path) if failure.errno == errno.ENOENT else None
+    return reason if near is None else f"{reason}; did you mean {shown(near)}?"
+
+
+def _near_name(path: Path) -> Path | None:
+    """Return the file or folder beside a missing one that is called most like it."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except (OSError, ValueError):
+        return None
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return path.with_name(near[0]) if near else None
 
 
 class BoundedFile(io.FileIO):

@@ -51,7 +51,7 @@ def existence_steps(
         defended.black_box.notes.append(layers.note)
         network = layers.network
     else:
-        return (), "not measured: the defended model can only be queried"
+        return (), "not measured: the defended model is a black-box model (predictions only)"
     records = yield from existence_coefficient(
         networks[0],
         network,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bdaudit.errors import ModelError, reads
 from bdaudit.foundation.digests import digest_file, digest_tensors
-from bdaudit.foundation.opening import is_file, is_folder, shown
+from bdaudit.foundation.opening import is_file, is_folder, shown, why_not
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.models.backdoorbench import locate_checkpoint
 from bdaudit.models.checkpoint import (
@@ -123,7 +123,7 @@ def inspect_checkpoint(
     try:
         size = file.stat().st_size
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = why_not(file, error) if isinstance(error, OSError) else error
         raise ModelError(f"{shown(file)}: cannot be read: {reason}") from error
     file_sha256: str | None = None
     wanted: tuple[str, ...] = ()

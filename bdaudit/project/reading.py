@@ -13,7 +13,7 @@ from bdaudit.errors import ConfigError, ProjectError, reads, unknown_key
 from bdaudit.foundation.opening import is_file
 from bdaudit.foundation.texts import read_toml
 from bdaudit.foundation.usercode import split_reference
-from bdaudit.project.schema import TABLES, ProjectFile, keys_of, project_model
+from bdaudit.project.schema import TABLES, ProjectFile, in_list, is_list, keys_of, project_model
 from bdaudit.settings import Declared
 from bdaudit.settings.declaring import (
     Code,
@@ -159,6 +159,11 @@ def _keys(given: Mapping[str, Mapping[str, Any]]) -> Iterator[_Key]:
             yield _Key(f"{name}.{key}", known[key], value)
 
 
+def _whole_lists(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = keys_of(TABLES[name])
+    return {k: in_list(value) if is_list(known[k]) else value for k, value in values.items()}
+
+
 def _table(name: str, values: Mapping[str, Any]) -> Any:
     """Build a table of what a file says in it."""
     known = keys_of(TABLES[name])
@@ -250,7 +255,7 @@ def check_project(document: Mapping[str, Any], path: Path, *, where: str | None 
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part not in _UNION_PARTS)
         raise ProjectError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from error
-    given = {name: document[name] for name in TABLES if name in document}
+    given = {name: _whole_lists(name, document[name]) for name in TABLES if name in document}
     tables: dict[str, Any] = {}
     for name, values in given.items():
         try:

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from bdaudit.settings import (
     Attack,
@@ -34,7 +34,7 @@ from bdaudit.settings import (
 )
 from bdaudit.verdict.policy import Policy
 
-__all__ = ["TABLES", "ProjectFile", "json_schema", "keys_of", "project_model"]
+__all__ = ["TABLES", "ProjectFile", "in_list", "is_list", "json_schema", "keys_of", "project_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,27 @@ def _model_of(table: type[Table]) -> type[BaseModel]:
 def _type_in_file(each: Declared) -> Any:
     form = each.option.form
     if form is not None:
-        return form.in_file
-    if not each.several:
+        kind = form.in_file
+    elif each.several:
+        kind = list[each.item]  # type: ignore[name-defined]
+    else:
         return each.type
-    return list[each.item]  # type: ignore[name-defined]
+    if not is_list(each):
+        return kind
+    (item,) = get_args(kind)
+    # `mode = "white"` for `mode = ["white"]`: what nobody can misread is not refused.
+    return Annotated[kind, BeforeValidator(in_list, json_schema_input_type=kind | item)]
+
+
+def is_list(each: Declared) -> bool:
+    """Whether a project file has a list for a key."""
+    form = each.option.form
+    return each.several if form is None else get_origin(form.in_file) is list
+
+
+def in_list(value: Any) -> list[Any]:
+    """Return the list that a value in a file stands for: itself, or the one it is alone in."""
+    return value if isinstance(value, list) else [value]
 
 
 def _field(each: Declared) -> Any:

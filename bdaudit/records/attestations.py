@@ -46,7 +46,7 @@ PAYLOAD = "application/vnd.in-toto+json"
 LEFT_OUT = ("pictures", "kept_trigger")
 """Parts of a record that an attestation leaves out: no verdict is judged from them."""
 
-_WHAT = "an attestation, one JSON document a line"
+_WHAT = "a record, or an attestation (one JSON document a line)"
 
 
 @dataclass(frozen=True)

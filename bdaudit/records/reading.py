@@ -36,6 +36,19 @@ _KINDS: dict[str, type[AnyDocument]] = {
 }
 
 
+_SHOWN_BY = {
+    "comparison": "bdaudit compare",
+    "difference": "bdaudit diff",
+    "gate": "bdaudit gate",
+    "benchmark": "bdaudit bench",
+    "defenses": "bdaudit defend",
+    "sweep": "bdaudit sweep",
+    "ledger": "bdaudit verify FOLDER",
+    "verification": "bdaudit verify",
+}
+"""What else bdaudit writes as JSON, by kind, and which command wrote it."""
+
+
 def content_digest(document: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hex, of a record without its own digest, however it was indented."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -103,20 +116,26 @@ def parse_record(document: object, path: str) -> AnyDocument:
     """
     if not isinstance(document, dict) or "kind" not in document:
         raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
+    kind = document["kind"]
+    if isinstance(kind, str) and kind in _SHOWN_BY:
+        raise RecordError(
+            f"{path}: is what {_SHOWN_BY[kind]} wrote ({kind}); expected the record of one audit "
+            "or measurement, such as bdaudit audit --json writes"
+        )
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise RecordError(
             f"{path}: record of schema version {version!r}, this bdaudit reads {SCHEMA_VERSION}; "
             "use the version of bdaudit that wrote it, or a newer one"
         )
-    if not isinstance(document["kind"], str) or document["kind"] not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise RecordError(f"{path}: not a bdaudit record (no known 'kind' in it)")
     document = dict(document)
     stated = document.pop(_DIGEST_KEY, None)
     if stated is None:
         raise RecordError(f"{path}: has no digest of its own content: edited, or cut short")
     try:
-        record = _KINDS[document["kind"]].model_validate(document)
+        record = _KINDS[kind].model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

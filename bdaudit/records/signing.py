@@ -13,9 +13,10 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bdaudit.errors import ConfigError, InputError, RecordError, reads
 from bdaudit.foundation.opening import RECORD_BYTES, SETTINGS_BYTES, check_file, is_file
@@ -81,7 +82,7 @@ def sign_record(
     except Exception as error:
         raise InputError(
             f"{private_key}: expected a private elliptic-curve key in PEM form, and its password "
-            f"where it has one: {type(error).__name__}"
+            f"where it has one: {_instead(private_key, error, of='private')}"
         ) from error
     try:
         if statements is not None:
@@ -139,7 +140,7 @@ def check_signature(record: Path, *, public_key: Path, signature: Path | None = 
     except Exception as error:
         raise InputError(
             f"{public_key}: expected a public elliptic-curve key in PEM form: "
-            f"{type(error).__name__}"
+            f"{_instead(public_key, error, of='public')}"
         ) from error
     try:
         config.verify(record, beside)
@@ -150,6 +151,22 @@ def check_signature(record: Path, *, public_key: Path, signature: Path | None = 
             f"was signed, or signed by another key ({type(error).__name__})"
         ) from error
     return beside
+
+
+def _instead(path: Path, failure: Exception, *, of: Literal["public", "private"]) -> str:
+    """Say what came in place of a key, and what to do where it is the other half of the pair."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        text = b""
+    if of == "public" and re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", text):
+        return (
+            "got a private key; `openssl ec -in KEY -pubout` writes its public half, which is all "
+            "that whoever checks a signature should have"
+        )
+    if of == "private" and b"-----BEGIN PUBLIC KEY-----" in text:
+        return "got a public key; signing takes the private one"
+    return type(failure).__name__
 
 
 def _pae(payload: bytes) -> bytes:
@@ -200,7 +217,7 @@ def _check_bundles(attestation: Attestation, path: Path, public_key: Path) -> No
     except Exception as error:
         raise InputError(
             f"{public_key}: expected a public elliptic-curve key in PEM form: "
-            f"{type(error).__name__}"
+            f"{_instead(public_key, error, of='public')}"
         ) from error
     if not attestation.bundles:
         raise RecordError(f"{path}: is not signed")

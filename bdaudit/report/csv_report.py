@@ -6,6 +6,7 @@ import csv
 import io
 
 from bdaudit.records import AttackRun, AuditRecord, Rate, ReactivationRecord
+from bdaudit.records.verdict import WAIVED
 from bdaudit.report.curves import list_attacks
 from bdaudit.report.release import about_policy
 from bdaudit.report.untrusted import csv_cell
@@ -15,10 +16,10 @@ __all__ = ["COLUMNS", "render"]
 
 COLUMNS = (
     "attack", "objective", "norm", "model", "curve", "eps", "image_queries",
-    "successes", "total", "share", "low", "high", "verdict", "release", "policy",
+    "successes", "total", "share", "low", "high", "verdict", "release", "policy", "waiver",
 )  # fmt: skip
 """`curve` is a model's part, or a control; shares are fractions, with 95 % Wilson intervals. The
-last three are the record's own, the same in each row."""
+last four are the record's own, the same in each row; `waiver` is empty where none was needed."""
 
 
 def render(record: AnyRecord) -> str:
@@ -27,9 +28,10 @@ def render(record: AnyRecord) -> str:
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(COLUMNS)
     verdict = record.verdict if isinstance(record, AuditRecord) else None
-    end: list[object] = ["", "", ""]
+    end: list[object] = [""] * 4
     if verdict is not None:
         end = [verdict.outcome, verdict.release or "", csv_cell(about_policy(verdict))]
+        end.append(csv_cell("; ".join(w for w in verdict.warnings if w.startswith(WAIVED))))
     runs = record.runs if isinstance(record, AuditRecord | ReactivationRecord) else ()
     for baseline in record.baselines:
         rows.writerow(

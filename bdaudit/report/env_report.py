@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from bdaudit.errors import RecordError
 from bdaudit.records import AuditRecord
+from bdaudit.records.verdict import WAIVED
 from bdaudit.report.wording import AnyRecord, find_decisive
 
 __all__ = ["render"]
@@ -30,6 +31,7 @@ def _figures(record: AuditRecord) -> Iterator[tuple[str, str]]:
     assert record.verdict is not None
     yield "verdict", record.verdict.outcome
     yield "release", record.verdict.release or ""
+    yield "waived", str(any(w.startswith(WAIVED) for w in record.verdict.warnings)).lower()
     defended = record.defended
     yield "asr", "" if defended is None else f"{defended.asr.value:.4f}"
     decisive = find_decisive(record)

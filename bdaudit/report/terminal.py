@@ -467,7 +467,7 @@ def _footer(record: AnyDocument) -> RenderableType:
     trigger = record.trigger
     origin = "recovered" if trigger.recovered else "given"
     return Text(
-        f"{record.data.n_craft} craft and {record.data.n_held_out} held-out images of "
+        f"images: {record.data.n_craft} to craft on, {record.data.n_held_out} tested on, of "
         f"{record.data.source}; {trigger.kind} trigger ({origin}, {trigger.target_rule}); seed "
         f"{record.seed}; {record.environment.device}; {record.elapsed_s:.0f} s; "
         f"bdaudit {record.environment.bdaudit}\nweights: {models}",

@@ -81,7 +81,7 @@ def not_proved(record: AuditRecord) -> list[str]:
     if any(MODES[mode].has_weights for mode in modes):
         return lines
     how = (
-        "only queried"
+        "a black-box model to this audit (predictions only)"
         if any(MODES[mode].asks for mode in modes)
         else "neither examined nor queried"
     )
@@ -124,8 +124,8 @@ def about_innocents(baselines: Sequence[Baseline]) -> str | None:
     said = []
     if any(baseline.stand_in for baseline in baselines):
         said.append(
-            "stand-in: an innocent model made for this audit from clean images, since too few were "
-            "given as --reference"
+            "stand-in: a substitute innocent model, made from clean images since too few were "
+            "given as --reference, and used only if it passes checks"
         )
     left_out = [b.model for b in baselines if b.left_out is not None]
     if left_out:

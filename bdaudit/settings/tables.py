@@ -107,7 +107,8 @@ class Inputs(Table, panel="Inputs"):
         marks=(LOCATION,),
     )
     stand_ins: int | None = option(
-        help="Number of stand-ins to make from the clean images.",
+        help="Number of stand-ins to make from the clean images: substitute innocent models, used "
+        "only if they pass checks.",
         examples=(3,),
         ge=0,
         default_text="as many as are missing",
@@ -247,7 +248,7 @@ class Attack(Table, panel="Attack"):
         (),
         help="; ".join(f"{mode}: {words.help}" for mode, words in MODES.items()) + ".",
         examples=(["white"],),
-        default_text="white, or query if the model can only be queried",
+        default_text="white; query for a black-box model (predictions only)",
     )
     eps: tuple[float, ...] | None = option(
         help="Radii to try, in pixel units on [0, 1] images: 0.01,0.02 or 2/255.",

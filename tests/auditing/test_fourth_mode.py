@@ -60,7 +60,7 @@ def test_a_fourth_mode_is_spoken_of_in_its_words(folder: Path) -> None:
         text = (folder / f"dormant.{kind}").read_text(encoding="utf-8")
         assert "brighter or darker" in text
         # It asks, so a report says that nobody looked inside, and what was asked.
-        assert "the model was only queried" in text
+        assert "the model was a black-box model to this audit" in text
     assert "could only be queried" in record_of(folder, "removed")["verdict"]["why"]
 
 

@@ -87,7 +87,7 @@ def test_a_model_that_is_only_asked_gets_its_verdict(
     )
     assert record.verdict is not None
     assert record.verdict.outcome == outcome, record.verdict
-    assert "can only be queried" in (record.bec_missing or "")
+    assert "black-box model (predictions only)" in (record.bec_missing or "")
     runs = record.runs_of(role="defended", condition="trigger")
     assert [run.mode for run in runs] == ["query"]
     assert all(0 < run.image_queries <= 1500 for run in record.runs if run.condition != "noise")

@@ -68,7 +68,7 @@ def test_an_audit_by_queries_alone_exits_by_its_verdict(files: Path, tmp_path: P
     result = run(*arguments, "--json", tmp_path / "r.json")
     assert result.exit_code == 1, result.output
     assert "image queries" in result.stdout
-    assert "only queried" in result.stdout
+    assert "predictions only" in result.stdout
     redrawn = run("report", tmp_path / "r.json")
     assert redrawn.stdout == result.stdout
 

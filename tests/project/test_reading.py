@@ -57,6 +57,19 @@ report = ["html=out/r.html", "json=-"]
     }
 
 
+def test_a_value_alone_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    text = '[inputs]\nreference = "a.pt"\n[attack]\nmode = "white"\neps = 0.02\n'
+    project = read_project(write(tmp_path, text))
+    assert project.options() == {
+        "reference": [str(tmp_path / "a.pt")],
+        "mode": ["white"],
+        "eps": ["0.02"],
+    }
+    assert project.file.attack.mode == ("white",)
+    with pytest.raises(ProjectError, match=r"attack\.mode\.0: .*'white'.*got 'wite'"):
+        read_project(write(tmp_path, '[attack]\nmode = "wite"\n'))
+
+
 def test_a_python_file_is_relative_to_the_project_too(tmp_path: Path) -> None:
     path = write(tmp_path, '[models]\narch = "net.py:build"\n')
     assert read_project(path).options() == {"arch": str(tmp_path / "net.py:build")}

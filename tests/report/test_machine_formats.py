@@ -355,12 +355,13 @@ def test_outputs_are_figures_and_known_words_alone(hostile: AuditRecord) -> None
     ):
         lines = dict(line.split("=") for line in render_report("env", record).splitlines())
         assert list(lines) == [
-            "verdict", "release", "asr", "eps", "reactivated_asr", "lift", "score",
+            "verdict", "release", "waived", "asr", "eps", "reactivated_asr", "lift", "score",
                 "policy_sha256",
         ]  # fmt: skip
         assert record.verdict is not None
         assert lines["verdict"] == record.verdict.outcome
         assert lines.pop("policy_sha256") == record.verdict.policy_sha256
+        assert lines.pop("waived") == "false"
         for key in list(lines)[2:]:
             assert lines[key] == "" or float(lines[key]) <= 1.0
     lines = dict(line.split("=") for line in render_report("env", dormant()).splitlines())

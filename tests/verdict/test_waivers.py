@@ -93,13 +93,21 @@ def test_nothing_is_said_where_it_was_not_needed() -> None:
     assert made.warnings == ()
 
 
-@pytest.mark.parametrize("name", ["html", "md", "sarif", "junit", "json"])
+@pytest.mark.parametrize("name", ["html", "md", "sarif", "junit", "csv", "json"])
 def test_every_report_shows_it(name: str) -> None:
     audited = candidate()
     verdict = judge(audited, with_waivers(waiver(until=date(9999, 1, 1))))
     text = render_report(name, audited.model_copy(update={"verdict": verdict}))
     assert WAIVED in text
     assert "Kim Ek" in text
+
+
+def test_variables_of_a_pipeline_say_that_it_passed_by_a_waiver() -> None:
+    for policy, waived in ((with_waivers(waiver(until=date(9999, 1, 1))), "true"), (None, "false")):
+        verdict = judge(candidate(), policy or Policy())
+        text = render_report("env", candidate().model_copy(update={"verdict": verdict}))
+        assert f"waived={waived}\n" in text
+        assert "Kim" not in text
 
 
 def test_a_policy_file_holds_them(tmp_path: Path) -> None:
