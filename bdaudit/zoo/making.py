@@ -151,7 +151,7 @@ class _Making:
     def trigger(self) -> Steps[Made]:
         """Make a trigger, and write it."""
         attack = self._attack
-        images, labels = self._drawn()
+        images, labels = self._drawn_for_attack()
         config = self._attack_config()
         trigger = yield from self._in_precision(
             lambda: attack.make_trigger(
@@ -210,7 +210,7 @@ class _Making:
 
     def _attacked(self) -> Steps[tuple[nn.Module, float]]:
         attack = self._attack
-        images, labels = self._drawn()
+        images, labels = self._drawn_for_attack()
         config, trigger = self._attack_config(), self._trigger()
         poisoning = yield from self._in_precision(
             lambda: attack.poison(
@@ -332,6 +332,11 @@ class _Making:
         generator = torch.Generator().manual_seed(self.recipe.draw_seed)
         chosen = torch.randperm(len(pool), generator=generator)[: self.shop.training.images]
         return pool.images(chosen), pool.labels[chosen]
+
+    def _drawn_for_attack(self) -> tuple[Tensor, Tensor]:
+        """Put the images where the helper is, and where networks that attacks train will be."""
+        images, labels = self._drawn()
+        return images.to(self.device), labels.to(self.device)
 
     def _of_defender(self) -> tuple[Tensor, Tensor]:
         part = self.shop.parts.defense

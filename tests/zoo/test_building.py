@@ -29,6 +29,7 @@ from bdaudit.records.families import Family, read_family
 from bdaudit.report.family_terminal import print_family
 from bdaudit.scoring import predict
 from bdaudit.triggers import poison, read_trigger
+from bdaudit.zoo.attacks import ATTACKS
 from bdaudit.zoo.building import build_family, prepare_build
 from bdaudit.zoo.costs import estimate_costs
 from bdaudit.zoo.folder import FamilyFolder, changes_between
@@ -411,3 +412,18 @@ def test_a_test_part_whose_classes_are_shifted_is_refused(small_data: Path, tmp_
     result = CliRunner().invoke(app, [*arguments, "--only", "badnets-r10-s1", "--device", "cpu"])
     assert result.exit_code != 0
     assert "training and test images do not have the same classes" in result.output
+
+
+@pytest.mark.cuda
+def test_every_attack_is_made_on_a_card(small_data: Path, tmp_path: Path) -> None:
+    others = "".join(
+        f'[[attack]]\ntype = "{name}"\nrates = [0.03]\n\n' for name in ATTACKS if name != "badnets"
+    )
+    path = tmp_path / "all.toml"
+    path.write_text(FAMILY.replace("[[defense]]", others + "[[defense]]"))
+    shutil.copy(small_data / "images.npz", tmp_path)
+    arguments = ["zoo", "build", str(path), "--out", str(tmp_path / "all"), "--only", "*-s1"]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cuda", "--quiet"])
+    assert result.exit_code == 0, result.output
+    made = {member.attack for member in read_family(tmp_path / "all").members}
+    assert made == set(ATTACKS)
