@@ -11,6 +11,7 @@ import typer
 from bdaudit.cli import options
 from bdaudit.cli.budget import within_budget
 from bdaudit.cli.bundles import Argument, Required, Without, taking_tables
+from bdaudit.cli.early import refuse_missing
 from bdaudit.cli.exits import exit_by, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
@@ -76,12 +77,14 @@ def audit(
 
     Exit code 0: removed; 1: active or dormant; 3: inconclusive; 4: an input cannot be used.
     """
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
+    refuse_missing(inputs)
+
     from bdaudit.auditing import audit_steps
     from bdaudit.cases import assembly
     from bdaudit.foundation.progress import finish
     from bdaudit.project import ProjectFile
 
-    project = use_project(ctx, trusted=trust_config, quiet=quiet)
     if inputs.defended is not None and inputs.endpoint is not None:
         # One of the two named on the command line replaces the other of the project file.
         if comes_from_project(ctx, "defended"):

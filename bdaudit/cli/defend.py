@@ -21,6 +21,7 @@ from bdaudit.cli.bundles import (
     Without,
     taking_tables,
 )
+from bdaudit.cli.early import refuse_missing
 from bdaudit.cli.exits import EXIT_OF_RELEASE, reporting_errors
 from bdaudit.cli.output import JsonSink, running_many, show_plan, tell_written, write_file
 from bdaudit.cli.project import Config, TrustConfig, table_of, use_project
@@ -107,6 +108,10 @@ def defend(
 
     Exit code 0: the best is removed; 3: at best inconclusive; 1: none is removed.
     """
+    project = use_project(ctx, trusted=trust_config, quiet=quiet)
+    sink = JsonSink(output.json_, quiet=quiet)
+    refuse_missing(inputs)
+
     from dataclasses import replace
 
     from bdaudit.auditing import DefendSettings, defend_steps
@@ -118,8 +123,6 @@ def defend(
     from bdaudit.report.many_csv import defenses_csv
     from bdaudit.report.many_html import defenses_html
 
-    project = use_project(ctx, trusted=trust_config, quiet=quiet)
-    sink = JsonSink(output.json_, quiet=quiet)
     attack = within_budget(ctx, attack.budget, "audit", attack)
     inputs = within_budget(ctx, attack.budget, "audit", inputs)
     said = ProjectFile(

@@ -12,6 +12,9 @@ from bdaudit.cli.bundles import Only, taking_tables
 from bdaudit.cli.exits import EXIT_INPUT, reporting_errors
 from bdaudit.cli.output import JsonSink
 from bdaudit.cli.streams import say, stdout_console
+from bdaudit.errors import ModelError
+from bdaudit.foundation.opening import demand_there
+from bdaudit.foundation.sources import FileSource, RemoteFile, parse_file
 from bdaudit.settings import Output
 
 if TYPE_CHECKING:
@@ -60,12 +63,14 @@ def inspect(
     Nothing in the file is executed. Exit code 0: it can be opened (with --read-pickled-module: by
     that option); 4: it cannot.
     """
-    from bdaudit.fetching import fetch
-    from bdaudit.foundation.sources import RemoteFile, parse_file
-    from bdaudit.models import inspect_checkpoint
-
     sink = JsonSink(output.json_, quiet=quiet)
     named = parse_file(checkpoint)
+    if isinstance(named, FileSource):
+        demand_there(named.path, what="a checkpoint", error=ModelError)
+
+    from bdaudit.fetching import fetch
+    from bdaudit.models import inspect_checkpoint
+
     found = inspect_checkpoint(
         fetch(named.url) if isinstance(named, RemoteFile) else checkpoint,
         weights=weights,

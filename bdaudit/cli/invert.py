@@ -20,6 +20,7 @@ from bdaudit.cli.bundles import (
     Without,
     taking_tables,
 )
+from bdaudit.cli.early import refuse_missing
 from bdaudit.cli.exits import EXIT_OF_INVERSION, reporting_errors
 from bdaudit.cli.output import JsonSink, check_writable, results_go_to, show_plan, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
@@ -76,6 +77,7 @@ def invert(
     if out is not None:
         check_writable(out)
 
+    refuse_missing(inputs)
     from bdaudit.auditing import invert_steps, save_recovered
     from bdaudit.cases import assembly
     from bdaudit.foundation.progress import finish

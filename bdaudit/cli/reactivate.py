@@ -19,6 +19,7 @@ from bdaudit.cli.bundles import (
     Without,
     taking_tables,
 )
+from bdaudit.cli.early import refuse_missing
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
@@ -91,6 +92,7 @@ def reactivate(
             raise ConfigError(f"--save: expected a name ending in .safetensors, got {save}")
         check_writable(save)
 
+    refuse_missing(inputs)
     from bdaudit.auditing import reactivate_steps, save_delta
     from bdaudit.cases import assembly
     from bdaudit.foundation.progress import finish

@@ -17,6 +17,7 @@ from bdaudit.cli.bundles import (
     Without,
     taking_tables,
 )
+from bdaudit.cli.early import refuse_missing
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, ReportSinks, results_go_to, show_plan, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
@@ -63,6 +64,7 @@ def relearn(
     sink = JsonSink(output.json_, quiet=quiet)
     report_sinks = ReportSinks(output.report, of="relearning", json=sink)
 
+    refuse_missing(inputs)
     from bdaudit.auditing import relearn_steps
     from bdaudit.cases import assembly
     from bdaudit.foundation.progress import finish

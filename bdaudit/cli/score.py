@@ -17,6 +17,7 @@ from bdaudit.cli.bundles import (
     Without,
     taking_tables,
 )
+from bdaudit.cli.early import refuse_missing
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, results_go_to, show_plan, show_record
 from bdaudit.cli.project import Config, TrustConfig, use_project
@@ -62,6 +63,7 @@ def score(
     project = use_project(ctx, trusted=trust_config, quiet=quiet)
     sink = JsonSink(output.json_, quiet=quiet)
 
+    refuse_missing(inputs)
     from bdaudit.auditing import score_steps
     from bdaudit.cases import assembly
     from bdaudit.foundation.progress import finish

@@ -14,8 +14,8 @@ from bdaudit.cli.output import JsonSink, check_writable, write_file
 from bdaudit.cli.sign import Key, Signature
 from bdaudit.cli.streams import say
 from bdaudit.cli.watching import showing_progress
-from bdaudit.errors import ConfigError
-from bdaudit.foundation.opening import is_folder
+from bdaudit.errors import ConfigError, RecordError
+from bdaudit.foundation.opening import demand_there, is_folder
 from bdaudit.settings import Output
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def verify(
         _verify_folder(record, output, policy, folder, key, report or [], quiet)
     if policy is not None or report:
         raise ConfigError(f"--policy and --report are of a folder of records; {record} is none")
+    demand_there(record, what="the JSON that --json writes", error=RecordError)
     from bdaudit.auditing.verification import verify as run_verify
     from bdaudit.records import to_json
     from bdaudit.records.signing import check_signature

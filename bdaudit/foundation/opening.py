@@ -40,6 +40,7 @@ __all__ = [
     "TENSOR_BYTES",
     "TIME_LIMIT_S",
     "check_file",
+    "demand_there",
     "in_bytes",
     "is_file",
     "is_folder",
@@ -135,6 +136,21 @@ def open_file(
         raise _refusal(path, what, error, failure) from failure
     raw = BoundedFile(handle, path, size, what, error, time.monotonic() + time_limit_s)
     return cast(BinaryIO, io.BufferedReader(raw, _CHUNK_BYTES))
+
+
+def demand_there(path: Path, *, what: str, error: type[InputError] = InputError) -> None:
+    """Refuse a name at which there is nothing at all.
+
+    Raises:
+        InputError: There is neither file nor folder; of the class `error`, worded as `open_file`
+            words it. What is wrong with something that is there is said when it is opened.
+    """
+    try:
+        path.stat()
+    except FileNotFoundError as failure:
+        raise _refusal(path, what, error, failure) from failure
+    except (OSError, ValueError):
+        return
 
 
 def read_bytes(
