@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdaudit.errors import TriggerError
-from bdaudit.fetching import fetch_beside, fetch_steps, public_url
+from bdaudit.fetching import (
+    fetch_beside,
+    fetch_repository,
+    fetch_steps,
+    is_repository,
+    public_url,
+)
 from bdaudit.foundation.progress import Steps
-from bdaudit.foundation.sources import RemoteFile
+from bdaudit.foundation.sources import FileSource, RemoteFile
 from bdaudit.foundation.texts import read_toml
 from bdaudit.triggers.files import companion_names
 
@@ -18,6 +24,9 @@ if TYPE_CHECKING:
     from bdaudit.cases.sources import Sources
 
 __all__ = ["fetch_sources", "fetch_trigger", "in_public"]
+
+
+_MODELS = ("defended", "original", "references", "surrogates")
 
 
 def fetch_sources(sources: Sources) -> Steps[Sources]:
@@ -33,17 +42,28 @@ def fetch_sources(sources: Sources) -> Steps[Sources]:
     origins = dict(sources.origins)
     for name in ("defended", "original", "data", "trigger"):
         value = getattr(sources, name)
-        if isinstance(value, RemoteFile):
+        if isinstance(value, RemoteFile) and name in _MODELS and is_repository(value.url):
+            changed[name] = _whole_model(value, origins)
+        elif isinstance(value, RemoteFile):
             steps = fetch_trigger(value.url) if name == "trigger" else fetch_steps(value.url)
             changed[name] = value.at((yield from _noting(steps, value.url, origins)))
     for name in ("references", "surrogates", "placebos"):
         several = list(getattr(sources, name))
         for k, value in enumerate(several):
-            if isinstance(value, RemoteFile):
+            if isinstance(value, RemoteFile) and name in _MODELS and is_repository(value.url):
+                several[k] = _whole_model(value, origins)
+                changed[name] = tuple(several)
+            elif isinstance(value, RemoteFile):
                 steps = fetch_trigger(value.url) if name == "placebos" else fetch_steps(value.url)
                 several[k] = value.at((yield from _noting(steps, value.url, origins)))
                 changed[name] = tuple(several)
     return replace(sources, **changed, origins=origins) if changed else sources
+
+
+def _whole_model(value: RemoteFile, origins: dict[str, str]) -> FileSource:
+    folder, address = fetch_repository(value.url)
+    origins[str(folder)] = address
+    return FileSource(folder)
 
 
 def _noting(steps: Steps[Path], url: str, origins: dict[str, str]) -> Steps[Path]:

@@ -116,6 +116,8 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
     _demand_one_order(sources)
     sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.class_names)
     sample = _check_labels(sample, first)
+    for subject in subjects:
+        sample = _check_names(sample, subject)
     checked = (_with_checked_outputs(subject, sample, sources, device) for subject in subjects)
     return tuple(checked), sample
 
@@ -335,6 +337,20 @@ def _check_labels(sample: Sample, model: BlackBox) -> Sample:
         return sample
     note = f"no images of {len(absent)} of {model.num_classes} classes: {shown(absent)}"
     return replace(sample, notes=(*sample.notes, note))
+
+
+def _check_names(sample: Sample, subject: Subject) -> Sample:
+    """Hold the sample's class names against those in a model's own files."""
+    own = None if subject.model is None else subject.model.class_names
+    if own is None or sample.class_names is None:
+        return sample
+    note = agree_on_classes(
+        sample.class_names,
+        f"{sample.source} ({sample.classes_from})",
+        own,
+        f"the config of the {subject.name} model",
+    )
+    return sample if note is None else replace(sample, notes=(*sample.notes, note))
 
 
 def open_trigger(sources: Sources) -> Trigger:

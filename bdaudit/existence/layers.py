@@ -25,9 +25,14 @@ _ATTENTION_OUTPUTS = (
     "*attn.out_proj",
     "*attention.out_proj",
     "*attention.output.dense",
+    "*attention.o_proj",  # transformers
+    "*attn.o_proj",
     "*.to_out",
     "*.to_out.0",
 )
+# The last layer of an MLP whose layers stand in the block itself: of transformers, where a block's
+# `output.dense` follows its `intermediate.dense`, and of ConvNeXt.
+_MLP_OUTPUTS = ("*.output.dense", "*.pwconv2")
 _MLP_PARTS = ("mlp", "ffn", "feed_forward")
 
 
@@ -114,7 +119,7 @@ def _transformer_outputs(network: nn.Module, readable: dict[str, nn.Module]) -> 
     for name, module in network.named_modules():
         last_part = name.rpartition(".")[2]
         if isinstance(module, nn.MultiheadAttention) or (
-            isinstance(module, nn.Linear) and _matches(name, _ATTENTION_OUTPUTS)
+            isinstance(module, nn.Linear) and _matches(name, (*_ATTENTION_OUTPUTS, *_MLP_OUTPUTS))
         ):
             yield name
         elif isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from bdaudit.errors import FetchError, InputError, reading
 from bdaudit.fetching.sources import BrokenStreamError, Source, Stream, open_source
-from bdaudit.fetching.urls import Address, parse_url
+from bdaudit.fetching.urls import HUB, Address, parse_url
 from bdaudit.foundation.cache import cache_folder
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import MODEL_BYTES, is_file, read_bytes
@@ -29,7 +29,15 @@ try:
 except ImportError:  # not on Windows; two processes that fetch one file then fetch it twice
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["MAX_BYTES_VARIABLE", "OFFLINE_VARIABLE", "fetch", "fetch_beside", "fetch_steps"]
+__all__ = [
+    "MAX_BYTES_VARIABLE",
+    "OFFLINE_VARIABLE",
+    "fetch",
+    "fetch_beside",
+    "fetch_steps",
+    "most_bytes",
+    "told_to_stay_offline",
+]
 
 OFFLINE_VARIABLE = "BDAUDIT_OFFLINE"
 MAX_BYTES_VARIABLE = "BDAUDIT_MAX_DOWNLOAD"
@@ -80,7 +88,7 @@ def _fetch(address: Address) -> Steps[Path]:
         copy = slot.copy()
         if copy is not None and address.sha256 == copy.sha256:
             return slot.path
-        if _is_offline(address):
+        if told_to_stay_offline(address.scheme):
             return _from_cache_alone(address, slot, copy)
         source = open_source(address)
         if copy is not None and address.sha256 is None and copy.tag is not None:
@@ -199,8 +207,9 @@ class _Slot:
         return self.part.stat().st_size, read_text(self.part_tag, what="a tag")
 
 
-def _is_offline(address: Address) -> bool:
-    names = [OFFLINE_VARIABLE, *(["HF_HUB_OFFLINE"] if address.scheme == "hf" else [])]
+def told_to_stay_offline(scheme: str) -> bool:
+    """Whether the environment says that nothing is to be fetched by that protocol."""
+    names = [OFFLINE_VARIABLE, *(["HF_HUB_OFFLINE"] if scheme == HUB else [])]
     return any(os.environ.get(name, "") not in ("", "0") for name in names)
 
 
@@ -244,7 +253,7 @@ def _transfer(address: Address, slot: _Slot, source: Source) -> Steps[None]:
 
 def _store(address: Address, slot: _Slot, stream: Stream, give_up_at: float) -> Steps[None]:
     """Write the bytes of one answer after what is there already."""
-    limit = _max_bytes()
+    limit = most_bytes()
     done = stream.start
     _check_room(address, slot, stream, limit)
     if stream.tag is None:
@@ -312,7 +321,12 @@ def _check(address: Address, slot: _Slot) -> None:
         )
 
 
-def _max_bytes() -> int:
+def most_bytes() -> int:
+    """Return the most bytes that are fetched of one file or model.
+
+    Raises:
+        FetchError: The environment says something else than a number.
+    """
     text = os.environ.get(MAX_BYTES_VARIABLE, "")
     if not text:
         return _MAX_BYTES

@@ -33,6 +33,7 @@ from bdaudit.errors import ModelError
 from bdaudit.foundation.usercode import failing_as, load_function
 from bdaudit.models.preactresnet import preactresnet18
 from bdaudit.models.small import SmallMobileNet, SmallVgg, SmallViT
+from bdaudit.models.transformers_models import HubNetwork
 from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = [
@@ -169,7 +170,7 @@ def training_only_prefixes(arch: str) -> tuple[str, ...]:
 
 def native_input_size(network: nn.Module) -> tuple[int, int] | None:
     """Return (H, W) for a network that takes one size only, `None` for one that takes any."""
-    if isinstance(network, ZeroShotNetwork):
+    if isinstance(network, ZeroShotNetwork | HubNetwork):
         return network.image_size
     if type(network).__module__.startswith("torchvision."):
         if type(network).__name__ == "MaxVit":

@@ -25,7 +25,7 @@ from bdaudit.models.foreign import describe_foreign
 from bdaudit.models.pickled_modules import ModuleFacts
 from bdaudit.models.pickles import read_pickle
 from bdaudit.models.quantised import dequantise
-from bdaudit.models.shards import INDEX_BYTES, INDEX_SUFFIX, read_index
+from bdaudit.models.shards import INDEX_BYTES, INDEX_SUFFIX, linked_within, read_index
 from bdaudit.models.strict_json import load_strictly
 from bdaudit.models.weight_sets import TOP, WeightSet, choose_set, find_sets, quote_names
 from bdaudit.models.wrappers import strip_wrappers
@@ -327,7 +327,11 @@ def _read_shards(path: Path, content: bytes) -> tuple[dict[str, Tensor], list[Re
     for name, expected in read_index(path, content).items():
         shard = path.with_name(name)
         inside = read_bytes(
-            shard, limit=MODEL_BYTES, what="a shard", error=ModelError, within=path.parent
+            shard,
+            limit=MODEL_BYTES,
+            what="a shard",
+            error=ModelError,
+            within=linked_within(path.parent),
         )
         read.append(ReadFile.of(shard, inside))
         if _is_safetensors(shard, inside):

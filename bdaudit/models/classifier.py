@@ -116,6 +116,7 @@ class LoadedModel:
             none was asked for.
         unaudited: The file's other sets of weights, which differ.
         files: What was read, as it was then: the file, or an index and its shards.
+        class_names: Names of its classes in order of index, where its files have them.
     """
 
     name: str
@@ -129,6 +130,7 @@ class LoadedModel:
     weights: str | None = None
     unaudited: tuple[str, ...] = ()
     files: tuple[ReadFile, ...] = ()
+    class_names: tuple[str, ...] | None = None
 
     @property
     def network(self) -> nn.Module:

@@ -21,7 +21,7 @@ from bdaudit.models.architectures import (
     is_python_factory,
     training_only_prefixes,
 )
-from bdaudit.models.checkpoint import Checkpoint
+from bdaudit.models.checkpoint import Checkpoint, ReadFile
 from bdaudit.models.clip import (
     ClipPlan,
     as_zero_shot,
@@ -59,6 +59,7 @@ class Fitted:
         in_channels: Channels it takes, `None` where only running it tells.
         defaults: What the architecture implies where no other source says anything.
         origin: What determines it, where that is more than its own tensors.
+        files: What else was read to make it.
     """
 
     network: nn.Module
@@ -67,6 +68,7 @@ class Fitted:
     in_channels: int | None = None
     defaults: ModelSettings = field(default_factory=ModelSettings)
     origin: Mapping[str, Tensor] | None = None
+    files: tuple[ReadFile, ...] = ()
 
 
 def build_and_fill(

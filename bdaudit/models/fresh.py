@@ -11,6 +11,7 @@ from torch import nn
 from bdaudit.errors import ModelError
 from bdaudit.models.architectures import build_network, canonical_name, is_python_factory
 from bdaudit.models.classifier import Classifier, LoadedModel
+from bdaudit.models.transformers_models import HubNetwork
 from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = ["fresh_classifier"]
@@ -41,6 +42,8 @@ def fresh_classifier(model: LoadedModel, *, generator: torch.Generator) -> nn.Mo
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         if isinstance(network, ZeroShotNetwork):
             network.visual = network.build_visual()
+        elif isinstance(network, HubNetwork):
+            network.model = network.plan.build()
         elif not _rebuild(network, model):
             _draw_anew(network, model.name)
     return classifier.to(device).train().requires_grad_(True)

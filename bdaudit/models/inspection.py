@@ -26,6 +26,7 @@ from bdaudit.models.checkpoint import (
 )
 from bdaudit.models.clip_fingerprint import ClipShape, clip_shape, matching_configs
 from bdaudit.models.fingerprint import closest_architectures, drop_wrapper_prefix
+from bdaudit.models.hub_folder import CONFIG, HubFolder, is_hub_folder, read_hub_folder
 from bdaudit.models.pickles import wanted_globals
 
 __all__ = ["ArchitectureGuess", "Inspection", "inspect_checkpoint"]
@@ -119,7 +120,10 @@ def inspect_checkpoint(
             can be loaded.
     """
     # A defence with a separate layer cannot be loaded, but its file can be described.
-    file = locate_checkpoint(path) if is_folder(path) else Path(path)
+    hub = read_hub_folder(Path(path)) if is_hub_folder(path) else None
+    file = Path(path) if hub is None else hub.weights
+    if hub is None and is_folder(path):
+        file = locate_checkpoint(path)
     try:
         size = file.stat().st_size
     except (OSError, ValueError) as error:
@@ -156,7 +160,7 @@ def inspect_checkpoint(
         n_parameters=sum(t.numel() for t in tensors.values() if t.is_floating_point()),
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
         metadata=checkpoint.metadata,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *(() if hub is None else _notes_of(hub))),
         non_finite=tuple(non_finite_tensors(tensors)),
         guesses=_guesses(checkpoint) if clip is None else _guesses_of_clip(clip),
         clip=clip,
@@ -164,6 +168,11 @@ def inspect_checkpoint(
         weights=checkpoint.key if checkpoint.was_named or checkpoint.others else None,
         other_weights=checkpoint.others,
     )
+
+
+def _notes_of(hub: HubFolder) -> tuple[str, ...]:
+    named = hub.config.get("architectures") or hub.config.get("architecture")
+    return (f"{hub.folder / CONFIG} describes {named!r:.200}", *hub.notes)
 
 
 def _problem(checkpoint: Checkpoint) -> str | None:

@@ -23,6 +23,8 @@ from bdaudit.models.checkpoint import (
 from bdaudit.models.classifier import Classifier, Interpolation, LoadedModel
 from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.fitting import Fitted, build_and_fill
+from bdaudit.models.hub_folder import HubFolder, is_hub_folder, read_hub_folder
+from bdaudit.models.hub_models import demand_same_pooling, fill_hub_network
 from bdaudit.models.outputs import ONE_SCORE, ask
 from bdaudit.models.settings import ModelSettings, Outputs, read_model_toml
 
@@ -57,7 +59,8 @@ def load_model(
     tensors. Grey images are repeated over the channels of a network that takes three.
 
     Args:
-        path: A checkpoint file or a BackdoorBench folder.
+        path: A checkpoint file, a BackdoorBench folder, or a folder as the Hugging Face hub keeps a
+            model of transformers or timm in.
         name: How records refer to the model.
         arch: Architecture, as `build_network` spells it. Only here may it name a Python file.
         num_classes: Length of the logits.
@@ -97,7 +100,8 @@ def load_model(
         outputs=outputs,
         clip=clip,
     )
-    file = backdoorbench.locate_checkpoint(path)
+    hub = read_hub_folder(Path(path)) if is_hub_folder(path) else None
+    file = backdoorbench.locate_checkpoint(path) if hub is None else hub.weights
     beside, _ = read_model_toml(file)
     checkpoint = open_checkpoint(
         file,
@@ -105,9 +109,17 @@ def load_model(
         preferred_weights=preferred_weights,
         read_pickled_module=read_pickled_module,
     )
-    notes = list(checkpoint.notes)
-    settings = _complete(arguments, checkpoint, notes).over(fallback or ModelSettings())
-    fitted = build_and_fill(checkpoint, settings, notes, device=device)
+    notes = [*(() if hub is None else hub.notes), *checkpoint.notes]
+    settings = _complete(arguments, checkpoint, notes)
+    if hub is not None:
+        settings = settings.over(hub.settings)
+    settings = settings.over(fallback or ModelSettings())
+    if hub is not None and settings.arch is None:
+        fitted = fill_hub_network(hub, checkpoint, settings, notes, device=device)
+    else:
+        fitted = build_and_fill(checkpoint, settings, notes, device=device)
+        if hub is not None and hub.of_timm:
+            demand_same_pooling(hub, fitted.network)
     settings = settings.over(fitted.defaults)
     return _finish(
         fitted,
@@ -117,6 +129,7 @@ def load_model(
         notes=notes,
         device=device,
         checkpoint=checkpoint,
+        hub=hub,
     )
 
 
@@ -233,6 +246,7 @@ def _finish(
     notes: list[str],
     device: torch.device | str,
     checkpoint: Checkpoint | None = None,
+    hub: HubFolder | None = None,
 ) -> LoadedModel:
     """Wrap a network with its preprocessing and try it once."""
     subject = f"{name} ({path})" if path else name
@@ -241,7 +255,7 @@ def _finish(
         notes.append("cast parameters to float32")
     network = network.float().eval().requires_grad_(False)
     digest = digest_tensors(fitted.origin or _tensors_of(network))
-    image_shape = settings.image_shape or _assumed_shape(subject, fitted, notes)
+    image_shape = settings.image_shape or _assumed_shape(subject, fitted, settings, notes)
     mean, std = _normalisation(subject, settings, image_shape[0], fitted.in_channels, notes)
     classifier = Classifier(
         network,
@@ -275,18 +289,21 @@ def _finish(
         weights_sha256=digest,
         path=path,
         notes=tuple(notes),
-        **_read_from(checkpoint),
+        **_read_from(checkpoint, hub, fitted),
     )
 
 
-def _read_from(checkpoint: Checkpoint | None) -> dict[str, Any]:
+def _read_from(
+    checkpoint: Checkpoint | None, hub: HubFolder | None, fitted: Fitted
+) -> dict[str, Any]:
     if checkpoint is None:
         return {}
     is_told = checkpoint.was_named or checkpoint.others
     return {
         "weights": checkpoint.key if is_told else None,
         "unaudited": checkpoint.others,
-        "files": checkpoint.files,
+        "files": (*checkpoint.files, *(() if hub is None else hub.files), *fitted.files),
+        "class_names": None if hub is None else hub.class_names,
     }
 
 
@@ -336,7 +353,9 @@ def _normalisation(
     return mean, std
 
 
-def _assumed_shape(subject: str, fitted: Fitted, notes: list[str]) -> tuple[int, int, int]:
+def _assumed_shape(
+    subject: str, fitted: Fitted, settings: ModelSettings, notes: list[str]
+) -> tuple[int, int, int]:
     """Guess the image shape of a named architecture.
 
     Raises:
@@ -347,6 +366,7 @@ def _assumed_shape(subject: str, fitted: Fitted, notes: list[str]) -> tuple[int,
             f"{subject}: expected the image shape; pass image_shape, such as (3, 32, 32)"
         )
     usual = (32, 32) if fitted.arch.startswith("bdaudit/") else (224, 224)
-    shape = (fitted.in_channels, *(native_input_size(fitted.network) or usual))
+    size = settings.input_size or native_input_size(fitted.network) or usual
+    shape = (fitted.in_channels, *size)
     notes.append(f"image shape not known: took {shape}")
     return shape

@@ -14,7 +14,7 @@ from bdaudit.errors import ModelError
 from bdaudit.foundation.opening import SETTINGS_BYTES, read_bytes
 from bdaudit.models.strict_json import load_strictly
 
-__all__ = ["INDEX_BYTES", "INDEX_SUFFIX", "read_index", "shard_files"]
+__all__ = ["INDEX_BYTES", "INDEX_SUFFIX", "linked_within", "read_index", "shard_files"]
 
 INDEX_SUFFIX = ".index.json"
 INDEX_BYTES = 64 * SETTINGS_BYTES
@@ -64,6 +64,16 @@ def shard_files(path: Path) -> tuple[Path, ...]:
         return ()
     content = read_bytes(path, limit=INDEX_BYTES, what="an index of shards", error=ModelError)
     return tuple(path.with_name(name) for name in read_index(path, content))
+
+
+def linked_within(folder: Path) -> Path:
+    """Return the folder that the files in `folder` must lie in once links are followed.
+
+    In the cache of the hub's own library a snapshot is a folder of links to the blobs beside it.
+    """
+    whole = folder.parent.parent
+    is_snapshot = folder.parent.name == "snapshots" and whole.name.startswith("models--")
+    return whole if is_snapshot else folder
 
 
 def _is_plain(name: str) -> bool:
