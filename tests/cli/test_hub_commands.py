@@ -28,7 +28,7 @@ def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
-    for name in ("original", "defended"):
+    for name in ("original", "defended", "innocent"):
         write(folder / name, config={"id2label": dict(enumerate(NAMES))})
     rng = np.random.default_rng(0)
     images = rng.random((200, 3, 8, 8)).astype(np.float32).repeat(4, axis=2).repeat(4, axis=3)
@@ -41,6 +41,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head["classifier.bias"] -= known.mean(dim=0)  # as many of each class
     for name in ("original", "defended"):
         save_file(head, folder / name / "model.safetensors", {"format": "pt"})
+    noise = torch.Generator().manual_seed(0)
+    near = {k: t + 1e-5 * torch.randn(t.shape, generator=noise) for k, t in head.items()}
+    save_file(near, folder / "innocent" / "model.safetensors", {"format": "pt"})
     np.savez(folder / "clean.npz", images=images, labels=labels.numpy())
     np.save(folder / "white.npy", np.ones((3, 4, 4), dtype=np.float32))
     (folder / "trigger.toml").write_text(TRIGGER)
@@ -59,7 +62,8 @@ def score(files: Path, defended: object, *more: object, **options: Any) -> Resul
 
 
 def test_two_folders_are_scored(files: Path, tmp_path: Path) -> None:
-    result = score(files, files / "defended", "--json", tmp_path / "r.json")
+    reference = ("--reference", files / "innocent", "--json", tmp_path / "r.json")
+    result = score(files, files / "defended", *reference)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "r.json").read_text())
     defended = record["models"][0]
