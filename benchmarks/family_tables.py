@@ -1,4 +1,4 @@
-"""Tabulate what became of every model of a family, for docs/attacks.md and docs/defenses.md.
+"""Tabulate what became of every model of a family, for docs/attacks.md and the like.
 
     python benchmarks/family_tables.py FAMILY
 

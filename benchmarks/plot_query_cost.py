@@ -3,7 +3,7 @@
     python benchmarks/plot_query_cost.py docs/figures/query_cost.json docs/figures
 
 Writes one SVG a model and eps, ASR on held-out images against image queries, every seed a line, and
-prints the tables of docs/query.md. Needs matplotlib.
+prints the tables of docs/query-evidence.md. Needs matplotlib.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def invert_steps(
 
     Stand-ins for the search learn from labels and not from a model's answers: a student of a
     backdoored model's answers is pushed toward the target as easily as its teacher, although the
-    trigger does nothing to it, and would hide the backdoor (measured in docs/inversion.md).
+    trigger does nothing to it, and would hide the backdoor (docs/inversion-evidence.md).
     """
     session = yield from Session.begin(sources, compute=compute, split=split, command=command)
     sources, run = session.sources, session.compute

@@ -101,10 +101,10 @@ def nc_unlearn(
     it stamped with the reversed trigger; classes are flagged by an anomaly index above 2. In
     BackdoorBench (Wu et al., NeurIPS 2022) 100 epochs at 0.01 on 5 % of the training set, a fifth
     stamped, and a model without a flagged class is returned as it is. The search is that of
-    `bdaudit.inversion`: docs/inversion.md lists its defaults and the authors'; it compares sizes
-    as logarithms, and makes the recovered trigger stronger than the smallest. Which images are
-    stamped is drawn anew in every mini-batch, and after the augmentation, which would shift the
-    trigger. Only triggers toward one class are sought, as in the source.
+    `bdaudit.inversion`: docs/inversion-evidence.md lists its defaults and the authors'; it
+    compares sizes as logarithms, and makes the recovered trigger stronger than the smallest.
+    Which images are stamped is drawn anew in every mini-batch, and after the augmentation, which
+    would shift the trigger. Only triggers toward one class are sought, as in the source.
     """
     check_images(images, labels)
     tuned = trainable_copy(classifier)

@@ -21,7 +21,7 @@ their random draws alone; no spread between models is taken to be smaller."""
 
 LEAST_SPREAD_OF_STAND_INS = 0.5
 """The same where an innocent model was made for the search: it learned from few images, and may
-differ from true ones by more than it does from its like (calibrated in docs/inversion.md)."""
+differ from true ones by more than it does from its like (docs/inversion-evidence.md)."""
 
 _MIN_ARMS_FOR_OWN_SPREAD = 5
 _MAD_TO_SIGMA = 1.4826

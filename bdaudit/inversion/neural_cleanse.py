@@ -71,8 +71,8 @@ class NeuralCleanseSearch:
     which it won enough over `patience` steps; of an arm that never did, the whole image and more.
 
     Source: Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural
-    Networks", S&P 2019, section IV. docs/inversion.md lists the defaults of the authors' code and
-    where we differ.
+    Networks", S&P 2019, section IV. docs/inversion-evidence.md lists the defaults of the authors'
+    code and where we differ.
     """
 
     method = "neural-cleanse"

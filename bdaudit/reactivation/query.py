@@ -6,7 +6,7 @@ image counted. It is the same attack whatever images it is given, so that it can
 
 Source: the query-based attack of Zhu, Liang, Wu, "Breaking the False Sense of Security in Backdoor
 Defense through Re-Activation Attack", NeurIPS 2024. Their search is kept as `schedule="research"`;
-ours is described, and measured against it, in docs/query.md.
+ours is described in docs/query.md, and measured against it in docs/query-evidence.md.
 """
 
 from __future__ import annotations

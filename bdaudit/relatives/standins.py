@@ -43,7 +43,7 @@ _MAX_ATTEMPTS = 7  # the last at a 64th of the first one's rate, or less
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandInConfig:
-    """How a stand-in is trained. The defaults are measured in docs/stand-ins.md.
+    """How a stand-in is trained. The defaults are measured in docs/stand-ins-evidence.md.
 
     Attributes:
         n_images: Images it sees while training, every variant of a craft image counted.

@@ -20,6 +20,8 @@ __all__ = ["render"]
 _LETTERS = 16
 """Of a model's name in a line of the picture; longer names are folded."""
 _MIDDLE = 0.5
+_HIGH = 0.8
+"""Above it a name of several lines hangs down from its mark, or its top would be cut."""
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%")
 
 
@@ -113,13 +115,15 @@ def _plot_model(axes: Axes, model: ComparedModel, *, first: bool) -> None:
             zorder=4,
         )
     left = x > _MIDDLE
+    top = max(model.reactivated.value, model.asr.value)
+    high = top > _HIGH
     note = axes.annotate(
         textwrap.fill(model.name, _LETTERS),
-        xy=(x, max(model.reactivated.value, model.asr.value)),
-        xytext=(-6 if left else 6, 5),
+        xy=(x, top),
+        xytext=(-6 if left else 6, -6 if high else 5),
         textcoords="offset points",
         ha="right" if left else "left",
-        va="center",
+        va="top" if high else "center",
         zorder=5,
     )
     note.set_in_layout(False)  # a long name must not squeeze the axes

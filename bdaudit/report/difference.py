@@ -99,8 +99,8 @@ def side_line(side: JudgedAudit) -> str:
 def limits_line(made: DifferenceRecord) -> str:
     """Say by which limits both were judged."""
     changed = made.policy_changed
-    about = f"; not the default: {', '.join(changed)}" if changed else ", all the default ones"
-    return f"both judged by the limits of {_source(made.policy_source)}{about}"
+    about = f"not the default: {', '.join(changed)}" if changed else "all the default ones"
+    return f"both judged by one policy: {_source(made.policy_source)}; limits: {about}"
 
 
 def _source(source: str) -> str:

@@ -134,7 +134,9 @@ def _eps_ticks(axes: Axes, ladder: Sequence[float], *, narrow: bool) -> None:
     room = (0.13 if narrow else 0.07) * max(ticks)
     labels, last = [], -room
     for tick in ticks:
-        fits = tick - last >= room or tick == 0.0
+        # "alone" is the widest of the labels.
+        least = 2.0 * room if narrow and last == 0.0 else room
+        fits = tick - last >= least or tick == 0.0
         labels.append(("alone" if tick == 0.0 else f"{tick:g}") if fits else "")
         last = tick if fits else last
     axes.set_xticks(ticks, labels)

@@ -199,7 +199,7 @@ def test_the_command_exits_by_what_got_worse_and_writes_all_formats(
     code, out, _ = run(new, new, "--quiet")
     assert (code, out) == (0, "Still dormant, release FAIL.\n")
     (tmp_path / "bdaudit.toml").write_text("[policy]\ninconclusive = 'warn'\n")
-    assert "bdaudit.toml; not the default: inconclusive" in run(new, new)[1]
+    assert "bdaudit.toml; limits: not the default: inconclusive" in run(new, new)[1]
     assert run(old, new, "--report", "pdf=x")[0] == 2
     assert run(old)[0] == 2
     assert run(old, tmp_path / "nowhere.json")[0] == 4
