@@ -18,13 +18,19 @@ from bdaudit.data.classes import (
 )
 from bdaudit.data.files import list_images, stem_name
 from bdaudit.data.images import ImageShape, read_images
+from bdaudit.data.splits import split_of
 from bdaudit.errors import DataError
 
-__all__ = ["CLASSES_FILE", "GIVEN_CLASSES", "class_folder_catalogue", "files_catalogue"]
+__all__ = [
+    "CLASSES_FILE",
+    "GIVEN_CLASSES",
+    "are_numbers_of",
+    "class_folder_catalogue",
+    "files_catalogue",
+]
 
 CLASSES_FILE = "classes.txt"
 GIVEN_CLASSES = "the class names given"
-_SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
 def class_folder_catalogue(
@@ -71,13 +77,13 @@ def class_folder_catalogue(
             f"{folder}: {len(loose)} images lie beside the class folders ({loose[0].name}); "
             "move each into the folder of its class"
         )
-    if _SPLIT_NAMES.issuperset(name.lower() for name in found.folders):
+    if all(split_of(name) is not None for name in found.folders):
         raise DataError(
             f"{folder}: its folders are splits ({', '.join(found.folders)}), not classes; "
             f"give one of them, for instance {folder / found.folders[0]}"
         )
     where = str(folder)
-    if class_names is not None and not _are_numbers_of(found.folders, class_names, where):
+    if class_names is not None and not are_numbers_of(found.folders, class_names, where):
         indices = look_up_folders(found.folders, class_names, where)
     else:
         indices, own_names, more = number_folders(found.folders, where)
@@ -96,8 +102,8 @@ def class_folder_catalogue(
     )
 
 
-def _are_numbers_of(folders: Sequence[str], class_names: Sequence[str], where: str) -> bool:
-    """Return whether folders are indices into the names rather than names themselves."""
+def are_numbers_of(folders: Sequence[str], class_names: Sequence[str], where: str) -> bool:
+    """Return whether class folders are indices into the names rather than names themselves."""
     all_numbers = all(folder_number(name, where) is not None for name in folders)
     return all_numbers and set(folders).isdisjoint(class_names)
 

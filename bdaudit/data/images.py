@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import IO, TypeAlias
 
 import numpy as np
 import torch
@@ -23,16 +25,22 @@ from bdaudit.foundation.opening import PICTURE_BYTES, open_file
 
 __all__ = [
     "EXTENSIONS",
+    "Decoder",
     "ImageShape",
     "decode_image",
+    "decode_stream",
     "fit_images",
     "fitting_notes",
+    "gather_images",
     "read_image",
     "read_images",
 ]
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
+
+Decoder: TypeAlias = Callable[[], tuple[Tensor, tuple[str, ...]]]
+"""Decodes one image, as `decode_image` does."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
 EXTENSIONS = frozenset(
@@ -79,21 +87,34 @@ def decode_image(path: Path, *, within: Path | None = None) -> tuple[Tensor, tup
     with open_file(
         path, limit=PICTURE_BYTES, what="an image", error=DataError, within=within
     ) as stream:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(stream, formats=FORMATS) as image:
-                    _demand_size(image)
-                    _demand_eight_bits(image)
-                    oddities = _list_oddities(image)
-                    pixels = np.array(_eight_bit(image))
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-        # A decoder fed hostile bytes raises OSError, SyntaxError, struct.error and more.
-        except Exception as error:
-            raise DataError(
-                f"{path}: expected an image, got {type(error).__name__}: {error}"
-            ) from error
+        return decode_stream(stream, str(path))
+
+
+def decode_stream(stream: IO[bytes], where: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Decode an encoded image as `decode_image` does.
+
+    Args:
+        stream: Its bytes, limited already.
+        where: What it is called in messages.
+
+    Raises:
+        DataError: As `decode_image`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(stream, formats=FORMATS) as image:
+                _demand_size(image)
+                _demand_eight_bits(image)
+                oddities = _list_oddities(image)
+                pixels = np.array(_eight_bit(image))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    # A decoder fed hostile bytes raises OSError, SyntaxError, struct.error and more.
+    except Exception as error:
+        raise DataError(
+            f"{where}: expected an image, got {type(error).__name__}: {error}"
+        ) from error
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, oddities
@@ -200,45 +221,53 @@ def _convert_channels(images: Tensor, channels: int) -> Tensor:
 def read_images(
     paths: Sequence[Path], image_shape: ImageShape | None, *, within: Path | None = None
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Decode many files into one tensor.
+    """Decode many files into one tensor; as `gather_images`, of files that lie in `within`."""
+    return gather_images(
+        [(path.name, partial(decode_image, path, within=within)) for path in paths], image_shape
+    )
+
+
+def gather_images(
+    decoders: Sequence[tuple[str, Decoder]], image_shape: ImageShape | None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Decode many images into one tensor.
 
     Args:
-        paths: At least one file.
+        decoders: At least one name, with what decodes that image.
         image_shape: (C, H, W) to bring each image to; `None` asks that all agree already.
-        within: The folder that each must lie in.
 
     Returns:
-        (N, C, H, W) float32 in [0, 1], in the order of `paths`; and notes on what was dropped or
+        (N, C, H, W) float32 in [0, 1], in the order given; and notes on what was dropped or
         converted, each with the number of images.
 
     Raises:
-        DataError: Some files do not open (the first are named, all are counted), or no shape was
-            given and they differ.
+        DataError: Some do not open (the first are named, all are counted), or no shape was given
+            and they differ.
     """
     images: list[Tensor] = []
     failures: list[str] = []
-    odd: dict[str, list[Path]] = {oddity: [] for oddity in _ODDITIES}
+    odd: dict[str, list[str]] = {oddity: [] for oddity in _ODDITIES}
     shapes: Counter[tuple[int, ...]] = Counter()
-    for path in paths:
+    for name, decode in decoders:
         try:
-            image, oddities = decode_image(path, within=within)
+            image, oddities = decode()
         except DataError as error:
             failures.append(str(error))
             continue
         for oddity in oddities:
-            odd[oddity].append(path)
+            odd[oddity].append(name)
         shapes[tuple(image.shape)] += 1
         # Fitted one by one: files of different sizes cannot share a batch, and the memory held
         # is that of the small images.
         images.append(image if image_shape is None else fit_images(image[None], image_shape)[0])
     if failures:
         raise DataError(
-            f"{len(failures)} of {len(paths)} images cannot be read; first: "
+            f"{len(failures)} of {len(decoders)} images cannot be read; first: "
             + "; ".join(failures[:_SHOWN])
         )
-    _require_one_shape(images, paths)
+    _require_one_shape(images, [name for name, _ in decoders])
     notes = [
-        f"{len(found)} of {len(paths)} images {oddity} (first: {found[0].name})"
+        f"{len(found)} of {len(decoders)} images {oddity} (first: {found[0]})"
         for oddity, found in odd.items()
         if found
     ]
@@ -275,11 +304,11 @@ def fitting_notes(shapes: Mapping[tuple[int, ...], int], image_shape: ImageShape
     return notes
 
 
-def _require_one_shape(images: Sequence[Tensor], paths: Sequence[Path]) -> None:
+def _require_one_shape(images: Sequence[Tensor], names: Sequence[str]) -> None:
     first = images[0].shape
-    for image, path in zip(images, paths, strict=True):
+    for image, name in zip(images, names, strict=True):
         if image.shape != first:
             raise DataError(
-                f"{path}: expected (C, H, W) = {tuple(first)} as in {paths[0].name}, got "
+                f"{name}: expected (C, H, W) = {tuple(first)} as in {names[0]}, got "
                 f"{tuple(image.shape)}; give the model's image shape so that all are brought to it"
             )

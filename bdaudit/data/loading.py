@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -14,13 +14,18 @@ from bdaudit.data.backdoorbench import backdoorbench_catalogue, find_poisoned_tr
 from bdaudit.data.catalogue import Catalogue, read_catalogue
 from bdaudit.data.cifar import cifar_catalogue, find_cifar_folder
 from bdaudit.data.classes import agree_on_classes, check_class_names, read_class_names
+from bdaudit.data.coco import coco_catalogue, find_coco_folder
 from bdaudit.data.files import is_inside
 from bdaudit.data.folder import GIVEN_CLASSES, class_folder_catalogue
 from bdaudit.data.gtsrb import find_gtsrb_folder, gtsrb_catalogue
 from bdaudit.data.idx import find_idx_folder, idx_catalogue
 from bdaudit.data.images import ImageShape
+from bdaudit.data.listed import LIST_SUFFIXES, find_listed_folder, listed_catalogue
+from bdaudit.data.packed import find_tar_folder, tar_catalogue, zip_catalogue
+from bdaudit.data.parquet import find_parquet_folder, parquet_catalogue
 from bdaudit.data.sample import Sample
 from bdaudit.data.split import stratified_indices
+from bdaudit.data.splits import choose_split_name, split_of
 from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_catalogue
 from bdaudit.errors import ConfigError, DataError, reads
 from bdaudit.foundation.opening import SAMPLE_BYTES, check_file, is_folder
@@ -41,10 +46,11 @@ def load_sample(
     """Read a clean labelled sample.
 
     Args:
-        path: A folder of class folders of images; a `.npz` or `.safetensors` file of images and
-            labels; or a folder that holds CIFAR-10, CIFAR-100, GTSRB or a data set of MNIST's form
-            as torchvision keeps them, or Tiny ImageNet as its archive unpacks (nothing is
-            downloaded). docs/data.md has each layout.
+        path: A folder of class folders of images, or of parts (`train/`, `test/`) with such; a file
+            of images and labels (`.npz`, `.safetensors`, `.parquet`, `.tar`, `.zip`), or that lists
+            images (`.csv`, `.tsv`, `.jsonl`, COCO's `.json`); or a folder that holds CIFAR-10,
+            CIFAR-100, GTSRB or a data set of MNIST's form as torchvision keeps them, or Tiny
+            ImageNet as its archive unpacks. Nothing is downloaded. docs/data.md has each layout.
         image_shape: (C, H, W) the model takes. Images are brought to it: grey to RGB or back,
             resized bilinearly with antialiasing. `None` asks that all agree already.
         classes: Class names in order of index, or a file of them, one a line.
@@ -160,12 +166,12 @@ def _open(path: Path, class_names: tuple[str, ...] | None, given_by: str, split:
     if is_folder(path):
         return _open_folder(path, class_names, given_by, split)
     check_file(path, limit=SAMPLE_BYTES, what="a folder or a file of images", error=DataError)
-    if path.suffix.lower() in {".npz", ".safetensors"}:
-        return array_file_catalogue(path, split=split)
+    if (reader := _FILES.get(path.suffix.lower())) is not None:
+        return reader(path, class_names, given_by, split)
     raise DataError(
-        f"{path}: expected a folder of class folders, a .npz or a .safetensors file, got "
-        f"'{path.suffix or path.name}'; pickled arrays (.pt, .pkl) are not read, save them with "
-        "numpy.savez(images=..., labels=...)"
+        f"{path}: expected a folder of class folders, or a file of {', '.join(_FILES)}, "
+        f"got '{path.suffix or path.name}'; pickled arrays (.pt, .pkl) are not read, save them "
+        "with numpy.savez(images=..., labels=...)"
     )
 
 
@@ -189,7 +195,58 @@ def _open_folder(
             f"{folder}: holds BackdoorBench's poisoned images, not clean ones; give the clean test "
             "set as the data, and this folder as a trigger of kind 'paired'"
         )
-    return class_folder_catalogue(folder, class_names=class_names, classes_from=given_by)
+    naming: dict[str, Any] = {"class_names": class_names, "classes_from": given_by}
+    if (listed := find_listed_folder(folder)) is not None:
+        return listed_catalogue(listed, **naming)
+    if (coco := find_coco_folder(folder)) is not None:
+        return coco_catalogue(coco, **naming)
+    if parquet := find_parquet_folder(folder):
+        files = [_in(folder, file) for file in parquet]
+        return parquet_catalogue(files, source=folder, split=split, **naming)
+    if shards := find_tar_folder(folder):
+        files = [_in(folder, file) for file in shards]
+        return tar_catalogue(files, source=folder, split=split, **naming)
+    if (part := _part_of(folder, split)) is not None:
+        inner = _open_folder(part, class_names, given_by, split)
+        others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != part.name)
+        said = f"read the part {part.name!r}" + (
+            f", not {', '.join(map(repr, others[:5]))}" if others else ""
+        )
+        return replace(inner, notes=(said, *inner.notes))
+    return class_folder_catalogue(folder, **naming)
+
+
+def _part_of(folder: Path, split: str) -> Path | None:
+    """Return the part to read of a folder whose folders are all splits; `None` of any other."""
+    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not names or any(split_of(name) is None for name in names):
+        return None
+    return _in(folder, folder / choose_split_name(names, split, str(folder)))
+
+
+_Opener: TypeAlias = Callable[[Path, tuple[str, ...] | None, str, str], Catalogue]
+
+
+def _listed(path: Path, names: tuple[str, ...] | None, given_by: str, _: str) -> Catalogue:
+    return listed_catalogue(path, class_names=names, classes_from=given_by)
+
+
+_FILES: dict[str, _Opener] = {
+    ".npz": lambda path, _names, _by, split: array_file_catalogue(path, split=split),
+    ".safetensors": lambda path, _names, _by, split: array_file_catalogue(path, split=split),
+    **dict.fromkeys(LIST_SUFFIXES, _listed),
+    ".json": lambda path, names, by, _: coco_catalogue(path, class_names=names, classes_from=by),
+    ".parquet": lambda path, names, by, split: parquet_catalogue(
+        [path], source=path, split=split, class_names=names, classes_from=by
+    ),
+    ".tar": lambda path, names, by, split: tar_catalogue(
+        [path], source=path, split=split, class_names=names, classes_from=by
+    ),
+    ".zip": lambda path, names, by, split: zip_catalogue(
+        path, split=split, class_names=names, classes_from=by
+    ),
+}
+"""What opens a file, by the end of its name."""
 
 
 def _in(folder: Path, place: Path) -> Path:

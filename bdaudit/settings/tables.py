@@ -122,8 +122,8 @@ class Inputs(Table, panel="Inputs"):
         panel=_STAND_INS,
     )
     data: str | None = option(
-        help="Clean labelled images: a folder of class folders, .npz, .safetensors, or a data "
-        "set's own files.",
+        help="Clean labelled images: a folder of class folders, arrays (.npz, .safetensors), a "
+        "table (.csv, .jsonl), .parquet, .tar, .zip, a COCO export, or a data set's own files.",
         examples=("clean/",),
         marks=(LOCATION,),
     )

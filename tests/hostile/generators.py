@@ -733,6 +733,45 @@ def pictures() -> Iterator[Case]:
         )
 
 
+def packed_data() -> Iterator[Case]:
+    """Tables, exports and archives of images."""
+    fine = together(
+        content("d/0.png", png(2, 2, b"\0\0\0" * 2)), content("d/1.png", png(2, 2, b"\1\1\1" * 2))
+    )
+    rows = "path,label\n0.png,a\n{},b\n"
+    tables: dict[str, bytes | str] = {
+        "up.csv": rows.format("../../secret.txt"),
+        "root.csv": rows.format("/etc/passwd"),
+        "nul.csv": rows.format("1.png\0"),
+        "ansi.csv": rows.format("\x1b]0;PWN\x07.png"),
+        "ansi-label.csv": "path,label\n0.png,a\n1.png,\x1b[31mPWN\n",
+        "ansi-column.csv": "\x1b[31mPWN,x\n0.png,a\n",
+        "quote.csv": 'path,label\n"0.png,a\n' + "x" * 500_000,
+        "wide.csv": "path," + "c," * 50_000 + "label\n",
+        "deep.jsonl": "[" * 100_000 + "\n",
+        "number.jsonl": '{"path": "0.png", "label": ' + "9" * 10_000 + "}\n",
+        "deep.json": '{"images": ' + "[" * 100_000,
+        "lists.json": '{"images": [1], "annotations": [2], "categories": [3]}',
+        "up.json": '{"images": [{"id": 1, "file_name": "../../secret.txt"}], "annotations": '
+        '[{"image_id": 1, "category_id": 1}], "categories": [{"id": 1, "name": "a"}]}',
+        "noise.parquet": b"PAR1" + noise(3, 3000) + b"PAR1",
+        "length.parquet": b"PAR1" + noise(4, 300) + b"\xff\xff\xff\x7fPAR1",
+        "noise.tar": noise(5, 20_000),
+        "zeros.tar": b"\0" * 20_000,
+        "noise.zip": b"PK\x03\x04" + noise(6, 5000),
+        "up.zip": archive({"../0/a.png": b"x", "1/b.png": b"x"}),
+        "ansi.zip": archive({"\x1b[31m/a.png": b"x", "1/b.png": b"x"}),
+        "bomb.zip": archive({"0/a.png": b"\0" * (32 << 20), "1/b.png": b"x"}, compressed=True),
+    }
+    for name, text in tables.items():
+        yield Case(
+            f"packed-{name}",
+            "packed-data",
+            preview(TRIGGER, f"d/{name}"),
+            together(fine, content(f"d/{name}", text)),
+        )
+
+
 def links() -> Iterator[Case]:
     """A file in a data set that is a link to a file elsewhere."""
     places = {
@@ -1186,6 +1225,7 @@ def corpus(base: Path) -> list[Case]:
         *pickles(),
         *damaged(base),
         *pictures(),
+        *packed_data(),
         *links(),
         *records(base),
         *settings_values(base),

@@ -1,0 +1,130 @@
+"""An export of classes in COCO's form: images, categories, and one annotation an image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bdaudit.data.catalogue import Catalogue
+from bdaudit.data.columns import number_labels
+from bdaudit.data.folder import GIVEN_CLASSES, files_catalogue
+from bdaudit.errors import DataError
+from bdaudit.foundation.opening import RECORD_BYTES, is_file, is_folder, path_inside
+from bdaudit.foundation.texts import read_json
+
+__all__ = ["coco_catalogue", "find_coco_folder"]
+
+_ANNOTATIONS = "_annotations.coco.json"  # as Roboflow exports it
+_PARTS = ("images", "annotations", "categories")
+_FOLDERS = ("", "images", "data")
+
+
+def find_coco_folder(folder: Path) -> Path | None:
+    """Return the annotations of a folder that is such an export, `None` for any other."""
+    path = folder / _ANNOTATIONS
+    return path if is_file(path) else None
+
+
+def coco_catalogue(
+    path: Path, *, class_names: Sequence[str] | None = None, classes_from: str = GIVEN_CLASSES
+) -> Catalogue:
+    """Describe images that annotations in COCO's form give one class each.
+
+    Categories are numbered in the order of their ids.
+
+    Args:
+        path: The JSON file; images lie in its folder, or in `images/` or `data/` below.
+        class_names: Names in order of index, which must not contradict the categories.
+        classes_from: Who gave them.
+
+    Raises:
+        DataError: It is no such file, gives an image several classes (as for detection), or names
+            a file outside its folder.
+    """
+    document = read_json(
+        path, what="annotations", error=DataError, limit=RECORD_BYTES, within=path.parent
+    )
+    if not isinstance(document, dict) or not all(
+        isinstance(document.get(part), list) for part in _PARTS
+    ):
+        raise DataError(f"{path}: expected the lists {', '.join(_PARTS)}, as COCO has them")
+    categories = sorted(
+        (_number(path, each, "id"), _text(path, each, "name")) for each in document["categories"]
+    )
+    places = {number: place for place, (number, _) in enumerate(categories)}
+    if len(places) != len(categories):
+        raise DataError(f"{path}: expected categories of different ids, got one twice")
+    by_image: defaultdict[int, set[int]] = defaultdict(set)
+    for each in document["annotations"]:
+        category = _number(path, each, "category_id")
+        if category not in places:
+            raise DataError(f"{path}: an annotation has the unknown category {category}")
+        by_image[_number(path, each, "image_id")].add(places[category])
+    folder = _folder_of(path, document["images"])
+    paths: list[Path] = []
+    labels: list[int] = []
+    without = 0
+    for each in document["images"]:
+        classes = by_image.get(_number(path, each, "id"), set())
+        if len(classes) > 1:
+            raise DataError(
+                f"{path}: expected one class an image, got {len(classes)} for the image "
+                f"{each['id']}; annotations for detection cannot be used"
+            )
+        if not classes:
+            without += 1
+            continue
+        name = _text(path, each, "file_name")
+        paths.append(path_inside(folder, name, what="the image", error=DataError))
+        labels.extend(classes)
+    if len(set(paths)) != len(paths):
+        raise DataError(f"{path}: lists an image for the second time")
+    names = [name for _, name in categories]
+    found = number_labels(
+        [names[label] for label in labels],
+        where=str(path),
+        class_names=class_names,
+        classes_from=classes_from,
+        own_names=names,
+        own_by="its categories",
+    )
+    notes = [f"skipped {without} images without an annotation"] if without else []
+    notes += ["bounding boxes and outlines are not read"] if document["annotations"] else []
+    return files_catalogue(
+        paths,
+        found.indices,
+        names=[place.relative_to(folder).with_suffix("").as_posix() for place in paths],
+        class_names=found.class_names,
+        source=str(path),
+        root=path.parent,
+        notes=notes,
+        classes_from=found.classes_from,
+    )
+
+
+def _folder_of(path: Path, images: Sequence[Any]) -> Path:
+    """Return where the first image lies; the file says nothing about it."""
+    name = _text(path, images[0], "file_name") if images else ""
+    for part in _FOLDERS:
+        folder = path.parent / part
+        if name and is_folder(folder):
+            place = path_inside(folder, name, what="the image", error=DataError)
+            if is_file(place):
+                return folder
+    return path.parent
+
+
+def _number(path: Path, entry: Any, key: str) -> int:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > 1 << 62:
+        raise DataError(f"{path}: expected a whole number for {key!r}, got {type(value).__name__}")
+    return value
+
+
+def _text(path: Path, entry: Any, key: str) -> str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{path}: expected a text for {key!r}, got {type(value).__name__}")
+    return value
