@@ -74,4 +74,6 @@ def _table(record: DefenseRecord) -> FittedTable:
 def _seconds(row: TriedDefense) -> str:
     """Write how long defence and audit took when they were run."""
     parts = [row.defense_s, row.audit_s]
+    if not any(parts):
+        return "-"
     return " + ".join("-" if part is None else f"{part:.0f}" for part in parts)

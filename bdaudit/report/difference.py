@@ -146,11 +146,11 @@ def _kind(figure: ChangedFigure) -> str:
 def _name(figure: ChangedFigure, *, attack: bool) -> str:
     name = _NAMES[figure.name]
     if figure.against is not None:
-        name += f" against {figure.against}"
+        name += f", {figure.against}"
     if figure.mode is None:
         return name
     if figure.eps is not None:
-        name += f", eps {figure.eps:g}"
+        name += f" eps {figure.eps:g}"
     return f"{name}, {_kind(figure)}" if attack else name
 
 

@@ -115,7 +115,7 @@ class FittedTable:
         column, heading = self._columns[index], self._columns[index].heading
         words = max(map(cell_len, heading.split()), default=1)
         cells = max((cell_len(row[index].plain) for row in self._rows), default=1)
-        if index == 0 or column.text:
+        if (index == 0 or column.text) and not column.spare:  # a picture is whole or not there
             cells = min(cells, _LEAST_NAME)
         return max(words, cells, 1)
 

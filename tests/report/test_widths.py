@@ -95,7 +95,7 @@ def test_a_difference_is_shown_whole_at_every_width(tmp_path: Path) -> None:
     made = difference_record(tmp_path)
     wanted = (
         *("removed", "dormant", "release PASS", "release FAIL", f"{LONG}.safetensors"),
-        *("clean accuracy", "re-activated, eps 0.005", "lift, eps 0.05", "BEC against reference 2"),
+        *("clean accuracy", "re-activated eps 0.005", "lift eps 0.05", "BEC, reference 2"),
         *("90.0% (88.0-91.7)", "96.2% (94.8-97.2)", "+92.5", "+89.8 (+87.4..+91.3)", "1.2.3"),
         *("+90.7..+94.0", "-0.4..+0.4", "0.57 (0.35-0.47)", "WORSE", "weights defended"),
     )
@@ -136,6 +136,7 @@ def test_what_only_repeats_a_number_is_left_out_before_a_table_is_split() -> Non
     table = FittedTable("layer", "BEC", Column("bar", text=True, spare=True))
     table.add_row("layer1.conv1", "0.50", "############............")
     assert "#" in printed(lambda console: console.print(table), 60)
+    assert "#" not in printed(lambda console: console.print(table), 36)
     assert printed(lambda console: console.print(table), 30).split() == [
         *("layer", "BEC", "layer1.conv1", "0.50")
     ]
