@@ -95,6 +95,13 @@ def read_onnx_layers(black_box: OnnxBlackBox, original: LoadedModel) -> OnnxLaye
         for name in node.input:
             consumers[name].add(node.op_type)
     kernels = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    # A quantised kernel (QDQ) goes through a node of its own, which keeps its shape.
+    quantised = {
+        node.output[0]: kernels[node.input[0]]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in kernels
+    }
+    kernels |= quantised
     found = [
         _Convolution(
             name=node.output[0],
@@ -111,6 +118,12 @@ def read_onnx_layers(black_box: OnnxBlackBox, original: LoadedModel) -> OnnxLaye
     for own, other in pairs:
         tapped.add(own.name, other.name)
     note = f"its {len(pairs)} convolutions were matched with the original's by size and order"
+    n_quantised = sum(node.input[1] in quantised for node in nodes)
+    if n_quantised:
+        note += (
+            f"; {n_quantised} have kernels of 8 bits (QDQ), and their maps are read before "
+            "they are rounded"
+        )
     if folded:
         note += (
             f"; {len(folded)} have a batch norm folded in, and for BEC the other models had theirs "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,60 @@ def test_a_model_that_folding_would_change_is_refused() -> None:
         fold_batch_norms(model, [("inner.conv1", "inner.bn1")])
     with pytest.raises(ModelError, match=r"expected the convolution inner\.nothing"):
         fold_batch_norms(model, [("inner.nothing", "inner.bn1")])
+
+
+def quantised(path: Path, model: LoadedModel, form: str) -> OnnxBlackBox:
+    """Quantise an exported file as people do, with onnxruntime's own tools."""
+    from onnxruntime import quantization
+
+    exported(path.with_suffix(".float.onnx"), model)
+
+    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(IMAGES.split(10))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization.quantize_static(
+            str(path.with_suffix(".float.onnx")),
+            str(path),
+            Images(),
+            quant_format=quantization.QuantFormat[form],
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    return OnnxBlackBox(path, name="defended")
+
+
+def test_a_quantised_file_is_asked_and_its_convolutions_are_read(tmp_path: Path) -> None:
+    """QDQ: 8-bit weights that a node turns into floats again, as onnxruntime writes them."""
+    model = residual(0)
+    box = quantised(tmp_path / "d.onnx", model, "QDQ")
+    kinds = {node.op_type for node in box.load_graph().graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
+    expected = model.classifier(IMAGES)
+    spread = float(expected.std())
+    assert float((box.ask(IMAGES) - expected).abs().mean()) < 0.1 * spread
+    layers = read_onnx_layers(box, residual(1))
+    assert "3 have kernels of 8 bits (QDQ)" in layers.note
+    assert dict(layers.folded) == {"conv1": "bn1", "conv2": "bn2"}
+    names = ["conv1", "conv2", "shortcut"]
+    read = maps_of(layers.network, names, IMAGES)
+    folded = fold_batch_norms(model, layers.folded).get_submodule("network")
+    for name, map_ in maps_of(folded, names, IMAGES).items():
+        assert float((read[name] - map_).abs().mean()) < 0.1 * float(map_.std())
+        assert not torch.equal(read[name], map_)  # it is the quantised one
+
+
+def test_operators_of_integers_are_asked_and_have_no_maps_to_read(tmp_path: Path) -> None:
+    model = residual(0)
+    box = quantised(tmp_path / "d.onnx", model, "QOperator")
+    assert "QLinearConv" in {node.op_type for node in box.load_graph().graph.node}
+    expected = model.classifier(IMAGES)
+    assert float((box.ask(IMAGES) - expected).abs().mean()) < 0.1 * float(expected.std())
+    with pytest.raises(ModelError, match="no convolution whose maps could be read"):
+        read_onnx_layers(box, residual(1))
