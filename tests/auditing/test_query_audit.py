@@ -192,7 +192,7 @@ def test_both_modes_stand_beside_each_other() -> None:
 
 
 def test_a_black_box_cannot_be_attacked_white_box() -> None:
-    with pytest.raises(ConfigError, match="only be queried"):
+    with pytest.raises(ConfigError, match="black-box model"):
         audit(black_box(Asked(dormant_twin())), settings=replace(SETTINGS, mode=("white",)))
 
 

@@ -173,7 +173,7 @@ def test_stand_ins_are_shown_and_labelled(files: Path, tmp_path: Path) -> None:
     audited = run(*arguments, "--stand-in-images", 64)
     assert audited.exit_code == 1, audited.output
     shown = " ".join(audited.stdout.split())
-    assert "an innocent model made for this audit from clean images" in shown
+    assert "a substitute innocent model, made from clean images" in shown
     assert "left out: stand-in 1" in shown
     assert "stand_in_left_out" in audited.stdout
     record = read_record(tmp_path / "audit.json")

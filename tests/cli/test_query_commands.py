@@ -101,7 +101,7 @@ def test_a_killed_run_is_resumed_by_the_same_command(files: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (["--mode", "white"], 2, "only be queried"),
+        (["--mode", "white"], 2, "black-box model"),
         (["--endpoint", "http://127.0.0.1:1/v2/models/m"], 2, "got both"),
         (["--resume"], 2, "--json"),
         (["--resume", "--state", "nowhere"], 4, "nothing to resume"),
