@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bdaudit.cli import options
-from bdaudit.cli.bundles import Only, taking_tables, telling_old_names
+from bdaudit.cli.bundles import InPanel, Only, taking_tables, telling_old_names
 from bdaudit.cli.exits import exit_of_sweep, reporting_errors
 from bdaudit.cli.output import (
     JsonSink,
@@ -19,8 +20,8 @@ from bdaudit.cli.output import (
     write_file,
 )
 from bdaudit.cli.streams import say, stderr_is_terminal, stdout_console, tell, tell_traceback
-from bdaudit.errors import ProjectError
-from bdaudit.settings import Engine, Output, Surrogates
+from bdaudit.errors import ConfigError, ProjectError
+from bdaudit.settings import Engine, Inputs, Output, Surrogates
 
 if TYPE_CHECKING:
     from bdaudit.auditing import AuditRequest
@@ -39,7 +40,11 @@ def register(app: typer.Typer) -> None:
 def sweep(
     *,
     manifest: Annotated[
-        Path, typer.Argument(help="TOML file that lists the audits.", show_default=False)
+        Path,
+        typer.Argument(
+            help="TOML file that lists the audits, or a BackdoorBench record folder.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
@@ -48,6 +53,11 @@ def sweep(
             "that it holds are kept.",
             show_default=False,
         ),
+    ],
+    inputs: Annotated[
+        Inputs,
+        Only("data", "classes", "trigger", "reference", "stand_ins"),
+        InPanel("Inputs of a BackdoorBench record folder"),
     ],
     engine: Engine,
     surrogates: Annotated[Surrogates, Only("cache", "no_cache")],
@@ -82,7 +92,7 @@ def sweep(
     from bdaudit.report.sweep_terminal import print_sweep
 
     with telling_old_names():
-        requests = _read(manifest, trusted=trust_manifest)
+        requests = _read(manifest, inputs, trusted=trust_manifest)
     told = _say if not quiet and not stderr_is_terminal() else None
     with running_many(out, quiet) as listener:
         made = finish(
@@ -115,10 +125,18 @@ def sweep(
     raise typer.Exit(exit_of_sweep(made))
 
 
-def _read(manifest: Path, *, trusted: bool) -> list[AuditRequest]:
+def _read(manifest: Path, inputs: Inputs, *, trusted: bool) -> list[AuditRequest]:
     from bdaudit.cases.assembly import request_from_project
+    from bdaudit.foundation.opening import is_folder
     from bdaudit.project import read_manifest
 
+    if is_folder(manifest):
+        return _read_record(manifest, inputs)
+    if inputs != Inputs():
+        raise ConfigError(
+            "--data, --classes, --trigger, --reference and --stand-ins are for a BackdoorBench "
+            "record folder; a manifest has them in [defaults.inputs]"
+        )
     requests = []
     for key, project in read_manifest(manifest):
         reason = next(iter(project.needs_trust().values()), None)
@@ -128,6 +146,26 @@ def _read(manifest: Path, *, trusted: bool) -> list[AuditRequest]:
             )
         requests.append(request_from_project(key, project))
     return requests
+
+
+def _read_record(folder: Path, inputs: Inputs) -> list[AuditRequest]:
+    from bdaudit.cases.assembly import request_from_project
+    from bdaudit.foundation.sources import is_url
+    from bdaudit.project.records import read_record_folder
+
+    def seen_from_here(path: str | None) -> str | None:
+        return path if path is None or is_url(path) else str(Path(path).resolve())
+
+    given = {
+        "data": seen_from_here(inputs.data),
+        "classes": seen_from_here(inputs.classes),
+        "trigger": seen_from_here(inputs.trigger),
+        "reference": [seen_from_here(path) for path in inputs.reference] or None,
+        "stand_ins": inputs.stand_ins,
+    }
+    requests = [request_from_project(k, p) for k, p in read_record_folder(folder, given)]
+    # There is no project file to name.
+    return [replace(r, sources=replace(r.sources, project=None)) for r in requests]
 
 
 def _say(audit: SweptAudit) -> None:

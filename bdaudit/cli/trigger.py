@@ -1,4 +1,4 @@
-"""`bdaudit trigger`: look at a trigger."""
+"""`bdaudit trigger`: look at a trigger, or make a file of one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bdaudit.settings import Inputs
 
 __all__ = ["app"]
 
-app = typer.Typer(name="trigger", help="Look at a trigger file.", no_args_is_help=True)
+app = typer.Typer(name="trigger", help="Look at a trigger file, or make one.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at a trigger file."""
+    """Look at a trigger file, or make one."""
 
 
 @app.command()
@@ -55,3 +55,40 @@ def preview(
     for note in notes:
         say(f"note: images: {note}")
     say(f"wrote {out}")
+
+
+@app.command(name="import")
+@reporting_errors
+def import_(
+    *,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="BackdoorBench record folder with bd_test_dataset/, or a BackdoorBox pattern "
+            "(.pt, .npy, .safetensors or a picture).",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        int, typer.Option(help="Index of the target class.", min=0, show_default=False)
+    ],
+    weight: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weight of a BackdoorBox pattern: how much of it counts at each pixel.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trigger file to write; trigger.toml beside the source if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Write a trigger file of what BackdoorBench or BackdoorBox keeps."""
+    from bdaudit.triggers import import_trigger
+
+    say(f"wrote {import_trigger(source, target=target, weight=weight, out=out)}")

@@ -39,6 +39,7 @@ __all__ = [
     "read_checkpoint",
     "read_content",
     "read_metadata",
+    "read_tree",
 ]
 
 _WHAT = "a checkpoint"
@@ -255,6 +256,15 @@ def _is_index(path: Path) -> bool:
 
 def _is_safetensors(path: Path, content: bytes) -> bool:
     return path.suffix.lower() == ".safetensors" or content[8:9] == b"{"
+
+
+def read_tree(path: Path) -> Any:
+    """Return what torch saved in a file, whatever it is; nothing in it runs.
+
+    Raises:
+        ModelError: It is no such file, or would have to run code to be read.
+    """
+    return _read_torch(path, read_content(path))
 
 
 def _read_torch(path: Path, content: bytes, *, as_records: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from bdaudit.triggers.files import read_trigger, write_trigger
 from bdaudit.triggers.function import Function, load_function
+from bdaudit.triggers.importing import import_trigger
 from bdaudit.triggers.networks import Encoder, InputAware, StampNetwork
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.poisoning import MIN_POISONED, Footprint, Poisoned, footprint, poison
@@ -52,6 +53,7 @@ __all__ = [
     "elastic_grid",
     "footprint",
     "from_callable",
+    "import_trigger",
     "load_function",
     "poison",
     "preview_strip",

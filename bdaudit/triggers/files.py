@@ -176,8 +176,8 @@ def _read_patch(values: Mapping[str, Any], path: Path, allow_code: bool) -> Tran
     if len(offset) != 2:
         raise TriggerError(f"offset: expected [rows, columns], got {list(offset)}")
     return Patch(
-        image=_read_picture(table.file("image"), "image"),
-        mask=_read_picture(table.file("mask"), "mask") if "mask" in values else None,
+        image=read_picture(table.file("image"), "image"),
+        mask=read_picture(table.file("mask"), "mask") if "mask" in values else None,
         corner=table.value("corner", str, "bottom-right"),  # type: ignore[arg-type]
         offset=(offset[0], offset[1]),
     )
@@ -186,7 +186,7 @@ def _read_patch(values: Mapping[str, Any], path: Path, allow_code: bool) -> Tran
 def _read_blend(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
     table = _Table(values, path, known=("image", "alpha"))
     return Blend(
-        image=_read_picture(table.file("image"), "image"), alpha=table.value("alpha", float)
+        image=read_picture(table.file("image"), "image"), alpha=table.value("alpha", float)
     )
 
 
@@ -254,7 +254,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Transform]] = {
 }
 
 
-def _read_picture(path: Path, key: str) -> Tensor:
+def read_picture(path: Path, key: str) -> Tensor:
     """Read a picture or mask (C, h, w) in [0, 1] from an image or tensor file.
 
     Tensors are channels first; one that can only be channels last is turned round.
@@ -267,7 +267,7 @@ def _read_picture(path: Path, key: str) -> Tensor:
                 "left out: save it as a plain picture (and where it is stamped as the mask)"
             )
         return picture
-    values = _read_tensor(path, key)
+    values = read_tensor(path, key)
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3:
@@ -278,10 +278,10 @@ def _read_picture(path: Path, key: str) -> Tensor:
 
 
 def _read_floats(path: Path, key: str) -> Tensor:
-    return _read_tensor(path, key).float()
+    return read_tensor(path, key).float()
 
 
-def _read_tensor(path: Path, key: str) -> Tensor:
+def read_tensor(path: Path, key: str) -> Tensor:
     """Read a `.npy` file, or the tensor called `key` (or the only one) of a `.safetensors`."""
     try:
         if path.suffix.lower() == ".npy":
