@@ -30,7 +30,8 @@ def refuse_missing(inputs: Inputs) -> None:
     for named in models:
         source = None if named is None else parse_model(named)
         if isinstance(source, FileSource | OnnxFile):
-            demand_there(source.path, what="a checkpoint", error=ModelError)
+            what = "an ONNX model" if isinstance(source, OnnxFile) else "a checkpoint"
+            demand_there(source.path, what=what, error=ModelError)
         elif isinstance(source, PythonFunction):
             demand_there(source.file, what="Python code", error=ModelError)
     files: tuple[tuple[str | None, str, type[InputError]], ...] = (
