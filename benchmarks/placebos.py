@@ -74,8 +74,10 @@ def attack_all(
     return deltas[:, None].detach()
 
 
-def measure(family: Path, original: str, *, eps: float, passes: int, wanted: int) -> list[dict]:
-    """Return a row for each model."""
+def measure(
+    family: Path, original: str, *, eps: float, passes: int, wanted: int, alone: bool
+) -> list[dict]:
+    """Return a row for each model; `alone`: no innocent model is asked which placebos serve."""
     trigger = read_trigger(family / "triggers" / f"{original.split('-r')[0]}.toml")
     sample = load_sample(family / "clean.npz")
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
@@ -97,7 +99,7 @@ def measure(family: Path, original: str, *, eps: float, passes: int, wanted: int
             draw(craft, torch.Generator().manual_seed(7)),
             craft,
             original=_asking(models[original]),
-            innocents=[_asking(models[first])],
+            innocents=[] if alone else [_asking(models[first])],
             wanted=wanted,
             at_most=12 * wanted,
             limit=0.06,
@@ -198,6 +200,25 @@ def calibrate(family: Path, n_groups: int, *, passes: int) -> Iterator[dict]:
         }
 
 
+def _by_placebos_alone(row: dict) -> str:
+    """Say what the rule makes of one attack, by its placebos alone; controls are left aside."""
+    policy = Policy()
+    own = _rate(row["trigger"], row["n"])
+    reached = Reached(own, tuple(_rate(share, row["n"]) for share in row["placebos"]))
+    prediction = predict(reached, (), innocents_differ=policy.placebo_spread)
+    confidence = 2.0 * policy.confidence - 1.0
+    low = own.value - prediction.bound(confidence, upper=True)
+    high = own.value - prediction.bound(confidence, upper=False)
+    over = own.value - prediction.expected
+    if own.high < policy.lift:
+        said = "does not reach the lift"
+    elif low > 0.0 and over > policy.lift:
+        said = "stands out"
+    else:
+        said = "does not" if high < policy.lift else "undecided"
+    return f"over {over:+.2f} ({low:+.2f} to {high:+.2f}): {said}"
+
+
 def print_calibration(rows: Sequence[dict]) -> None:
     """Print how often one patch of a group exceeds what the others predict."""
     policy = Policy()
@@ -281,6 +302,7 @@ def print_table(path: Path) -> None:
                 f"  {role:9}{row['model']:36} alone {row['alone']:.2f}"
                 f"  trigger {row['trigger']:.2f}  placebos {low:.2f}-{high:.2f}"
                 f"  contrast {contrast:+.2f}  among placebos {np.std(deviates, ddof=1):.2f}"
+                f"  {_by_placebos_alone(row)}"
             )
         mean, spread = np.mean(contrasts), np.std(contrasts, ddof=1)
         print(f"  innocent models: contrast {mean:+.2f}, standard deviation {spread:.2f}")
@@ -294,6 +316,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=0.02)
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--placebos", type=int, default=8)
+    parser.add_argument("--alone", action="store_true", help="screen without an innocent model")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--calibrate", type=int, metavar="N")
@@ -314,6 +337,7 @@ def main() -> None:
         eps=options.eps,
         passes=options.passes,
         wanted=options.placebos,
+        alone=options.alone,
     )
     if options.out is not None:
         with options.out.open("a") as stream:

@@ -42,6 +42,7 @@ from bdaudit.measuring.conditions import AttackImages, attack_images, default_co
 from bdaudit.measuring.existence import existence_steps
 from bdaudit.measuring.pictures import take_pictures
 from bdaudit.measuring.placebos import (
+    N_PLACEBOS,
     find_placebos,
     innocents_to_attack,
     placebo_images,
@@ -245,6 +246,8 @@ def _audit_known(
         sources, compute=settings.compute, split=settings.split, command=command
     )
     inputs = session.open()
+    if inputs.placebos and not settings.placebos:  # they were given to be used
+        settings = replace(settings, placebos=N_PLACEBOS)
     if store is None:
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": settings.as_text()})

@@ -23,6 +23,9 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        flat = tensor.reshape(-1)
+        if flat.numel() == 1:  # counts as contiguous whatever its stride
+            flat = flat.clone(memory_format=torch.contiguous_format)
         # Viewed as bytes, since numpy has no bfloat16.
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest()

@@ -22,12 +22,16 @@ from bdaudit.triggers import Poisoned, TargetRule, Trigger, footprint
 from bdaudit.verdict.placebos import FEWEST_PLACEBOS
 
 __all__ = [
+    "N_PLACEBOS",
     "FoundPlacebos",
     "find_placebos",
     "innocents_to_attack",
     "placebo_images",
     "screening_cost",
 ]
+
+N_PLACEBOS = 8
+"""Placebos in an audit that is given some of the user's own, and not told how many."""
 
 _DRAWN_AT_MOST = 12
 """Patterns drawn for each placebo wanted, before it is given up."""

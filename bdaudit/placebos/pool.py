@@ -29,6 +29,8 @@ __all__ = ["Drawn", "draw"]
 _MEASURED_ON = 256
 _TOLERANCE = 0.02
 _HALVINGS = 24
+_ONE_COLOUR = 0.02
+_MOST_REPEATS = 200
 
 
 @dataclass(frozen=True)
@@ -219,29 +221,50 @@ _PATTERNS: tuple[tuple[str, _Pattern], ...] = (
 def _patches(
     clean: Tensor, triggered: Tensor, mask: Tensor, generator: torch.Generator
 ) -> Iterator[Drawn]:
-    """Patches of the true one's shape (H, W) and colours, elsewhere and in another order."""
+    """Patches of the true one's shape (H, W) and colours, in another order and where it is.
+
+    Or where it would be in a mirror: a patch in the middle covers what the image shows, and does
+    more to any model than one in a corner (measured, docs/placebos.md).
+    """
     rows, columns = (mask.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
     top, bottom = int(rows.min()), int(rows.max()) + 1
     left, right = int(columns.min()), int(columns.max()) + 1
     shape = mask[top:bottom, left:right]
     pixels = triggered.median(dim=0).values[:, top:bottom, left:right][:, shape]  # (C, n)
     height, width = clean.shape[-2:]
-    while True:
+    # A patch of one colour, or of few pixels, has too few orders to be told from.
+    recoloured = bool((pixels.amax(1) - pixels.amin(1)).amax() < _ONE_COLOUR) or pixels.shape[1] < 4
+    seen: set[bytes] = set()
+    n_known = 0
+    while n_known < _MOST_REPEATS:
         order = torch.randperm(pixels.shape[1], generator=generator)
         image = torch.zeros((clean.shape[1], *shape.shape))
-        image[:, shape] = pixels[:, order]
+        image[:, shape] = (
+            torch.rand(pixels.shape, generator=generator) if recoloured else pixels[:, order]
+        )
         turns = int(torch.randint(4, (1,), generator=generator))
         image, turned = (torch.rot90(t, turns, (-2, -1)) for t in (image, shape))
         room = (height - image.shape[1], width - image.shape[2])
         if min(room) < 0:
+            n_known += 1
             continue
-        offset = tuple(int(torch.randint(r + 1, (1,), generator=generator)) for r in room)
+        mirrored = torch.randint(2, (2,), generator=generator).tolist()
+        offset = tuple(
+            r - min(start, r) if flip else min(start, r)
+            for r, start, flip in zip(room, (top, left), mirrored, strict=True)
+        )
         patch = Patch(
-            image=image.clamp(0, 1).contiguous(),
+            image=image.clamp(0, 1).clone(memory_format=torch.contiguous_format),
             mask=turned[None].float().contiguous(),
             corner="top-left",
             offset=(offset[0], offset[1]),
         )
+        known = repr((offset, turns % 2)).encode() + patch.image.numpy().tobytes()
+        if known in seen:
+            n_known += 1
+            continue
+        seen.add(known)
+        n_known = 0
         yield Drawn("patch", patch, _mean_l2(patch.apply(clean, None).clamp(0, 1) - clean))
 
 

@@ -144,7 +144,7 @@ class Inputs(Table, panel="Inputs"):
     placebo: tuple[str, ...] = option(
         (),
         help="A placebo of your own: a trigger file whose target is ignored; screened like those "
-        "that are drawn, and counted among --placebos.",
+        "that are drawn, and counted among --placebos, which are then 8 where nothing is said.",
         examples=(["sticker.toml"],),
         marks=(LOCATION,),
     )

@@ -74,7 +74,7 @@ class Policy(BaseModel):
     min_original_asr: Share = 0.50
     min_references: Annotated[int, Field(ge=0)] = 0
     min_references_wide: Annotated[int, Field(ge=0)] = 3
-    placebo_spread: Annotated[float, Field(ge=0.0, le=2.0)] = 0.10
+    placebo_spread: Annotated[float, Field(ge=0.0, le=2.0)] = 0.25
     placebo_spread_wide: Annotated[float, Field(ge=0.0, le=2.0)] = 0.60
     max_clean_acc_loss: Share = 0.10
     max_stand_in_acc_loss: Share = 0.10

@@ -11,6 +11,7 @@ import bdaudit
 from bdaudit.auditing.audit import audit
 from bdaudit.cases.settings import AuditSettings, SplitSettings
 from bdaudit.errors import TriggerError
+from bdaudit.measuring.placebos import N_PLACEBOS
 from bdaudit.measuring.store import FolderStore
 from bdaudit.records import AuditRecord, read_record, to_json
 from bdaudit.triggers import AllToOne, Trigger, read_trigger
@@ -84,9 +85,10 @@ def test_placebos_of_the_users_own_are_screened_and_used(tmp_path: Path) -> None
         rule=AllToOne(3),
         source="sticker",
     )
-    record = audited(settings=settings(), placebo=[own])
+    record = audited(settings=settings(placebos=0), placebo=[own])
     placebos = record.placebos
-    assert placebos is not None
+    assert placebos is not None, "they were given to be used"
+    assert record.settings["placebos"] == N_PLACEBOS
     (mine,) = [p for p in (*placebos.kept, *placebos.refused) if p.kind == "given: sticker"]
     assert mine.why_not is None
 

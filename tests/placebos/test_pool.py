@@ -54,7 +54,7 @@ def test_placebos_of_a_trigger_over_the_image_are_as_strong(kind: str) -> None:
     assert len({pattern.kind for pattern in drawn}) >= 5
 
 
-def test_placebos_of_a_patch_are_patches_of_its_size_and_colours_elsewhere() -> None:
+def test_placebos_of_a_patch_are_its_pixels_in_another_order_there_or_mirrored() -> None:
     image = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]).view(1, 3, 3)
     poisoned = stamped(Patch(image=image, offset=(1, 2)))
     drawn = list(islice(draw(poisoned, seeded()), 12))
@@ -68,7 +68,24 @@ def test_placebos_of_a_patch_are_patches_of_its_size_and_colours_elsewhere() -> 
         colours = transform.image[:, transform.mask[0] > 0]
         assert torch.equal(colours.sort(dim=1).values, image.flatten().sort().values.repeat(3, 1))
         places.add(transform.offset)
-    assert len(places) > 6
+    assert len(places) > 1
+    assert {row for row, _ in places} <= {12, 1}, "one pixel off the bottom edge, or off the top"
+    assert {column for _, column in places} <= {11, 2}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_patch_of_one_colour_gets_others_and_no_two_placebos_are_the_same(size: int) -> None:
+    poisoned = stamped(Patch(image=torch.ones(1, size, size), offset=(1, 1)))
+    drawn = list(islice(draw(poisoned, seeded()), 20))
+    assert len(drawn) == 20
+    looks = set()
+    for pattern in drawn:
+        assert isinstance(pattern.transform, Patch)
+        assert pattern.transform.mask is not None
+        assert int(pattern.transform.mask.sum()) == size**2
+        looks.add((pattern.transform.offset, str(pattern.transform.image.tolist())))
+    assert len(looks) == 20
+    Trigger(transform=drawn[0].transform, rule=AllToOne(0))  # it can be digested
 
 
 def test_the_same_seed_draws_the_same_and_another_others() -> None:
