@@ -170,7 +170,8 @@ def doubt_in_words(doubt: Doubt) -> str:
                 kind = "was recovered"
             left_out = "".join(f"; {b.model} left out: {b.left_out}" for b in doubt.left_out)
             return (
-                f"a trigger that {kind} needs {doubt.needed} innocent models, got {doubt.n}: "
+                f"a trigger that {kind} needs {doubt.needed} innocent "
+                f"model{'s' * (doubt.needed != 1)}, got {doubt.n}: "
                 f"add more with --reference{left_out}"
             )
         case TooFewImages():

@@ -276,7 +276,8 @@ def test_usage_errors_exit_with_2(files: Path) -> None:
     assert run("audit").exit_code == 2
     assert run("audit", files / "dormant.safetensors", "--bogus").exit_code == 2
     assert run("nonsense").exit_code == 2
-    assert run("reactivate", "x.pt", "--data", "d", "--trigger", "t", "--eps", "1,2").exit_code == 2
+    inputs = ("--data", files / "clean.npz", "--trigger", files / "trigger.toml")
+    assert run("reactivate", files / "dormant.safetensors", *inputs, "--eps", "1,2").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -284,10 +285,12 @@ def test_usage_errors_exit_with_2(files: Path) -> None:
     [("x.pt", ("--mode", "query")), ("x.pt", ("--mode", "transfer")), ("x.onnx", ())],
 )
 def test_a_single_attack_refuses_an_objective_that_its_mode_would_drop(
-    defended: str, options: tuple[str, ...]
+    defended: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    attack = ("--data", "d", "--trigger", "t", "--eps", "0.1", "--objective", "specific")
-    result = run("reactivate", defended, *attack, *options)
+    for name in (defended, "d", "t"):
+        (tmp_path / name).touch()
+    attack = ("--data", tmp_path / "d", "--trigger", tmp_path / "t", "--eps", "0.1")
+    result = run("reactivate", tmp_path / defended, *attack, "--objective", "specific", *options)
     assert result.exit_code == 2
     assert "only mode white supports" in result.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,8 +70,11 @@ def test_the_same_value_twice_is_one_value(tmp_path: Any) -> None:
     assert "expected one value, got" not in result.output
 
 
-def test_a_method_beside_auto() -> None:
-    arguments = ["invert", "m.pt", "--data", "d", "--method", "auto", "--method", "warp"]
-    result = CliRunner().invoke(app, arguments)
+def test_a_method_beside_auto(tmp_path: Path) -> None:
+    model, data = tmp_path / "m.pt", tmp_path / "d"
+    model.touch()
+    data.touch()
+    methods = ["--method", "auto", "--method", "warp"]
+    result = CliRunner().invoke(app, ["invert", str(model), "--data", str(data), *methods])
     assert result.exit_code == 2
     assert "auto already runs the standard methods" in result.output
