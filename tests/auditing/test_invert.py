@@ -229,7 +229,7 @@ def test_the_patch_of_the_demonstration_is_found(demo_files: Path) -> None:
         data=demo_files / "clean.npz",
         reference=[demo_files / f"innocent-{k}.safetensors" for k in (1, 2, 3)],
         config=bdaudit.InversionConfig(methods=("neural-cleanse",)),
-        compute=bdaudit.ComputeSettings(device="cpu", precision="bfloat16"),
+        compute=bdaudit.ComputeSettings(device="cpu"),
         split=bdaudit.SplitSettings(craft=300),
     )
     best = found.record.inversion.candidates[0]

@@ -177,8 +177,9 @@ def test_every_command_takes_addresses(server: FileServer, tmp_path: Path) -> No
         "reactivate", f"{at}/dormant.safetensors", *shared, "--arch", FACTORY, "--eps", 0.05
     )
     assert code == 0, output
+    (tmp_path / "o.pt").touch()
     code, output = run(
-        "audit", "--endpoint", f"{at}/removed.safetensors", "--original", "o.pt", *shared
+        "audit", "--endpoint", f"{at}/removed.safetensors", "--original", tmp_path / "o.pt", *shared
     )
     assert code == 2
     assert "/v2/models/NAME" in output

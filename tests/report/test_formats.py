@@ -101,6 +101,8 @@ def test_destinations_are_checked_first(
 
 
 def test_a_bad_destination_ends_an_audit_before_anything_is_opened(tmp_path: Path) -> None:
+    for name in ("no.pt", "no.toml"):
+        (tmp_path / name).touch()
     ran = run(
         "audit", tmp_path / "no.pt", "--original", tmp_path / "no.pt", "--data", tmp_path,
         "--trigger", tmp_path / "no.toml", "--report", f"html={tmp_path}/nowhere/r.html",
