@@ -17,7 +17,7 @@ from bdaudit.foundation.sources import is_url
 from bdaudit.foundation.texts import read_json
 from bdaudit.plain_text import on_one_line
 from bdaudit.records import AuditRecord, FileDigest, using_record
-from bdaudit.records.attestations import is_attestation, read_attestation, read_attested
+from bdaudit.records.attestations import is_attestation, is_signed, read_attested
 from bdaudit.records.ledger import LedgerEntry, LedgerFile, LedgerRecord
 from bdaudit.records.signing import check_signature, signature_of
 from bdaudit.records.summary import release_of
@@ -171,8 +171,7 @@ def _look(
 
 
 def _signature(path: Path, key: Path | None) -> str:
-    attested = is_attestation(path)
-    signed = bool(attested and read_attestation(path).bundles) or is_file(signature_of(path))
+    signed = is_signed(path) or is_file(signature_of(path))
     if key is None:
         return "unchecked" if signed else "none"
     try:

@@ -32,11 +32,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from bdaudit.data import load_sample
-from bdaudit.foundation.statistics import wilson_interval
+from bdaudit.foundation.statistics import probit, wilson_interval
 from bdaudit.models import load_model
 from bdaudit.perturbation import make_ball, smoothed_failure
 from bdaudit.placebos.pool import draw
@@ -200,46 +199,45 @@ def calibrate(family: Path, n_groups: int, *, passes: int) -> Iterator[dict]:
         }
 
 
-def _by_placebos_alone(row: dict) -> str:
-    """Say what the rule makes of one attack, by its placebos alone; controls are left aside."""
+def _held_against(own: Rate, placebos: Sequence[Rate]) -> tuple[float, float, float]:
+    """Return what a trigger reaches beyond its placebos alone, with the rule's bounds of it."""
     policy = Policy()
-    own = _rate(row["trigger"], row["n"])
-    reached = Reached(own, tuple(_rate(share, row["n"]) for share in row["placebos"]))
+    reached = Reached(own, tuple(placebos))
     prediction = predict(reached, (), innocents_differ=policy.placebo_spread)
     confidence = 2.0 * policy.confidence - 1.0
-    low = own.value - prediction.bound(confidence, upper=True)
-    high = own.value - prediction.bound(confidence, upper=False)
-    over = own.value - prediction.expected
-    if own.high < policy.lift:
+    low, high = (own.value - prediction.bound(confidence, upper=u) for u in (True, False))
+    return own.value - prediction.expected, low, high
+
+
+def _by_placebos_alone(row: dict) -> str:
+    """Say what the rule makes of one attack, by its placebos alone; controls are left aside."""
+    lift = Policy().lift
+    own = _rate(row["trigger"], row["n"])
+    over, low, high = _held_against(own, [_rate(share, row["n"]) for share in row["placebos"]])
+    if own.high < lift:
         said = "does not reach the lift"
-    elif low > 0.0 and over > policy.lift:
+    elif low > 0.0 and over > lift:
         said = "stands out"
     else:
-        said = "does not" if high < policy.lift else "undecided"
+        said = "does not" if high < lift else "undecided"
     return f"over {over:+.2f} ({low:+.2f} to {high:+.2f}): {said}"
 
 
 def print_calibration(rows: Sequence[dict]) -> None:
     """Print how often one patch of a group exceeds what the others predict."""
-    policy = Policy()
+    lift = Policy().lift
     counts: Counter[str] = Counter()
     for row in rows:
         rates = [_rate(share, row["n"]) for share in row["shares"]]
         for k, own in enumerate(rates):
-            if own.high < policy.lift:
+            if own.high < lift:
                 counts["too weak to tell"] += 1
                 continue
-            reached = Reached(own, tuple(r for j, r in enumerate(rates) if j != k))
-            prediction = predict(reached, (), innocents_differ=policy.placebo_spread)
-            confidence = 2.0 * policy.confidence - 1.0
-            low = own.value - prediction.bound(confidence, upper=True)
-            high = own.value - prediction.bound(confidence, upper=False)
+            over, low, high = _held_against(own, [r for j, r in enumerate(rates) if j != k])
             counts["told"] += 1
             counts["above the bound"] += low > 0.0
-            counts["... and by more than the lift"] += (
-                low > 0.0 and own.value - prediction.expected > policy.lift
-            )
-            counts["surely below the lift"] += high < policy.lift
+            counts["... and by more than the lift"] += low > 0.0 and over > lift
+            counts["surely below the lift"] += high < lift
     print(f"{len(rows)} patches, each of nine copies held against the eight others")
     for what, count in counts.items():
         share = ""
@@ -277,10 +275,6 @@ def _share(model: nn.Module, images: Tensor, targets: Tensor, delta: Tensor | No
     return float((logits.argmax(1) == targets).float().mean())
 
 
-def _deviate(share: float, n: int) -> float:
-    return float(stats.norm.ppf((share * n + 0.5) / (n + 1)))
-
-
 def print_table(path: Path) -> None:
     """Print the contrasts, and how much they differ between innocent models."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -292,8 +286,8 @@ def print_table(path: Path) -> None:
         print(f"\n{original}, eps {eps:g}, {own[0]['drawn']} drawn: {', '.join(own[0]['kinds'])}")
         contrasts = []
         for row in own:
-            deviates = [_deviate(share, row["n"]) for share in row["placebos"]]
-            contrast = _deviate(row["trigger"], row["n"]) - float(np.mean(deviates))
+            deviates = [probit(share, row["n"]) for share in row["placebos"]]
+            contrast = probit(row["trigger"], row["n"]) - float(np.mean(deviates))
             if row["innocent"]:
                 contrasts.append(contrast)
             low, high = min(row["placebos"]), max(row["placebos"])

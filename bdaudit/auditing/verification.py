@@ -22,6 +22,7 @@ from bdaudit.records import (
     FileDigest,
     Mode,
     Rate,
+    demand_audit,
     read_record,
     using_record,
 )
@@ -84,11 +85,7 @@ def verify_steps(
     device: str | None,
 ) -> Steps[VerificationRecord]:
     """Run `verify` step by step, for whoever drives the generator."""
-    document = read_record(record)
-    if not isinstance(document, AuditRecord):
-        raise RecordError(
-            f"{record}: expected the record of an audit, got one of kind {document.kind!r}"
-        )
+    document = demand_audit(read_record(record), record)
     yield Progress("hashing the inputs", 0, 1)
     changed, notes = _compare_files(document, folder)
     objections = [*changed, *_compare_verdict(document, record)]

@@ -16,7 +16,7 @@ from bdaudit.fetching import (
     public_url,
 )
 from bdaudit.foundation.progress import Steps
-from bdaudit.foundation.sources import FileSource, RemoteFile
+from bdaudit.foundation.sources import FileSource, OnnxFile, RemoteFile
 from bdaudit.foundation.texts import read_toml
 from bdaudit.triggers.files import companion_names
 
@@ -42,28 +42,26 @@ def fetch_sources(sources: Sources) -> Steps[Sources]:
     origins = dict(sources.origins)
     for name in ("defended", "original", "data", "trigger"):
         value = getattr(sources, name)
-        if isinstance(value, RemoteFile) and name in _MODELS and is_repository(value.url):
-            changed[name] = _whole_model(value, origins)
-        elif isinstance(value, RemoteFile):
-            steps = fetch_trigger(value.url) if name == "trigger" else fetch_steps(value.url)
-            changed[name] = value.at((yield from _noting(steps, value.url, origins)))
+        if isinstance(value, RemoteFile):
+            changed[name] = yield from _fetched(name, value, origins)
     for name in ("references", "surrogates", "placebos"):
         several = list(getattr(sources, name))
         for k, value in enumerate(several):
-            if isinstance(value, RemoteFile) and name in _MODELS and is_repository(value.url):
-                several[k] = _whole_model(value, origins)
-                changed[name] = tuple(several)
-            elif isinstance(value, RemoteFile):
-                steps = fetch_trigger(value.url) if name == "placebos" else fetch_steps(value.url)
-                several[k] = value.at((yield from _noting(steps, value.url, origins)))
+            if isinstance(value, RemoteFile):
+                several[k] = yield from _fetched(name, value, origins)
                 changed[name] = tuple(several)
     return replace(sources, **changed, origins=origins) if changed else sources
 
 
-def _whole_model(value: RemoteFile, origins: dict[str, str]) -> FileSource:
-    folder, address = fetch_repository(value.url)
-    origins[str(folder)] = address
-    return FileSource(folder)
+def _fetched(name: str, value: RemoteFile, origins: dict[str, str]) -> Steps[FileSource | OnnxFile]:
+    """Fetch what one field names: a whole model of the hub, a trigger with its files, a file."""
+    if name in _MODELS and is_repository(value.url):
+        folder, address = fetch_repository(value.url)
+        origins[str(folder)] = address
+        return FileSource(folder)
+    is_trigger = name in ("trigger", "placebos")
+    steps = fetch_trigger(value.url) if is_trigger else fetch_steps(value.url)
+    return value.at((yield from _noting(steps, value.url, origins)))
 
 
 def _noting(steps: Steps[Path], url: str, origins: dict[str, str]) -> Steps[Path]:

@@ -12,11 +12,11 @@ from bdaudit.cli.bundles import Default, InPanel, Only, Reworded, Single, taking
 from bdaudit.cli.exits import reporting_errors
 from bdaudit.cli.output import JsonSink, files_of_reports, tell_written, write_file
 from bdaudit.cli.streams import stdout_console
-from bdaudit.errors import ConfigError, RecordError
+from bdaudit.errors import ConfigError
 from bdaudit.settings import Attack, Output
 
 if TYPE_CHECKING:
-    from bdaudit.records import AuditRecord
+    pass
 
 __all__ = ["register"]
 
@@ -60,11 +60,11 @@ def compare(
     sink = JsonSink(output.json_)
     files = files_of_reports(report, ("html", "csv"))
 
-    from bdaudit.records import to_json, using_record
+    from bdaudit.records import demand_audit, read_record, to_json, using_record
     from bdaudit.report.comparison import compare as put_side_by_side
     from bdaudit.report.comparison_terminal import print_comparison
 
-    read = [(str(path), _read(path)) for path in records]
+    read = [(str(path), demand_audit(read_record(path), path)) for path in records]
     with using_record(" or ".join(map(str, records))):
         made = put_side_by_side(
             read,
@@ -84,14 +84,3 @@ def compare(
         tell_written(file)
     if not sink.to_stdout:
         print_comparison(made, stdout_console())
-
-
-def _read(path: Path) -> AuditRecord:
-    from bdaudit.records import AuditRecord, read_record
-
-    record = read_record(path)
-    if not isinstance(record, AuditRecord):
-        raise RecordError(
-            f"{path}: expected the record of an audit, got one of kind {record.kind!r}"
-        )
-    return record

@@ -75,7 +75,7 @@ def diff(
     files = files_of_reports(report, ("html", "md", "csv"))
 
     from bdaudit.records import to_json
-    from bdaudit.records.attestations import is_attestation, read_attestation
+    from bdaudit.records.attestations import is_signed
     from bdaudit.report.difference import gist
     from bdaudit.report.difference_terminal import print_difference
     from bdaudit.verdict import diff as find_difference
@@ -92,7 +92,7 @@ def diff(
         else:
             print_difference(made, stdout_console())
     for path in (old, new):
-        if is_attestation(path) and read_attestation(path).bundles:
+        if is_signed(path):
             tell(
                 f"bdaudit: WARNING: {path}: the attestation's signature was not checked; "
                 "bdaudit gate --key checks it"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bdaudit.errors import DataError, InputError, ModelError, TriggerError
 from bdaudit.foundation.opening import demand_there
 from bdaudit.foundation.sources import (
@@ -43,4 +41,4 @@ def refuse_missing(inputs: Inputs) -> None:
     for named, what, error in files:
         source = None if named is None else parse_file(named)
         if isinstance(source, FileSource):
-            demand_there(Path(source.path), what=what, error=error)
+            demand_there(source.path, what=what, error=error)

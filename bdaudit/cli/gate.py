@@ -65,7 +65,7 @@ def gate(
     Exit code 0: pass; 1: fail; 3: inconclusive; 4: record, policy or a file cannot be used.
     """
     from bdaudit.records import to_json
-    from bdaudit.records.attestations import is_attestation, read_attestation
+    from bdaudit.records.attestations import is_signed
     from bdaudit.records.signing import check_signature
     from bdaudit.verdict import gate as judge_release
 
@@ -79,7 +79,7 @@ def gate(
     if not sink.to_stdout:
         for line in _in_words(made, brief=quiet, signed_by=key):
             say(line)
-    if key is None and is_attestation(record) and read_attestation(record).bundles:
+    if key is None and is_signed(record):
         tell("bdaudit: WARNING: the attestation's signature was not checked; pass --key")
     for warning in made.warnings:
         tell(f"bdaudit: WARNING: {warning}")

@@ -25,7 +25,7 @@ from bdaudit.data.packed import find_tar_folder, tar_catalogue, zip_catalogue
 from bdaudit.data.parquet import find_parquet_folder, parquet_catalogue
 from bdaudit.data.sample import Sample
 from bdaudit.data.split import stratified_indices
-from bdaudit.data.splits import choose_split_name, split_of
+from bdaudit.data.splits import choose_split_name, note_of_split, split_of
 from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_catalogue
 from bdaudit.errors import ConfigError, DataError, reads
 from bdaudit.foundation.opening import SAMPLE_BYTES, check_file, is_folder
@@ -208,20 +208,21 @@ def _open_folder(
         return tar_catalogue(files, source=folder, split=split, **naming)
     if (part := _part_of(folder, split)) is not None:
         inner = _open_folder(part, class_names, given_by, split)
-        others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != part.name)
-        said = f"read the part {part.name!r}" + (
-            f", not {', '.join(map(repr, others[:5]))}" if others else ""
-        )
+        said = note_of_split(part.name, _folders_in(folder))
         return replace(inner, notes=(said, *inner.notes))
     return class_folder_catalogue(folder, **naming)
 
 
 def _part_of(folder: Path, split: str) -> Path | None:
     """Return the part to read of a folder whose folders are all splits; `None` of any other."""
-    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    names = _folders_in(folder)
     if not names or any(split_of(name) is None for name in names):
         return None
     return _in(folder, folder / choose_split_name(names, split, str(folder)))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
 _Opener: TypeAlias = Callable[[Path, tuple[str, ...] | None, str, str], Catalogue]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import stat
 import tarfile
 import zipfile
@@ -25,7 +24,7 @@ from bdaudit.data.classes import look_up_folders, number_folders
 from bdaudit.data.columns import LABEL_COLUMNS, choose_column, number_labels
 from bdaudit.data.folder import GIVEN_CLASSES, are_numbers_of
 from bdaudit.data.images import EXTENSIONS, ImageShape, decode_stream, gather_images
-from bdaudit.data.splits import choose_split, split_of
+from bdaudit.data.splits import choose_split, choose_split_files, split_of
 from bdaudit.errors import DataError
 from bdaudit.foundation.opening import PICTURE_BYTES, SAMPLE_BYTES, open_file
 
@@ -208,14 +207,11 @@ def tar_catalogue(
         DataError: A shard is damaged or compressed, an entry is larger than a picture or is a
             sparse file, or an image has no label.
     """
-    by_name: dict[tuple[str, ...], Path] = {
-        (_prefix(path.name), path.name): path for path in shards
-    }
-    chosen, said = choose_split(by_name, split, str(source))
+    chosen, said = choose_split_files(shards, split, str(source))
     notes = list(said)
     where: list[tuple[Path, str, int, int]] = []
     labels: list[Any] = []
-    for path in sorted(chosen.values()):
+    for path in chosen:
         for key, (name, offset, size), label in _tar_samples(path):
             if label is None:
                 raise DataError(f"{path}: expected a label for {key[:120]!r}, a .cls or a .json")
@@ -241,12 +237,6 @@ def tar_catalogue(
         notes=(*notes, *found.notes),
         classes_from=found.classes_from,
     )
-
-
-def _prefix(name: str) -> str:
-    """Return the split that a shard's name begins with ("test-000001.tar"), or ""."""
-    match = re.match(r"[A-Za-z]+", name)
-    return match[0] if match and split_of(match[0]) is not None else ""
 
 
 class _Bounded(io.RawIOBase):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,7 @@ from bdaudit.data.catalogue import Catalogue
 from bdaudit.data.columns import LABEL_COLUMNS, choose_column, number_labels
 from bdaudit.data.folder import GIVEN_CLASSES
 from bdaudit.data.images import ImageShape, decode_stream, gather_images
-from bdaudit.data.splits import choose_split, split_of
+from bdaudit.data.splits import choose_split_files
 from bdaudit.errors import DataError
 from bdaudit.foundation.opening import PICTURE_BYTES, SAMPLE_BYTES, open_file
 
@@ -28,7 +27,6 @@ _IMAGES = ("image", "img", "images", "jpg", "png", "webp")
 _MOST_ROWS = 10_000_000
 _METADATA_BYTES = 64 << 20
 _ROWS_AT_ONCE = 16
-_LEADING = re.compile(r"[A-Za-z]+")
 
 
 def find_parquet_folder(folder: Path) -> tuple[Path, ...]:
@@ -67,13 +65,12 @@ def parquet_catalogue(
         DataError: pyarrow is missing, a file is damaged or has no such columns, or its images lie
             elsewhere.
     """
-    by_name: dict[tuple[str, ...], Path] = {(_prefix(path.name), path.name): path for path in files}
-    chosen, said = choose_split(by_name, split, str(source))
+    chosen, said = choose_split_files(files, split, str(source))
     notes = list(said)
     labels: list[Any] = []
     rows: list[tuple[Path, str, int]] = []
     own: list[str] | None = None
-    for path in sorted(chosen.values()):
+    for path in chosen:
         with _opened(path) as file:
             if not 0 <= file.metadata.num_rows <= _MOST_ROWS:
                 raise DataError(f"{path}: expected at most {_MOST_ROWS:,} rows")
@@ -204,9 +201,3 @@ def _class_names(file: Any, label: str) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     return names
-
-
-def _prefix(name: str) -> str:
-    """Return the split that a file's name begins with ("test-00000-of-00001.parquet"), or ""."""
-    match = _LEADING.match(name)
-    return match[0] if match and split_of(match[0]) is not None else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from bdaudit.errors import DataError
 
-__all__ = ["choose_split", "choose_split_name", "split_of"]
+__all__ = ["choose_split", "choose_split_files", "choose_split_name", "note_of_split", "split_of"]
 
 _SPLITS = {
     "train": "train",
@@ -21,6 +23,7 @@ _SPLITS = {
     "eval": "test",
 }
 _HELD_OUT = ("test", "validation")
+_LETTERS = re.compile(r"[A-Za-z]+")
 
 _Entry = TypeVar("_Entry")
 
@@ -77,6 +80,28 @@ def choose_split(
         return dict(entries), ()
     chosen = choose_split_name(names, split, where)
     kept = {parts[1:]: entry for parts, entry in entries.items() if parts[0] == chosen}
-    others = [name for name in names if name != chosen]
-    note = f"read the part {chosen!r}" + (f", not {', '.join(map(repr, others))}" if others else "")
-    return kept, (note,)
+    return kept, (note_of_split(chosen, names),)
+
+
+def note_of_split(chosen: str, names: Iterable[str]) -> str:
+    """Say which of several parts was read."""
+    others = [name for name in sorted(names) if name != chosen]
+    return f"read the part {chosen!r}" + (f", not {', '.join(map(repr, others))}" if others else "")
+
+
+def choose_split_files(
+    files: Sequence[Path], split: str, where: str
+) -> tuple[list[Path], tuple[str, ...]]:
+    """Keep the files of one split, where all their names begin with one ("test-00000.tar").
+
+    Returns:
+        The files in order, and a note on the choice; arguments and errors are those of
+        `choose_split`.
+    """
+    kept, notes = choose_split({(_leading(f.name), f.name): f for f in files}, split, where)
+    return sorted(kept.values()), notes
+
+
+def _leading(name: str) -> str:
+    match = _LETTERS.match(name)
+    return match[0] if match and split_of(match[0]) is not None else ""

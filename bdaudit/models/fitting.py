@@ -43,7 +43,7 @@ from bdaudit.models.pickled_modules import demand_same_parts
 from bdaudit.models.settings import ModelSettings
 from bdaudit.models.weight_sets import quote_names
 
-__all__ = ["Fitted", "build_and_fill"]
+__all__ = ["Fitted", "build_and_fill", "note_casts"]
 
 _MISMATCHES_SHOWN = 5
 
@@ -309,7 +309,8 @@ def _closest(tensors: Mapping[str, Tensor]) -> str:
     return f"\n  The closest known architecture is {best.arch} ({best.score:.0%} of tensors agree)"
 
 
-def _in_float32(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+def note_casts(tensors: Mapping[str, Tensor], notes: list[str]) -> None:
+    """Note which kinds of numbers become float32."""
     cast = sorted(
         {
             str(tensor.dtype).removeprefix("torch.")
@@ -319,6 +320,10 @@ def _in_float32(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Te
     )
     if cast:
         notes.append(f"cast {', '.join(cast)} weights to float32")
+
+
+def _in_float32(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    note_casts(tensors, notes)
     # Copied, so that the network does not hang on the mapped file.
     return {
         name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)

@@ -73,7 +73,7 @@ class HubFolder:
     @property
     def of_timm(self) -> bool:
         """Whether it is a model of timm, and not of transformers."""
-        return "pretrained_cfg" in self.config or "architecture" in self.config
+        return _is_of_timm(self.config)
 
 
 def is_hub_folder(path: Path | str) -> bool:
@@ -100,7 +100,7 @@ def read_hub_folder(folder: Path) -> HubFolder:
         )
     notes: list[str] = []
     weights = _weights_in(folder, notes)
-    if "pretrained_cfg" in config or "architecture" in config:
+    if _is_of_timm(config):
         settings, names = _settings_of_timm(folder / CONFIG, config, notes)
         flips = False
     else:
@@ -119,6 +119,10 @@ def read_hub_folder(folder: Path) -> HubFolder:
         files=tuple(files),
         notes=tuple(notes),
     )
+
+
+def _is_of_timm(config: Mapping[str, Any]) -> bool:
+    return "pretrained_cfg" in config or "architecture" in config
 
 
 def _read(path: Path, what: str, files: list[ReadFile]) -> dict[str, Any]:
@@ -260,11 +264,8 @@ def _normalisation_of(
     A preprocessor computes (255 x f - o - m) / s, with f the rescale factor, 1/255 as a rule, and
     o 1 or 0; EfficientNet's divides by s once more.
     """
-    scale = 1.0
-    if preprocessor.get("do_rescale", True):
-        scale = 255.0 * float(preprocessor.get("rescale_factor", 1 / 255))
-    else:
-        scale = 255.0
+    rescales = preprocessor.get("do_rescale", True)
+    scale = 255.0 * (float(preprocessor.get("rescale_factor", 1 / 255)) if rescales else 1.0)
     if abs(scale - 1.0) < 1e-9:
         scale = 1.0
     offset = 1.0 if preprocessor.get("rescale_offset") is True else 0.0

@@ -8,7 +8,7 @@ from torch import nn
 from bdaudit.errors import ModelError
 from bdaudit.models.checkpoint import Checkpoint
 from bdaudit.models.clip import tensors_and_prompts
-from bdaudit.models.fitting import Fitted
+from bdaudit.models.fitting import Fitted, note_casts
 from bdaudit.models.hub_folder import CONFIG, HubFolder
 from bdaudit.models.settings import ModelSettings
 from bdaudit.models.transformers_clip import TwoTowers, plan_two_towers
@@ -47,7 +47,7 @@ def fill_hub_network(
             "are for a CLIP or SigLIP"
         )
     plan = plan_classifier(hub.folder / CONFIG, hub.config)
-    _note_casts(checkpoint, notes)
+    note_casts(checkpoint.tensors, notes)
     network = HubNetwork(
         plan.fill(checkpoint.tensors),
         plan,
@@ -86,12 +86,6 @@ def demand_same_pooling(hub: HubFolder, network: nn.Module) -> None:
         )
 
 
-def _note_casts(checkpoint: Checkpoint, notes: list[str]) -> None:
-    kinds = {str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()}
-    if cast := sorted(kinds & {"float16", "bfloat16", "float64"}):
-        notes.append(f"cast {', '.join(cast)} weights to float32")
-
-
 def _fill_two_towers(
     hub: HubFolder,
     checkpoint: Checkpoint,
@@ -105,7 +99,7 @@ def _fill_two_towers(
             f"{hub.folder}: {towers.plan.class_name} is a classifier by its class names; give "
             "them, one per line, in order of index (--classnames FILE)"
         )
-    _note_casts(checkpoint, notes)
+    note_casts(checkpoint.tensors, notes)
     model = towers.plan.fill(checkpoint.tensors)
     size = settings.input_size or _vision_size(hub)
     network, tokenizer = towers.as_zero_shot(

@@ -99,7 +99,7 @@ class TransformersPlan:
             ModelError: They are more or fewer than the model has, or of other shapes.
         """
         model_class, config = self._parts()
-        self._demand_size(tensors)
+        self._demand_size(model_class, config, tensors)
         with self._failing(), quiet_library():
             model, info = model_class.from_pretrained(
                 None,
@@ -129,7 +129,7 @@ class TransformersPlan:
             config._attn_implementation = "eager"
             return getattr(transformers, self.class_name), config
 
-    def _demand_size(self, tensors: Mapping[str, Tensor]) -> None:
+    def _demand_size(self, model_class: Any, config: Any, tensors: Mapping[str, Tensor]) -> None:
         """Compare what the config asks for with what the file holds, before memory is taken."""
         for name, number in _repeats(self.config):
             if number > max(64, len(tensors)):
@@ -137,7 +137,6 @@ class TransformersPlan:
                     f"{self.source}: expected a network of the {len(tensors)} tensors of the file, "
                     f"got {name} of {number}"
                 )
-        model_class, config = self._parts()
         with self._failing(), quiet_library(), torch.device("meta"):
             shell = model_class(config)
         wanted = sum(t.numel() * 4 for t in [*shell.parameters(), *shell.buffers()])

@@ -71,6 +71,7 @@ from bdaudit.records.placebos import (
     Placebos,
 )
 from bdaudit.records.reading import (
+    demand_audit,
     read_record,
     to_json,
     using_record,
@@ -140,6 +141,7 @@ __all__ = [
     "Thumbnail",
     "TriggerInfo",
     "Verdict",
+    "demand_audit",
     "read_record",
     "to_json",
     "using_record",

@@ -33,6 +33,7 @@ __all__ = [
     "Attestation",
     "attested_record",
     "is_attestation",
+    "is_signed",
     "read_attestation",
     "read_attested",
 ]
@@ -90,6 +91,15 @@ def is_attestation(path: Path) -> bool:
     documents = _documents(path)
     first = documents[0] if documents else None
     return isinstance(first, dict) and ("_type" in first or "dsseEnvelope" in first)
+
+
+def is_signed(path: Path) -> bool:
+    """Return whether a file is an attestation with signatures inside; none of them is checked.
+
+    Raises:
+        RecordError: It cannot be read.
+    """
+    return is_attestation(path) and bool(read_attestation(path).bundles)
 
 
 @reads(RecordError)

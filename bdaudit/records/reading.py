@@ -24,7 +24,7 @@ from bdaudit.records.documents import (
 )
 from bdaudit.records.header import SCHEMA_VERSION
 
-__all__ = ["parse_record", "read_record", "sealed", "to_json", "using_record"]
+__all__ = ["demand_audit", "parse_record", "read_record", "sealed", "to_json", "using_record"]
 
 _DIGEST_KEY = "content_sha256"
 _KINDS: dict[str, type[AnyDocument]] = {
@@ -102,6 +102,19 @@ def read_record(path: Path) -> AnyDocument:
     """
     document = read_json(path, what="the JSON that --json writes", error=RecordError)
     return parse_record(document, str(path))
+
+
+def demand_audit(document: AnyDocument, path: Path) -> AuditRecord:
+    """Return a record that was read, if it is that of an audit.
+
+    Raises:
+        RecordError: It is another kind of record.
+    """
+    if not isinstance(document, AuditRecord):
+        raise RecordError(
+            f"{path}: expected the record of an audit, got one of kind {document.kind!r}"
+        )
+    return document
 
 
 def parse_record(document: object, path: str) -> AnyDocument:

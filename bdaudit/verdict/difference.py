@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from bdaudit.errors import RecordError
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.statistics import Estimate, difference_of_estimates, paired_difference
-from bdaudit.records import AttackRun, AuditRecord, Rate, Verdict, using_record
+from bdaudit.records import AttackRun, AuditRecord, Rate, Verdict, demand_audit, using_record
 from bdaudit.records.attestations import read_attested
 from bdaudit.records.difference import (
     Change,
@@ -52,16 +51,14 @@ def diff(old: Path, new: Path, *, policy: Policy | str | Path | None = None) -> 
         RecordError: A record cannot be read, was edited, or is no audit's.
         PolicyError: The policy cannot be read or contradicts itself.
     """
-    records = (_read(old), _read(new))
+    records = (demand_audit(read_attested(old), old), demand_audit(read_attested(new), new))
     limits, source = limits_of(policy, records[1], new)
-    judged = []
+    judged, sides = [], []
     for path, record in zip((old, new), records, strict=True):
         with using_record(path):
-            judged.append(judge(record, limits, policy_source=source))
-    sides = [
-        _side(path, record, verdict)
-        for path, record, verdict in zip((old, new), records, judged, strict=True)
-    ]
+            verdict = judge(record, limits, policy_source=source)
+        judged.append(record.model_copy(update={"verdict": verdict}))
+        sides.append(_side(path, record, verdict))
     with using_record(f"{old} or {new}"):
         return DifferenceRecord(
             old=sides[0],
@@ -71,22 +68,10 @@ def diff(old: Path, new: Path, *, policy: Policy | str | Path | None = None) -> 
             policy_sha256=limits.sha256,
             policy_changed=limits.changed,
             change=_became(*sides),
-            figures=tuple(
-                _figures(*(r.model_copy(update={"verdict": v})
-                           for r, v in zip(records, judged, strict=True)))
-            ),
+            figures=tuple(_figures(*judged)),
             inputs=tuple(_inputs(*records)),
             notes=tuple(_notes(*records, *sides)),
-        )  # fmt: skip
-
-
-def _read(path: Path) -> AuditRecord:
-    record = read_attested(path)
-    if not isinstance(record, AuditRecord):
-        raise RecordError(
-            f"{path}: expected the record of an audit, got one of kind {record.kind!r}"
         )
-    return record
 
 
 def _side(path: Path, record: AuditRecord, verdict: Verdict) -> JudgedAudit:
@@ -362,13 +347,12 @@ def _text(value: object) -> str | None:
 def _notes(
     old: AuditRecord, new: AuditRecord, before: JudgedAudit, after: JudgedAudit
 ) -> Iterator[str]:
-    weights = [
-        next((m.weights_sha256 for m in r.models_with("defended")), None) for r in (old, new)
-    ]
-    if weights[0] is not None and weights[0] == weights[1]:
+    candidates, originals = (
+        [next((m.weights_sha256 for m in r.models_with(role)), None) for r in (old, new)]
+        for role in ("defended", "original")
+    )
+    if candidates[0] is not None and candidates[0] == candidates[1]:
         yield "the candidates have the same weights: what changed lies in the audits"
-    originals = [next((m.weights_sha256 for m in r.models_with("original")), None)
-                 for r in (old, new)]  # fmt: skip
     for what, values in (
         ("original", originals),
         ("trigger", [r.trigger.sha256 for r in (old, new)]),

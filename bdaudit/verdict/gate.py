@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bdaudit.errors import InputError, RecordError
+from bdaudit.errors import InputError
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import is_folder
-from bdaudit.records import AuditRecord, FileDigest, using_record
+from bdaudit.records import AuditRecord, FileDigest, demand_audit, using_record
 from bdaudit.records.attestations import read_attested
 from bdaudit.records.gate import GateRecord
 from bdaudit.verdict.judge import judge
@@ -43,11 +43,7 @@ def gate(
         PolicyError: The policy cannot be read or contradicts itself.
         InputError: A file is not there.
     """
-    document = read_attested(record)
-    if not isinstance(document, AuditRecord):
-        raise RecordError(
-            f"{record}: expected the record of an audit, got one of kind {document.kind!r}"
-        )
+    document = demand_audit(read_attested(record), record)
     limits, source = limits_of(policy, document, record)
     with using_record(record):
         verdict = judge(document, limits, policy_source=source)

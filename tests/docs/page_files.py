@@ -8,7 +8,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["write_page_files"]
+import bdaudit
+
+__all__ = ["SMALL", "write_page_files"]
+
+SMALL = bdaudit.AuditSettings(
+    eps=(0.02,),
+    passes=2,
+    controls=("no_trigger",),
+    bec=False,
+    stand_ins=0,
+    compute=bdaudit.ComputeSettings(device="cpu"),
+    split=bdaudit.SplitSettings(craft=40, held_out=220),
+)
+"""An audit that is over at once."""
 
 
 def write_page_files(folder: Path, demo_files: Path) -> None:

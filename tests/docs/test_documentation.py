@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import bdaudit
 from bdaudit.cli import app
 from tests.docs.blocks import Block, commands, read_blocks, with_small_budgets
-from tests.docs.page_files import write_page_files
+from tests.docs.page_files import SMALL, write_page_files
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,15 +60,6 @@ def template(demo_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     records = {
         "result": "defended", "ft": "dormant", "fst": "innocent-3", "unlearned": "removed"
     }  # fmt: skip
-    settings = bdaudit.AuditSettings(
-        eps=(0.02,),
-        passes=2,
-        controls=("no_trigger",),
-        bec=False,
-        stand_ins=0,
-        compute=bdaudit.ComputeSettings(device="cpu"),
-        split=bdaudit.SplitSettings(craft=40, held_out=220),
-    )
     store = bdaudit.MemoryStore()  # the attacks on the original and the references are made once
     with contextlib.chdir(folder):
         for name, model in records.items():
@@ -78,7 +69,7 @@ def template(demo_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
                 data=Path("clean.npz"),
                 trigger=Path("trigger.toml"),
                 reference=[Path("innocent-1.safetensors"), Path("innocent-2.safetensors")],
-                settings=settings,
+                settings=SMALL,
                 store=store,
             )
             Path(f"{name}.json").write_text(bdaudit.to_json(record), encoding="utf-8")

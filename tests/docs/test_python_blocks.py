@@ -27,24 +27,14 @@ from bdaudit.relatives import surrogates
 from bdaudit.relatives.surrogates import SurrogateConfig
 from bdaudit.triggers import read_trigger
 from tests.blackbox.faulty_server import FaultyServer
-from tests.docs.blocks import Block, read_blocks
-from tests.docs.page_files import write_page_files
-from tests.docs.test_documentation import PAGES, ROOT, where
+from tests.docs.blocks import Block
+from tests.docs.page_files import SMALL, write_page_files
+from tests.docs.test_documentation import BLOCKS, ROOT, where
 
-BLOCKS = [block for page in PAGES for block in read_blocks(page, ROOT)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 RUN = list(dict.fromkeys(block.page for block in PYTHON if block.not_run is None))
 LOWERED = {"max_queries=20_000": "max_queries=300", "limit=2000": "limit=200"}
 TOKEN = "token-of-a-test"
-SMALL = bdaudit.AuditSettings(
-    eps=(0.02,),
-    passes=2,
-    controls=("no_trigger",),
-    bec=False,
-    stand_ins=0,
-    compute=bdaudit.ComputeSettings(device="cpu"),
-    split=bdaudit.SplitSettings(craft=40, held_out=220),
-)
 
 
 @pytest.fixture(scope="module")
