@@ -118,6 +118,33 @@ def test_a_folder_answers_as_its_library_does(family: str, tmp_path: Path) -> No
     assert len(changed) >= n  # nothing of what it learned is left in a matrix or kernel
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        {"do_rescale": False, "image_mean": [100.0, 120.0, 110.0], "image_std": [60.0] * 3},
+        {"do_normalize": False},
+        {"do_normalize": False, "do_rescale": False},
+    ],
+    ids=["another scale", "bytes", "not normalised", "bytes, not normalised"],
+)
+def test_pixels_are_scaled_as_its_own_preprocessor_does(
+    copied: Path, changes: dict[str, Any]
+) -> None:
+    import transformers
+
+    path = copied / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    processor = transformers.AutoImageProcessor.from_pretrained(copied)
+    model = transformers.ViTForImageClassification.from_pretrained(copied).eval()
+    image = pixels(32)
+    inputs = processor(images=[Image.fromarray(image)], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(pixel_values=inputs["pixel_values"].float()).logits
+        found = load_model(copied, name="m").classifier(as_images(image))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 # Names and shapes of the published sizes, built without memory.
 FULL_SIZE = {
     "ViTConfig": ("ViTForImageClassification", 24, (768, 3072)),
