@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -22,8 +22,8 @@ from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.attacking import KINDS, rests_on_surrogates
 from bdaudit.measuring.sharing import SharingStore
 from bdaudit.records import AuditRecord, Condition, Mode, read_record, to_json
-from bdaudit.records.sweeps import SweepRecord, SweptAudit
-from bdaudit.report.sweeps import describe_audit
+from bdaudit.records.sweeps import ReportedFigures, SweepRecord, SweptAudit
+from bdaudit.report.sweeps import compare_reported, describe_audit
 from bdaudit.version import __version__
 
 __all__ = ["record_path", "sweep_steps"]
@@ -50,6 +50,8 @@ def sweep_steps(
     cache_dir: Path | None = None,
     command: Sequence[str] | None = None,
     told: Told | None = None,
+    reported: Mapping[str, ReportedFigures] | None = None,
+    notes: Sequence[str] = (),
 ) -> Steps[SweepRecord]:
     """Run many audits, each into a record of its own; one that fails leaves the others be.
 
@@ -65,6 +67,9 @@ def sweep_steps(
         cache_dir: Folder that keeps models made here (surrogates, stand-ins); `None` keeps none.
         command: What the records say they were made by.
         told: Told of every audit when it is over.
+        reported: What somebody else's files say of the defended models, by the audit's key, and of
+            the original under "original"; shown beside what is measured.
+        notes: What else is worth knowing, for the record.
 
     Returns:
         What became of each, in the order of `requests`.
@@ -94,13 +99,25 @@ def sweep_steps(
         for event in events:
             board.hear(event, folder)
             yield board.progress()
+    reported = reported or {}
+    audits = tuple(
+        board.over[request.key].model_copy(update={"reported": reported.get(request.key)})
+        for request in requests
+    )
+    records = {a.key: _record_of(a, folder) for a in audits if reported and a.record is not None}
     return SweepRecord(
         created=datetime.now(UTC),
         bdaudit=__version__,
-        audits=tuple(board.over[request.key] for request in requests),
+        audits=audits,
         elapsed_s=time.perf_counter() - started,
-        notes=tuple(board.notes),
+        notes=(*notes, *compare_reported(reported, records), *board.notes),
     )
+
+
+def _record_of(audit: SweptAudit, folder: Path) -> AuditRecord:
+    record = read_record(record_path(folder, audit.key))
+    assert isinstance(record, AuditRecord)
+    return record
 
 
 def _ignore(_: SweptAudit) -> None:

@@ -27,6 +27,7 @@ from bdaudit.foundation.sources import (
 from bdaudit.foundation.texts import read_toml
 from bdaudit.foundation.usercode import split_reference
 from bdaudit.models.architectures import is_clip
+from bdaudit.models.backdoorbench import plug_layer_of
 from bdaudit.models.clip import clip_files
 from bdaudit.models.settings import read_model_toml
 from bdaudit.models.shards import shard_files
@@ -207,6 +208,8 @@ def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
             yield f"shard {number} of {name}", shard
         if (beside := _settings_beside(model.path)) is not None:
             yield f"settings of {name}", beside
+        if (layer := plug_layer_of(model.path)) is not None:
+            yield f"plug layer of {name}", layer
     yield "data", sources.data
     if isinstance(sources.classes, str | Path):
         yield "classes", Path(sources.classes)

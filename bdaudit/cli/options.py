@@ -69,6 +69,20 @@ def read_shape(text: str | None) -> tuple[int, int, int] | None:
     return channels, height, width
 
 
+def read_pair(text: str | None) -> tuple[int, int] | None:
+    """Read "0,3" into (rows, columns).
+
+    Raises:
+        ConfigError: It is not two whole numbers from 0.
+    """
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 6 for part in parts):
+        raise ConfigError(f"--offset: expected ROWS,COLUMNS such as 0,0, got {shortened(text)!r}")
+    return int(parts[0]), int(parts[1])
+
+
 def open_engine(engine: Engine) -> AnyEngine:
     """Return the engine that was asked for.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +25,7 @@ from bdaudit.settings import Engine, Inputs, Output, Surrogates
 
 if TYPE_CHECKING:
     from bdaudit.auditing import AuditRequest
-    from bdaudit.records.sweeps import SweptAudit
+    from bdaudit.records.sweeps import ReportedFigures, SweptAudit
 
 __all__ = ["register"]
 
@@ -92,17 +92,19 @@ def sweep(
     from bdaudit.report.sweep_terminal import print_sweep
 
     with telling_old_names():
-        requests = _read(manifest, inputs, trusted=trust_manifest)
+        asked = _read(manifest, inputs, trusted=trust_manifest)
     told = _say if not quiet and not stderr_is_terminal() else None
     with running_many(out, quiet) as listener:
         made = finish(
             sweep_steps(
-                requests,
+                asked.requests,
                 folder=out,
                 engine=on,
                 cache_dir=assembly.model_cache(surrogates),
                 command=["bdaudit", *sys.argv[1:]],
                 told=told,
+                reported=asked.reported,
+                notes=asked.notes,
             ),
             listener,
         )
@@ -125,7 +127,16 @@ def sweep(
     raise typer.Exit(exit_of_sweep(made))
 
 
-def _read(manifest: Path, inputs: Inputs, *, trusted: bool) -> list[AuditRequest]:
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is to be audited, and what a record folder says of it itself."""
+
+    requests: list[AuditRequest]
+    reported: Mapping[str, ReportedFigures] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _read(manifest: Path, inputs: Inputs, *, trusted: bool) -> _Asked:
     from bdaudit.cases.assembly import request_from_project
     from bdaudit.foundation.opening import is_folder
     from bdaudit.project import read_manifest
@@ -145,10 +156,10 @@ def _read(manifest: Path, inputs: Inputs, *, trusted: bool) -> list[AuditRequest
                 f"{manifest}: {key}: {reason}; read it, and if you trust it pass --trust-manifest"
             )
         requests.append(request_from_project(key, project))
-    return requests
+    return _Asked(requests=requests)
 
 
-def _read_record(folder: Path, inputs: Inputs) -> list[AuditRequest]:
+def _read_record(folder: Path, inputs: Inputs) -> _Asked:
     from bdaudit.cases.assembly import request_from_project
     from bdaudit.foundation.sources import is_url
     from bdaudit.project.records import read_record_folder
@@ -163,9 +174,24 @@ def _read_record(folder: Path, inputs: Inputs) -> list[AuditRequest]:
         "reference": [seen_from_here(path) for path in inputs.reference] or None,
         "stand_ins": inputs.stand_ins,
     }
-    requests = [request_from_project(k, p) for k, p in read_record_folder(folder, given)]
+    if inputs.trigger is None:
+        _import_its_trigger(folder)
+    found = read_record_folder(folder, given)
+    requests = [request_from_project(key, project) for key, project in found.projects.items()]
     # There is no project file to name.
-    return [replace(r, sources=replace(r.sources, project=None)) for r in requests]
+    requests = [replace(r, sources=replace(r.sources, project=None)) for r in requests]
+    return _Asked(requests=requests, reported=found.reported, notes=found.notes)
+
+
+def _import_its_trigger(folder: Path) -> None:
+    """Write the trigger of a record that has its poisoned images and settings, and none yet."""
+    from bdaudit.project.records import is_trigger_missing
+
+    if is_trigger_missing(folder):
+        from bdaudit.triggers import import_trigger
+
+        made = import_trigger(folder)
+        tell(f"wrote {made}: its poisoned test images, the target as the attack's settings say")
 
 
 def _say(audit: SweptAudit) -> None:

@@ -64,19 +64,31 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="BackdoorBench record folder with bd_test_dataset/, or a BackdoorBox pattern "
-            "(.pt, .npy, .safetensors or a picture).",
+            help="BackdoorBench record folder with bd_test_dataset/, or an attack's settings "
+            "(.yaml, info.pickle); BackdoorBox pattern (.pt, .npy, .safetensors or a picture); "
+            "TrojanZoo mark (.npy).",
             show_default=False,
         ),
     ],
     target: Annotated[
-        int, typer.Option(help="Index of the target class.", min=0, show_default=False)
-    ],
+        int | None,
+        typer.Option(
+            help="Index of the target class, where the source does not say.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     weight: Annotated[
         Path | None,
         typer.Option(
             help="Weight of a BackdoorBox pattern: how much of it counts at each pixel.",
             show_default=False,
+        ),
+    ] = None,
+    offset: Annotated[
+        str | None,
+        typer.Option(
+            help="Place of a TrojanZoo mark: ROWS,COLUMNS from the top left.", show_default=False
         ),
     ] = None,
     out: Annotated[
@@ -88,7 +100,9 @@ def import_(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Write a trigger file of what BackdoorBench or BackdoorBox keeps."""
+    """Write a trigger file of what BackdoorBench, BackdoorBox or TrojanZoo keeps."""
     from bdaudit.triggers import import_trigger
 
-    say(f"wrote {import_trigger(source, target=target, weight=weight, out=out)}")
+    place = options.read_pair(offset)
+    made = import_trigger(source, target=target, weight=weight, offset=place, out=out)
+    say(f"wrote {made}")

@@ -23,12 +23,13 @@ __all__ = [
     "locate_checkpoint",
     "normalisation_of",
     "open_record",
+    "plug_layer_of",
     "read_result",
 ]
 
 ATTACK_FILE = "attack_result.pt"
 DEFENSE_FILE = "defense_result.pt"
-_SEPARATE_LAYER_FILE = "plug_layer.pt"
+_PLUG_LAYER_FILE = "plug_layer.pt"
 _LARGEST = 10**9
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -50,8 +51,7 @@ class BackdoorBenchRecord:
     Attributes:
         folder: The record folder.
         attack_result: The backdoored model, `None` when it is not there.
-        defenses: `defense_result.pt` by the name of the defence, in order of name. A defence that
-            keeps its effect in a separate layer is listed too; opening it is refused.
+        defenses: `defense_result.pt` by the name of the defence, in order of name.
     """
 
     folder: Path
@@ -98,9 +98,7 @@ def locate_checkpoint(path: Path | str) -> Path:
     """Return the file to open for a checkpoint file or a BackdoorBench folder.
 
     Raises:
-        ModelError: The folder holds no result, or the result's defence lives in a layer of its
-            own (NPD's `plug_layer.pt`): the weights alone are the *undefended* model, and auditing
-            them would answer for the wrong one.
+        ModelError: The folder holds no result.
     """
     file = Path(path)
     if is_folder(file):
@@ -112,14 +110,6 @@ def locate_checkpoint(path: Path | str) -> Path:
                 f"or {DEFENSE_FILE} in it, got a folder with neither"
             )
         file = found
-    layer = file.with_name(_SEPARATE_LAYER_FILE)
-    if file.name != ATTACK_FILE and is_file(layer):
-        raise ModelError(
-            f"{file}: {_SEPARATE_LAYER_FILE} lies beside it, so this defence (NPD) works through a "
-            "separate layer which is not loaded here; the weights alone are the undefended model. "
-            "Build the network with its layer and hand it over in memory, or with --arch "
-            "file.py:factory and one state_dict that holds both"
-        )
     return file
 
 
@@ -129,6 +119,12 @@ def attack_result_of(path: Path) -> Path | None:
         return None
     candidates = (folder / ATTACK_FILE for folder in path.parents[:4])
     return next((candidate for candidate in candidates if is_file(candidate)), None)
+
+
+def plug_layer_of(checkpoint: Path) -> Path | None:
+    """Return NPD's `plug_layer.pt` beside a defence's result, without which that is undefended."""
+    layer = checkpoint.with_name(_PLUG_LAYER_FILE)
+    return layer if checkpoint.name != ATTACK_FILE and is_file(layer) else None
 
 
 def read_result(content: Mapping[Any, Any]) -> tuple[dict[str, str], str] | None:

@@ -40,6 +40,7 @@ __all__ = [
     "read_content",
     "read_metadata",
     "read_tree",
+    "tree_of",
 ]
 
 _WHAT = "a checkpoint"
@@ -115,7 +116,8 @@ def open_checkpoint(
     Reads `.safetensors`, an index of shards beside them, and what `torch.save` writes (zip and
     legacy form, a bare state_dict or one nested anywhere, BackdoorBench's results), told apart by
     content, not by name. `module.` and `_orig_mod.` are stripped from names; `weight_orig` and
-    `weight_mask` of pruning are multiplied; tensors that torch quantised become floats.
+    `weight_mask` of pruning are multiplied, and so are the `neuron_mask` of a batch norm and its
+    scale; tensors that torch quantised become floats.
 
     Args:
         path: The file.
@@ -196,6 +198,7 @@ def read_checkpoint(
     _check_tensors(path, tensors, size)
     tensors = strip_wrappers(tensors, notes)
     tensors = _merge_masks(path, tensors, notes)
+    tensors = _merge_neuron_masks(path, tensors, notes)
     return Checkpoint(
         path=path,
         tensors=tensors,
@@ -264,7 +267,16 @@ def read_tree(path: Path) -> Any:
     Raises:
         ModelError: It is no such file, or would have to run code to be read.
     """
-    return _read_torch(path, read_content(path))
+    return tree_of(path, read_content(path))
+
+
+def tree_of(path: Path, content: bytes) -> Any:
+    """Return what torch saved in a file whose bytes were read by `read_content`.
+
+    Raises:
+        ModelError: As `read_tree`.
+    """
+    return _read_torch(path, content)
 
 
 def _read_torch(path: Path, content: bytes, *, as_records: bool = False) -> Any:
@@ -433,6 +445,40 @@ def _merge_masks(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> di
         merged[name] = original * mask.to(original.dtype)
     if pruned:
         notes.append(f"multiplied pruning masks into {len(pruned)} tensors ({quote_names(pruned)})")
+    return merged
+
+
+def _merge_neuron_masks(
+    path: Path, tensors: dict[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """Multiply the scale of a batch norm by its `neuron_mask`, as ANP and RNP prune neurons.
+
+    Their batch norms scale by weight x mask and shift by the bias as it is. ANP's noise
+    (`neuron_noise`, `neuron_noise_bias`) is added while it looks for the mask, and in no
+    evaluation. Source: Wu and Wang, "Adversarial Neuron Pruning" (NeurIPS 2021).
+    """
+    ending = ".neuron_mask"
+    masked = [
+        name.removesuffix(ending)
+        for name in tensors
+        if name.endswith(ending) and f"{name.removesuffix(ending)}.running_mean" in tensors
+    ]
+    merged = dict(tensors)
+    for name in masked:
+        weight, mask = merged.get(f"{name}.weight"), merged.pop(f"{name}{ending}")
+        if weight is None or weight.shape != mask.shape or not mask.is_floating_point():
+            raise ModelError(
+                f"{path}: expected {name[:80] + ending!r} to be shaped like the scale of its batch "
+                f"norm, got {tuple(mask.shape)} of {mask.dtype}"
+            )
+        merged[f"{name}.weight"] = weight * mask.to(weight.dtype)
+        for noise in ("neuron_noise", "neuron_noise_bias"):
+            merged.pop(f"{name}.{noise}", None)
+    if masked:
+        notes.append(
+            f"multiplied neuron masks into the scales of {len(masked)} batch norms "
+            f"({quote_names(masked)}); noise beside them, which no evaluation adds, left out"
+        )
     return merged
 
 

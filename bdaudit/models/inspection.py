@@ -16,7 +16,7 @@ from bdaudit.errors import ModelError, reads
 from bdaudit.foundation.digests import digest_file, digest_tensors
 from bdaudit.foundation.opening import is_file, is_folder, shown, why_not
 from bdaudit.models.architectures import is_python_factory
-from bdaudit.models.backdoorbench import locate_checkpoint
+from bdaudit.models.backdoorbench import locate_checkpoint, plug_layer_of
 from bdaudit.models.checkpoint import (
     Checkpoint,
     demand_finite,
@@ -119,7 +119,6 @@ def inspect_checkpoint(
         ModelError: There is no such file, it cannot be read, or it is a folder with no result that
             can be loaded.
     """
-    # A defence with a separate layer cannot be loaded, but its file can be described.
     hub = read_hub_folder(Path(path)) if is_hub_folder(path) else None
     file = Path(path) if hub is None else hub.weights
     if hub is None and is_folder(path):
@@ -138,7 +137,6 @@ def inspect_checkpoint(
         checkpoint = read_checkpoint(
             file, weights=weights, read_pickled_module=read_pickled_module, content=content
         )
-        locate_checkpoint(file)
     except ModelError as error:
         return Inspection(
             path=str(file),
@@ -160,7 +158,7 @@ def inspect_checkpoint(
         n_parameters=sum(t.numel() for t in tensors.values() if t.is_floating_point()),
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
         metadata=checkpoint.metadata,
-        notes=(*checkpoint.notes, *(() if hub is None else _notes_of(hub))),
+        notes=(*checkpoint.notes, *(_notes_of_plug(file) if hub is None else _notes_of(hub))),
         non_finite=tuple(non_finite_tensors(tensors)),
         guesses=_guesses(checkpoint) if clip is None else _guesses_of_clip(clip),
         clip=clip,
@@ -173,6 +171,13 @@ def inspect_checkpoint(
 def _notes_of(hub: HubFolder) -> tuple[str, ...]:
     named = hub.config.get("architectures") or hub.config.get("architecture")
     return (f"{hub.folder / CONFIG} describes {named!r:.200}", *hub.notes)
+
+
+def _notes_of_plug(file: Path) -> tuple[str, ...]:
+    layer = plug_layer_of(file)
+    if layer is None:
+        return ()
+    return (f"{layer.name} beside it is NPD's defence, which is put before a layer of the network",)
 
 
 def _problem(checkpoint: Checkpoint) -> str | None:

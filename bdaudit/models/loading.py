@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bdaudit.models.fitting import Fitted, build_and_fill
 from bdaudit.models.hub_folder import HubFolder, is_hub_folder, read_hub_folder
 from bdaudit.models.hub_models import demand_same_pooling, fill_hub_network
 from bdaudit.models.outputs import ONE_SCORE, ask
+from bdaudit.models.plug_layer import plug_in
 from bdaudit.models.settings import ModelSettings, Outputs, read_model_toml
 
 __all__ = ["load_model", "wrap_module"]
@@ -120,6 +122,9 @@ def load_model(
         fitted = build_and_fill(checkpoint, settings, notes, device=device)
         if hub is not None and hub.of_timm:
             demand_same_pooling(hub, fitted.network)
+    if hub is None and (layer := backdoorbench.plug_layer_of(file)) is not None:
+        read = plug_in(fitted.network, layer, notes)
+        fitted = replace(fitted, files=(*fitted.files, read))
     settings = settings.over(fitted.defaults)
     return _finish(
         fitted,

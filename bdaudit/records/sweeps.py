@@ -7,9 +7,26 @@ from typing import Literal
 
 from pydantic import Field
 
-from bdaudit.records import Mode, Outcome, Record, Release
+from bdaudit.records import Fraction, Mode, Outcome, Record, Release
 
-__all__ = ["SweepRecord", "SweptAudit"]
+__all__ = ["ReportedFigures", "SweepRecord", "SweptAudit"]
+
+
+class ReportedFigures(Record):
+    """What somebody else's file says of a model, on images of their own; nothing is decided by it.
+
+    Attributes:
+        file: Name of the file.
+        clean_acc: Share of clean images classified as labelled; `None` where it does not say.
+        asr: Attack success rate of the trigger alone.
+        true_label_acc: Share of triggered images classified as their true label, which
+            BackdoorBench calls RA, robust accuracy.
+    """
+
+    file: str
+    clean_acc: Fraction | None = None
+    asr: Fraction | None = None
+    true_label_acc: Fraction | None = None
 
 
 class SweptAudit(Record):
@@ -25,6 +42,8 @@ class SweptAudit(Record):
         failed_of: Of a failed one: `input`, it cannot be audited as it is, or `internal`.
         traceback: Of a failed one, where; not written down.
         clean_acc, asr: Of the defended model, on held-out images; `None` when not measured.
+        true_label_acc: Share of its triggered images classified as their true label.
+        reported: What the defence's own file says of the same three; `None` without one.
         mode, eps: The attack to look at first: the one that decided, or came closest.
         reactivated_asr: What it reached; `None` when nothing was attacked.
         lift: That minus the strongest control, in [-1, 1].
@@ -42,6 +61,8 @@ class SweptAudit(Record):
     traceback: str = Field(default="", exclude=True)
     clean_acc: float | None = None
     asr: float | None = None
+    true_label_acc: float | None = None
+    reported: ReportedFigures | None = None
     mode: Mode | None = None
     eps: float | None = None
     reactivated_asr: float | None = None

@@ -46,9 +46,17 @@ def sweep_csv(made: SweepRecord) -> str:
     made = shown(made)
     names = (
         *("key", "status", "record", "outcome", "release", "clean_acc", "asr", "mode", "eps"),
-        *("reactivated_asr", "lift", "bec", "elapsed_s", "why"),
+        *("reactivated_asr", "lift", "bec", "elapsed_s", "why", "true_label_acc"),
     )
-    return _write(names, ([getattr(audit, name) for name in names] for audit in made.audits))
+    said = ("file", "clean_acc", "asr", "true_label_acc")
+    return _write(
+        (*names, *(f"reported_{name}" for name in said)),
+        (
+            [getattr(audit, name) for name in names]
+            + [getattr(audit.reported, name, None) for name in said]
+            for audit in made.audits
+        ),
+    )
 
 
 def defenses_csv(record: DefenseRecord) -> str:

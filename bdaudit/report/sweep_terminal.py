@@ -53,11 +53,30 @@ def print_sweep(made: SweepRecord, console: Console) -> None:
             "-" if audit.elapsed_s is None else _duration(audit.elapsed_s),
         )
     console.print(table)
+    _print_reported(ordered, console)
     for audit in ordered:
         if audit.status == "failed":
             console.print(Text(f"{audit.key}: {audit.why}", style="magenta"))
     for note in made.notes:
         console.print(Text.assemble(("note: ", "yellow"), note))
+
+
+def _print_reported(audits: list[SweptAudit], console: Console) -> None:
+    """Print what the benchmark's own files say, each beside what was measured."""
+    told = [(audit, audit.reported) for audit in audits if audit.reported is not None]
+    if not told:
+        return
+    console.print(Text("reported by the benchmark, and measured here", style="bold"))
+    heads = ("clean", "measured", "alone", "measured", "true label", "measured")
+    table = FittedTable("audit", *heads)
+    for audit, said in told:
+        table.add_row(
+            audit.key,
+            *(_share(said.clean_acc), _share(audit.clean_acc)),
+            *(_share(said.asr), _share(audit.asr)),
+            *(_share(said.true_label_acc), _share(audit.true_label_acc)),
+        )
+    console.print(table)
 
 
 def _name(audit: SweptAudit) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -50,32 +51,61 @@ def record(tmp_path: Path) -> Path:
     return folder
 
 
+def csv_of(folder: Path, name: str, acc: float, asr: float, ra: float) -> None:
+    (folder / f"{name}_df_summary.csv").write_text(
+        f",epoch,test_acc,test_asr,test_ra\nlast,9,{acc},{asr},{ra}\nvalid_max,9,1.0,1.0,1.0\n"
+    )
+
+
 @pytest.mark.slow  # a whole audit, as the command makes it
-def test_from_poisoned_images_to_a_sweep(record: Path, tmp_path: Path) -> None:
+def test_from_a_record_to_a_sweep_in_one_command(record: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("sweep", record, "--data", tmp_path / "clean.npz", "--out", out, "--no-cache")
     early = run(*arguments)
     assert early.exit_code == 4
     assert "bdaudit trigger import" in " ".join(early.stderr.split())
-    made = run("trigger", "import", record, "--target", 0)
-    assert made.exit_code == 0, made.output
-    trigger = read_trigger(record / "trigger.toml")
-    assert (trigger.kind, trigger.target_label) == ("paired", 0)
 
-    # NPD works through a layer of its own, so its weights are the undefended model's.
-    npd = record / "defense" / "npd"
+    torch.save({"attack": "badnet", "attack_target": 0}, record / "info.pickle")
+    csv_of(record, "attack", 0.99, 0.98, 0.01)
+    csv_of(record / "defense" / "ft", "ft", 1.0, 0.91, 0.05)
+    npd = record / "defense" / "npd"  # a plug layer that cannot be read is no defence left out
     npd.mkdir()
     (npd / "defense_result.pt").write_bytes((record / "attack_result.pt").read_bytes())
     (npd / "plug_layer.pt").write_bytes(b"x")
+    csv_of(npd, "npd", 0.9, 0.02, 0.8)
     result = run(*arguments, "--stand-ins", 0)
-    swept = {a["key"]: a for a in json.loads((out / "sweep.json").read_text())["audits"]}
+    assert "wrote" in result.stderr
+    trigger = read_trigger(record / "trigger.toml")
+    assert (trigger.kind, trigger.target_label) == ("paired", 0)
+    made = json.loads((out / "sweep.json").read_text())
+    swept = {a["key"]: a for a in made["audits"]}
     assert sorted(swept) == ["fp", "ft", "npd"], result.output
     assert "plug_layer.pt" in swept["npd"]["why"]
     assert swept["npd"]["outcome"] is None
+    assert swept["npd"]["reported"]["asr"] == 0.02
     assert swept["ft"]["outcome"] is not None
+    assert swept["ft"]["reported"]["file"] == "ft_df_summary.csv"
+    assert swept["fp"]["reported"] is None
     record_of = json.loads((out / "records" / "ft.json").read_text())
     assert record_of["trigger"]["kind"] == "paired"
     assert [m["name"] for m in record_of["models"]] == ["defended", "original"]
+    # Measured again on the images that were given, beside what the CSV says.
+    (defended,) = (b for b in record_of["baselines"] if b["role"] == "defended")
+    rate = defended["asr"]["successes"] / defended["asr"]["total"]
+    assert swept["ft"]["asr"] == pytest.approx(rate)
+    assert rate < 0.8
+    said = [note for note in made["notes"] if note.startswith("ft:")]
+    assert "success of the trigger alone 91.0%, measured" in said[0]
+    assert "clean accuracy" not in said[0]  # which agrees
+    assert any(n.startswith("original: attack_df_summary.csv says") for n in made["notes"])
+    assert "91.0%" in result.stdout
+    assert "91.0%" in (out / "sweep.html").read_text()
+    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+    assert {row["key"]: row["reported_asr"] for row in rows} == {
+        "fp": "",
+        "ft": "0.91",
+        "npd": "0.02",
+    }
     assert result.exit_code == 4  # for NPD, and what the network of another seed answers
 
 

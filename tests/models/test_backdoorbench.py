@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
 
 from bdaudit.errors import ModelError
+from bdaudit.existence.layers import select_layers
 from bdaudit.models import (
     Classifier,
     inspect_checkpoint,
     load_model,
-    locate_checkpoint,
     open_checkpoint,
     open_record,
 )
 from bdaudit.models.backdoorbench import NORMALISATIONS
-from tests.models.checkpoints import same_tensors, tiny_network
+from tests.models.checkpoints import RunsACommand, same_tensors, tiny_network
 
 MODEL_NAME = "preactresnet18_w2"
 
@@ -120,20 +124,129 @@ def test_a_model_that_is_not_here_is_recognised_or_refused(tmp_path: Path) -> No
         load_model(record, name="m")
 
 
-@pytest.mark.parametrize("name", ["defense/npd", "defense/npd/defense_result.pt"])
-def test_a_defence_in_a_layer_of_its_own_is_never_audited_without_it(
-    tmp_path: Path, name: str
-) -> None:
-    record = make_record(tmp_path)
-    (record / "defense/npd").mkdir()
+def npd(record: Path, plug: Any) -> Path:
+    """A defence as NPD leaves it: the undefended weights, and a layer beside them."""
+    folder = record / "defense" / "npd"
+    folder.mkdir()
     state = dict(tiny_network(4).state_dict())
-    torch.save({"model_name": MODEL_NAME, "model": state}, record / "defense/npd/defense_result.pt")
-    torch.save({"weight": torch.eye(2)}, record / "defense/npd/plug_layer.pt")
-    for opened in (locate_checkpoint, lambda path: load_model(path, name="defended")):
-        with pytest.raises(ModelError, match=r"plug_layer\.pt.*undefended"):
-            opened(record / name)
-    if name.endswith(".pt"):
-        assert "undefended" in str(inspect_checkpoint(record / name).problem)
+    torch.save({"model_name": MODEL_NAME, "model": state}, folder / "defense_result.pt")
+    torch.save(plug, folder / "plug_layer.pt")
+    return folder
+
+
+def plug_of(kind: str, target: str = "layer4.1.conv1") -> tuple[dict[str, Any], Any]:
+    """A plug layer as NPD's code makes and saves it, and what it does to features."""
+    channels = 16
+    generator = torch.Generator().manual_seed(1)
+    if kind in ("linear", "linear_light", "mlp"):
+        size = (1, channels, 1, 1) if kind == "linear_light" else (1, channels, 4, 4)
+        count = 4 if kind == "mlp" else 2
+        made = [torch.rand(size, generator=generator).requires_grad_() for _ in range(count)]
+        w1, b1, *more = [tensor.detach() for tensor in made]
+
+        def scaled(x: torch.Tensor) -> torch.Tensor:
+            x = x * w1 + b1
+            return torch.relu(x) * more[0] + more[1] if more else x
+
+        return {"target_layer": target, "plug_name": kind, "plug_model": made}, scaled
+    parts: list[nn.Module] = []
+    for _ in range(2 if kind == "twoconv" else 1):
+        parts.append(nn.Conv2d(channels, channels, 1, bias=False))
+        if kind != "onlyconv":
+            norm = nn.BatchNorm2d(channels)
+            assert norm.running_mean is not None
+            norm.running_mean += 0.3
+            parts.append(norm)
+    layer = nn.Sequential(*parts).eval()
+    content = {"target_layer": target, "plug_name": kind, "plug_model": layer.state_dict()}
+    return content, layer
+
+
+@pytest.mark.parametrize("kind", ["onlyconv", "convbn", "twoconv", "linear", "linear_light", "mlp"])
+def test_a_defence_in_a_layer_of_its_own_is_audited_with_it(tmp_path: Path, kind: str) -> None:
+    record = make_record(tmp_path)
+    content, layer = plug_of(kind)
+    folder = npd(record, content)
+    loaded = load_model(folder, name="defended")
+    undefended = load_model(record, name="original")
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    # As NPD's own code evaluates it: a hook on the input of the target layer.
+    target = undefended.network.get_submodule("layer4.1.conv1")
+    with torch.no_grad():
+        before = undefended.classifier(images)
+        target.register_forward_pre_hook(lambda _, inputs: layer(inputs[0]))
+        expected = undefended.classifier(images)
+        torch.testing.assert_close(loaded.classifier(images), expected)
+        torch.testing.assert_close(copy.deepcopy(loaded.classifier)(images), expected)
+    assert not torch.allclose(before, expected)
+    assert loaded.weights_sha256 != undefended.weights_sha256
+    assert any("NPD" in note for note in loaded.notes)
+    assert folder / "plug_layer.pt" in [file.path for file in loaded.files]
+    # What trains on copies of a model finds the layer, and BEC its layers under the same names.
+    assert any("plug" in name for name, _ in loaded.network.named_parameters())
+    assert select_layers(loaded.network) == select_layers(undefended.network)
+    assert any("plug_layer.pt" in note for note in inspect_checkpoint(folder).notes)
+
+
+def broken_plugs() -> dict[str, tuple[Any, str]]:
+    good, _ = plug_of("convbn")
+    held = good["plug_model"]
+
+    def changed(**tensors: torch.Tensor) -> dict[str, Any]:
+        return {**good, "plug_model": {**held, **tensors}}
+
+    return {
+        "no description": ({"weight": torch.eye(2)}, "undefended model"),
+        "another layer": ({**good, "target_layer": "layer9"}, "no such layer"),
+        "no convolution": ({**good, "target_layer": "linear"}, "got a Linear"),
+        "another width": (plug_of("convbn", "layer1.0.conv1")[0], "layer of 2 channels"),
+        "an unknown kind": ({**good, "plug_name": "transformer"}, "one of NPD's layers"),
+        "a part missing": ({**good, "plug_model": {"0.weight": held["0.weight"]}}, "'1.weight'"),
+        "a part too many": (
+            {**good, "plug_model": {**held, "2.bias": torch.ones(1)}},
+            "unexpected",
+        ),
+        "not finite": (changed(**{"1.bias": torch.tensor([nan])}), "NaN"),
+        "code": (RunsACommand(Path("never")), "nothing was run"),
+    }
+
+
+@pytest.mark.parametrize("what", broken_plugs())
+def test_a_plug_layer_that_does_not_fit_is_never_left_out(tmp_path: Path, what: str) -> None:
+    plug, said = broken_plugs()[what]
+    with pytest.raises(ModelError, match=said):
+        load_model(npd(make_record(tmp_path), plug), name="defended")
+
+
+def test_pruning_masks_in_a_result_are_merged(tmp_path: Path) -> None:
+    """Fine-pruning leaves torch's masks, ANP and RNP a mask on the scale of each batch norm."""
+    record = make_record(tmp_path)
+    network = tiny_network(4, seed=3)
+    masks = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            mask = (torch.arange(module.num_features) % 2).float()
+            masks[f"{name}.neuron_mask"] = mask
+            masks[f"{name}.neuron_noise"] = torch.full_like(mask, 0.3)
+            masks[f"{name}.neuron_noise_bias"] = torch.full_like(mask, 0.3)
+    prune.l1_unstructured(network.layer4[1].conv2, "weight", amount=0.5)
+    state = {**network.state_dict(), **masks}
+    assert "layer4.1.conv2.weight_orig" in state
+    torch.save({"model_name": MODEL_NAME, "model": state}, record / "defense/ft/defense_result.pt")
+    loaded = load_model(record / "defense/ft", name="defended")
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):  # as ANP's masked batch norm computes
+            module.weight.data *= masks[f"{name}.neuron_mask"]
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        mine = loaded.classifier(images)
+        loaded.classifier.network = network.eval()
+        torch.testing.assert_close(mine, loaded.classifier(images))
+    assert any("neuron masks" in note for note in loaded.notes)
+    wrong = {**state, "layer1.0.bn1.neuron_mask": torch.ones(7)}
+    torch.save(wrong, record / "defense/ft/defense_result.pt")
+    with pytest.raises(ModelError, match="neuron_mask"):
+        load_model(record / "defense/ft", name="defended")
 
 
 def test_a_record_lists_its_files(tmp_path: Path) -> None:

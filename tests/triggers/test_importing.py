@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from torchvision import transforms
 
 from bdaudit.errors import InputError, TriggerError
 from bdaudit.triggers import import_trigger, read_trigger
@@ -98,6 +100,160 @@ def test_what_cannot_be_imported(tmp_path: Path, what: str) -> None:
             tmp_path / "p.pt", target=0, weight=None if weight is None else tmp_path / "w.pt"
         )
     assert not (tmp_path / "trigger.toml").exists()
+
+
+# -- attack settings of BackdoorBench -----------------------------------------------------------
+
+
+def repository(folder: Path, attack: str, **settings: Any) -> Path:
+    """Settings where BackdoorBench keeps them, written by the library that it reads them with."""
+    place = folder / "config" / "attack" / attack
+    place.mkdir(parents=True, exist_ok=True)
+    content = {"attack_label_trans": "all2one", "attack_target": 3, "pratio": 0.1, **settings}
+    (place / "default.yaml").write_text(yaml.safe_dump({**content, "attack": attack}))
+    return place / "default.yaml"
+
+
+def as_bytes(images: torch.Tensor) -> np.ndarray:
+    return (images * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
+
+def close_to(stamped: torch.Tensor, expected: np.ndarray) -> None:
+    """Equal but for the bytes that BackdoorBench cuts its images to."""
+    theirs = torch.tensor(np.clip(expected, 0, 255)).permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(stamped, theirs, atol=1.01 / 255, rtol=0)
+
+
+BYTES = (IMAGES * 255).round() / 255
+
+
+def test_settings_of_a_patch(tmp_path: Path) -> None:
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    picture[5:, 5:] = (255, 0, 9)  # 0 in a channel leaves that channel of the image
+    place = tmp_path / "resource" / "badnet"
+    place.mkdir(parents=True)
+    Image.fromarray(picture).save(place / "t.png")
+    config = repository(tmp_path, "badnet", patch_mask_path="./resource/badnet/t.png")
+    out = import_trigger(config, out=tmp_path / "t.toml")
+    trigger = read_trigger(out)
+    assert (trigger.kind, trigger.target_label) == ("patch", 3)
+    clean = as_bytes(BYTES)
+    close_to(trigger.stamp(BYTES), clean * (picture == 0) + picture * (picture > 0))
+
+
+def test_settings_of_a_blend_and_of_stripes(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "kitty.png")
+    blended = repository(
+        tmp_path, "blended", attack_trigger_img_path="kitty.png", attack_test_blended_alpha=0.2
+    )
+    stamped = read_trigger(import_trigger(blended)).stamp(BYTES)
+    close_to(stamped, 0.8 * as_bytes(BYTES) + 0.2 * picture)
+
+    sig = import_trigger(repository(tmp_path, "sig", sig_delta=40, sig_f=6))
+    stripes = 40 * np.sin(2 * np.pi * np.arange(8) * 6 / 8)
+    close_to(read_trigger(sig).stamp(BYTES), as_bytes(BYTES) + stripes[None, None, :, None])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (2, 8, 8, 3)])
+def test_settings_of_a_low_frequency_pattern(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    pattern = np.random.default_rng(0).integers(-20, 20, shape).astype(np.float32)
+    np.save(tmp_path / "lf.npy", pattern)
+    config = repository(tmp_path, "lowFrequency", lowFrequencyPatternPath="lf.npy")
+    first = pattern[0] if pattern.ndim == 4 else pattern
+    added = first if first.ndim == 3 else first[:, :, None]
+    close_to(read_trigger(import_trigger(config)).stamp(BYTES), as_bytes(BYTES) + added)
+
+
+def test_a_picture_of_another_size_is_brought_to_the_data_sets(tmp_path: Path) -> None:
+    picture = np.zeros((16, 16, 3), dtype=np.uint8)
+    picture[8:, 8:] = 255
+    Image.fromarray(picture).save(tmp_path / "t.png")
+    config = repository(tmp_path, "badnet", patch_mask_path="t.png", img_size=[8, 8, 3])
+    trigger = read_trigger(import_trigger(config))
+    small = np.asarray(transforms.Resize((8, 8))(Image.fromarray(picture)))
+    clean = as_bytes(BYTES)
+    close_to(trigger.stamp(BYTES), clean * (small == 0) + small * (small > 0))
+
+
+def test_a_record_says_its_target_itself(tmp_path: Path) -> None:
+    record = tree(tmp_path / "record" / "x")
+    settings = {"attack": "wanet", "attack_target": 5, "terminal_info": ["a.py"], "lr": 0.1}
+    torch.save(settings, record / "info.pickle")
+    assert read_trigger(import_trigger(record)).target_label == 5
+    with pytest.raises(TriggerError, match="attack_target is 5"):
+        import_trigger(record, target=4)
+    torch.save({**settings, "attack_label_trans": "all2all"}, record / "info.pickle")
+    assert read_trigger(import_trigger(record)).rule.name == "all-to-all"
+    (record / "info.pickle").unlink()
+    with pytest.raises(TriggerError, match="--target N"):
+        import_trigger(record)
+    torch.save(
+        {"attack": "sig", "attack_target": 1, "sig_delta": 20, "sig_f": 6}, record / "i.pickle"
+    )
+    assert read_trigger(import_trigger(record / "i.pickle")).kind == "sinusoid"
+
+
+UNREADABLE = {
+    "attack: wanet\nattack_target: 0\n": "bd_test_dataset",
+    "attack: sig\nsig_delta: 40\nattack_target: 0\n": "number for sig_f",
+    "attack: sig\nsig_delta: 40\nsig_f: 6\n": "give --target",
+    "attack: sig\nsig_delta: 4000\nsig_f: 6\nattack_target: 0\n": "amplitude",
+    "attack: badnet\nattack_target: 0\n": "patch_mask_path",
+    "attack: badnet\nattack_target: 0\npatch_mask_path: ../x.png\n": r"without '\.\.'",
+    "attack: badnet\nattack_target: 0\npatch_mask_path: /etc/x.png\n": "outside the folder",
+    "attack: badnet\nattack_target: 0\npatch_mask_path: no.png\n": "not in",
+    "a: &a [1]\nb: *a\n": "aliases",
+    "!!python/object/apply:os.system ['true']\n": "in YAML",
+    "- sig\n": "got a list",
+    "attack: sig\nattack_label_trans: all2all\nattack_label_shift_amount: 2\n": "not read here",
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_settings_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(TriggerError, match=UNREADABLE[text]):
+        import_trigger(tmp_path / "a.yaml")
+    assert not (tmp_path / "trigger.toml").exists()
+
+
+# -- TrojanZoo and TrojAI -----------------------------------------------------------------------
+
+
+def mark(folder: Path, name: str = "square_white_tar4_alpha0.50_mark(3,2).npy") -> Path:
+    values = torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(2))
+    np.save(folder / name, values.numpy())
+    return folder / name
+
+
+def test_a_mark_of_trojanzoo(tmp_path: Path) -> None:
+    path = mark(tmp_path)
+    trigger = read_trigger(import_trigger(path, offset=(1, 4)))
+    values = torch.from_numpy(np.load(path))
+    expected = IMAGES.clone()
+    under = IMAGES[..., 1:4, 4:6]
+    expected[..., 1:4, 4:6] = under + 0.5 * values[-1] * (values[:-1] - under)
+    torch.testing.assert_close(trigger.stamp(IMAGES), expected)
+    assert trigger.target_label == 4
+    with pytest.raises(TriggerError, match="--offset ROWS,COLUMNS"):
+        import_trigger(path)
+    with pytest.raises(TriggerError, match="target 4"):
+        import_trigger(path, offset=(0, 0), target=1)
+    with pytest.raises(TriggerError, match="random place"):
+        import_trigger(mark(tmp_path, "randompos_a_tar4_alpha1.00_mark(3,2).npy"), offset=(0, 0))
+    with pytest.raises(TriggerError, match="mark of 9x9"):
+        import_trigger(mark(tmp_path, "a_tar4_alpha1.00_mark(9,9).npy"), offset=(0, 0))
+
+
+def test_trojai_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"TRIGGERS": [{"type": "polygon"}], "POISONED": true}')
+    for given in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(TriggerError, match="TrojAI"):
+            import_trigger(given, target=0)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(TriggerError, match="some other JSON"):
+        import_trigger(tmp_path / "config.json", target=0)
 
 
 def test_a_pickle_that_runs_something(tmp_path: Path) -> None:
