@@ -27,6 +27,8 @@ def preview_trigger(
     n: int,
     image_shape: tuple[int, int, int] | None = None,
     classes: Sequence[str] | Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     allow_trigger_code: bool = False,
 ) -> tuple[str, ...]:
     """Write a PNG strip: clean, triggered, difference times ten.
@@ -38,6 +40,8 @@ def preview_trigger(
         n: Images to show.
         image_shape: (C, H, W) to bring the images to, where they differ in size.
         classes: Class names, or a file of them.
+        image_column: Of data in a table: the column of images or of their paths.
+        label_column: Likewise the column of labels.
         allow_trigger_code: Whether the trigger file may name Python code to run.
 
     Returns:
@@ -51,7 +55,14 @@ def preview_trigger(
     if isinstance(named := parse_file(data), RemoteFile):
         data = fetch(named.url)
     stamp = read_trigger(trigger, allow_code=allow_trigger_code)
-    sample = load_sample(data, image_shape=image_shape, classes=classes, limit=_N_READ)
+    sample = load_sample(
+        data,
+        image_shape=image_shape,
+        classes=classes,
+        limit=_N_READ,
+        image_column=image_column,
+        label_column=label_column,
+    )
     picture = preview_strip(sample, stamp, n=n)
     png = BytesIO()
     picture.save(png, format="PNG")

@@ -98,6 +98,7 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
             sources.feedback,
             sources.target_label,
             sources.allow_trigger_code,
+            (sources.image_column, sources.label_column),
             sources.classes if not isinstance(sources.classes, str | Path) else None,
         ]
     )

@@ -28,7 +28,7 @@ from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model
 from bdaudit.records import Role
 from bdaudit.triggers import Trigger, poison, read_trigger
 
-__all__ = ["open_inputs", "open_models", "open_sample", "open_trigger"]
+__all__ = ["open_inputs", "open_models", "open_trigger"]
 
 _N_CHECKED = 64  # images on which a model's answers are looked at before anything is measured
 
@@ -114,7 +114,7 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
     for subject in subjects[1:]:
         _check_same_task(first, subject.black_box)
     _demand_one_order(sources)
-    sample = open_sample(sources.data, image_shape=first.image_shape, classes=sources.class_names)
+    sample = _open_sample(sources, image_shape=first.image_shape, classes=sources.class_names)
     sample = _check_labels(sample, first)
     for subject in subjects:
         sample = _check_names(sample, subject)
@@ -149,20 +149,24 @@ def _check_weights_found(
             )
 
 
-def open_sample(
-    data: FileLike,
+def _open_sample(
+    sources: Sources,
     *,
     image_shape: tuple[int, int, int] | None,
     classes: Sequence[str] | Path | None,
 ) -> Sample:
-    """Return the clean sample that `data` names or holds; what is remote has been fetched.
+    """Return the clean sample that is named or held; what is remote has been fetched.
 
     Raises:
         DataError: It cannot be read or does not fit `image_shape`.
     """
+    data = sources.data
+    columns = {"image_column": sources.image_column, "label_column": sources.label_column}
     if isinstance(data, FileSource):
-        return load_sample(data.path, image_shape=image_shape, classes=classes)
+        return load_sample(data.path, image_shape=image_shape, classes=classes, **columns)
     assert isinstance(data, InMemory)
+    if any(columns.values()):
+        raise DataError("image_column and label_column: arrays in memory have no columns")
     sample = with_classes(_sample_in_memory(data.value), classes)
     if image_shape is not None and tuple(sample.images.shape[1:]) != image_shape:
         raise DataError(
@@ -183,10 +187,16 @@ def _shape_of_sample(sources: Sources) -> tuple[int, int, int] | None:
     """
     data = sources.data
     if not isinstance(data, FileSource):
-        sample = open_sample(data, image_shape=None, classes=None)
+        sample = _open_sample(sources, image_shape=None, classes=None)
     else:
         try:
-            sample = load_sample(data.path, classes=sources.class_names, limit=_N_PEEKED)
+            sample = load_sample(
+                data.path,
+                classes=sources.class_names,
+                limit=_N_PEEKED,
+                image_column=sources.image_column,
+                label_column=sources.label_column,
+            )
         except DataError:
             return None
     return shape_of(sample)
@@ -208,7 +218,7 @@ def _open_model(
     if isinstance(held, nn.Module):
         if image_shape is None:
             # Reading all of the sample says what is wrong with it.
-            image_shape = shape_of(open_sample(sources.data, image_shape=None, classes=None))
+            image_shape = shape_of(_open_sample(sources, image_shape=None, classes=None))
         return wrap_module(
             held,
             name=name,

@@ -80,6 +80,9 @@ class Sources:
         placebos: Triggers that nobody trained the models on, to compare it with.
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
         classes: Class names in order of index, or a file with one a line.
+        image_column: Of data in a table: the column of images or of their paths; `None` for one
+            whose name says so.
+        label_column: Likewise the column of labels.
         model_options: What the user says about all the checkpoints.
         black_box: What the user says about a defended model that can only be queried.
         feedback: What a query search is given.
@@ -98,6 +101,8 @@ class Sources:
     placebos: tuple[FileLike, ...] = ()
     policy: Policy | str | Path | None = None
     classes: Sequence[str] | Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     model_options: ModelSettings = field(default_factory=ModelSettings)
     black_box: BlackBoxOptions = field(default_factory=BlackBoxOptions)
     feedback: Feedback = "scores"

@@ -56,7 +56,9 @@ def sweep(
     ],
     inputs: Annotated[
         Inputs,
-        Only("data", "classes", "trigger", "reference", "stand_ins"),
+        Only(
+            "data", "classes", "label_column", "image_column", "trigger", "reference", "stand_ins"
+        ),
         InPanel("Inputs of a BackdoorBench record folder"),
     ],
     engine: Engine,
@@ -145,8 +147,9 @@ def _read(manifest: Path, inputs: Inputs, *, trusted: bool) -> _Asked:
         return _read_record(manifest, inputs)
     if inputs != Inputs():
         raise ConfigError(
-            "--data, --classes, --trigger, --reference and --stand-ins are for a BackdoorBench "
-            "record folder; a manifest has them in [defaults.inputs]"
+            "--data, --classes, --label-column, --image-column, --trigger, --reference and "
+            "--stand-ins are for a BackdoorBench record folder; a manifest has them in "
+            "[defaults.inputs]"
         )
     requests = []
     for key, project in read_manifest(manifest):
@@ -170,6 +173,8 @@ def _read_record(folder: Path, inputs: Inputs) -> _Asked:
     given = {
         "data": seen_from_here(inputs.data),
         "classes": seen_from_here(inputs.classes),
+        "label_column": inputs.label_column,
+        "image_column": inputs.image_column,
         "trigger": seen_from_here(inputs.trigger),
         "reference": [seen_from_here(path) for path in inputs.reference] or None,
         "stand_ins": inputs.stand_ins,

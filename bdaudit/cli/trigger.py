@@ -30,7 +30,11 @@ def _group() -> None:
 def preview(
     *,
     trigger: Annotated[str, typer.Argument(help="Trigger file (TOML).", show_default=False)],
-    inputs: Annotated[Inputs, Only("data", "classes", "allow_trigger_code"), Required("data")],
+    inputs: Annotated[
+        Inputs,
+        Only("data", "classes", "label_column", "image_column", "allow_trigger_code"),
+        Required("data"),
+    ],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("trigger-preview.png"),
     images: Annotated[int, typer.Option(help="Images to show.", min=1)] = 6,
     image_shape: Annotated[
@@ -50,6 +54,8 @@ def preview(
         n=images,
         image_shape=options.read_shape(image_shape),
         classes=None if inputs.classes is None else Path(inputs.classes),
+        image_column=inputs.image_column,
+        label_column=inputs.label_column,
         allow_trigger_code=inputs.allow_trigger_code,
     )
     for note in notes:

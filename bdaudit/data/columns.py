@@ -9,7 +9,15 @@ from typing import Any
 from bdaudit.data.classes import check_class_names, folder_number, look_up_folders, shown
 from bdaudit.errors import DataError
 
-__all__ = ["IMAGE_COLUMNS", "LABEL_COLUMNS", "ColumnLabels", "choose_column", "number_labels"]
+__all__ = [
+    "ANY_COLUMNS",
+    "IMAGE_COLUMNS",
+    "LABEL_COLUMNS",
+    "ColumnLabels",
+    "Columns",
+    "choose_column",
+    "number_labels",
+]
 
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_path", "path", "filepath", "file", "img")
 LABEL_COLUMNS = (
@@ -24,6 +32,28 @@ LABEL_COLUMNS = (
     "y",
 )
 """What columns of paths and of labels are called, in any case; the first that is there counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which columns of a table the user means, by their names.
+
+    Attributes:
+        images: The column of images, or of their paths; `None` for the one that is called so.
+        labels: The column of labels, likewise.
+    """
+
+    images: str | None = None
+    labels: str | None = None
+
+    def in_words(self) -> str:
+        """Name what was given, for a message."""
+        given = {"image_column": self.images, "label_column": self.labels}
+        return ", ".join(f"{name} {value!r:.80}" for name, value in given.items() if value)
+
+
+ANY_COLUMNS = Columns()
+"""What a table is read by where nobody says anything: the names of its columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +74,41 @@ class ColumnLabels:
 
 
 def choose_column(
-    columns: Sequence[str], known: Sequence[str], what: str, where: str, notes: list[str]
+    columns: Sequence[str],
+    known: Sequence[str],
+    what: str,
+    where: str,
+    notes: list[str],
+    *,
+    wanted: str | None = None,
 ) -> str:
     """Find the column of paths, or of labels, by its name.
+
+    Args:
+        columns: Their names.
+        known: What such a column is usually called.
+        what: What it holds, for messages.
+        where: The table, for messages.
+        notes: Takes which others there are.
+        wanted: The name that the user gave, which alone counts.
 
     Raises:
         DataError: None is called so.
     """
+    if wanted is not None:
+        if wanted not in columns:
+            raise DataError(
+                f"{where}: expected a column {wanted!r:.80} of {what}, as was asked for, got the "
+                f"columns {shown([str(column) for column in columns]) or '(none)'}"
+            )
+        return wanted
     by_name = {column.strip().casefold(): column for column in columns}
     found = [by_name[name] for name in known if name in by_name]
     if not found:
         raise DataError(
             f"{where}: expected a column of {what}, called {', '.join(known[:4])} or the like, got "
-            f"the columns {shown([str(column) for column in columns]) or '(none)'}; rename it"
+            f"the columns {shown([str(column) for column in columns]) or '(none)'}; name it "
+            "(--label-column, --image-column)"
         )
     if len(found) > 1:
         notes.append(f"took {what} from column {found[0]!r}, not from {shown(found[1:])}")

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.data.catalogue import Catalogue
-from bdaudit.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, choose_column, number_labels
+from bdaudit.data.columns import (
+    ANY_COLUMNS,
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    Columns,
+    choose_column,
+    number_labels,
+)
 from bdaudit.data.folder import GIVEN_CLASSES, files_catalogue
 from bdaudit.errors import DataError
 from bdaudit.foundation.opening import LIST_BYTES, is_file, path_inside
@@ -39,7 +46,11 @@ def find_listed_folder(folder: Path) -> Path | None:
 
 
 def listed_catalogue(
-    path: Path, *, class_names: Sequence[str] | None = None, classes_from: str = GIVEN_CLASSES
+    path: Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    classes_from: str = GIVEN_CLASSES,
+    asked: Columns = ANY_COLUMNS,
 ) -> Catalogue:
     """Describe images that a table lists.
 
@@ -48,6 +59,7 @@ def listed_catalogue(
             `.tsv` has its columns' names in the first row, a `.jsonl` an object a line.
         class_names: Names in order of index.
         classes_from: Who gave them.
+        asked: Which columns are meant.
 
     Raises:
         DataError: The table cannot be read, has no column of paths or of labels, or names a file
@@ -59,9 +71,9 @@ def listed_catalogue(
         raise DataError(f"{where}: expected rows with a path and a label, got none")
     columns = list(rows[0])
     notes: list[str] = []
-    images = choose_column(columns, IMAGE_COLUMNS, "paths", where, notes)
+    images = choose_column(columns, IMAGE_COLUMNS, "paths", where, notes, wanted=asked.images)
     rest = [column for column in columns if column != images]
-    labels = choose_column(rest, LABEL_COLUMNS, "labels", where, notes)
+    labels = choose_column(rest, LABEL_COLUMNS, "labels", where, notes, wanted=asked.labels)
     ignored = [column for column in rest if column != labels]
     if ignored:
         notes.append(f"columns that are not read: {', '.join(map(repr, sorted(ignored)[:5]))}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from bdaudit.data.catalogue import Catalogue, read_catalogue
 from bdaudit.data.cifar import cifar_catalogue, find_cifar_folder
 from bdaudit.data.classes import agree_on_classes, check_class_names, read_class_names
 from bdaudit.data.coco import coco_catalogue, find_coco_folder
+from bdaudit.data.columns import ANY_COLUMNS, Columns
 from bdaudit.data.files import is_inside
 from bdaudit.data.folder import GIVEN_CLASSES, class_folder_catalogue
 from bdaudit.data.gtsrb import find_gtsrb_folder, gtsrb_catalogue
@@ -42,6 +43,8 @@ def load_sample(
     limit: int | None = None,
     seed: int = 0,
     split: Literal["train", "test"] = "test",
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Sample:
     """Read a clean labelled sample.
 
@@ -58,20 +61,30 @@ def load_sample(
             reads all. Images that are not chosen are never decoded.
         seed: For `limit`.
         split: Which part of a data set that comes in two.
+        image_column: Of a table or parquet files: the column of images or of their paths; `None`
+            for one whose name says so.
+        label_column: Likewise the column of labels.
 
     Returns:
         The sample, on the CPU.
 
     Raises:
-        DataError: Nothing is there, it is none of the above, has images of one class only, or
-            images that do not open, disagree in size, or lie outside the folder.
+        DataError: Nothing is there, it is none of the above, has no such columns, has
+            images of one class only, or images that do not open, disagree in size, or lie outside
+            the folder.
         ConfigError: `limit` is below 2.
     """
     path = Path(path)
     if limit is not None and limit < 2:
         raise ConfigError(f"limit: expected at least 2 images (two classes), got {limit}")
     class_names, given_by = name_classes(classes)
-    catalogue = _open(path, class_names, given_by, split)
+    asked = _Asked(
+        class_names=class_names,
+        given_by=given_by,
+        split=split,
+        columns=Columns(images=image_column, labels=label_column),
+    )
+    catalogue = _open(path, asked)
     catalogue = _named(catalogue, class_names, given_by)
     return _read(catalogue, image_shape, limit, seed)
 
@@ -162,55 +175,95 @@ def _read(
     return read_catalogue(catalogue, indices, image_shape)
 
 
-def _open(path: Path, class_names: tuple[str, ...] | None, given_by: str, split: str) -> Catalogue:
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the user says about the data beside its path."""
+
+    class_names: tuple[str, ...] | None
+    given_by: str
+    split: str
+    columns: Columns
+
+    @property
+    def naming(self) -> dict[str, Any]:
+        return {"class_names": self.class_names, "classes_from": self.given_by}
+
+    @property
+    def of_table(self) -> dict[str, Any]:
+        return {**self.naming, "asked": self.columns}
+
+
+def _open(path: Path, asked: _Asked) -> Catalogue:
     if is_folder(path):
-        return _open_folder(path, class_names, given_by, split)
+        return _open_folder(path, asked)
     check_file(path, limit=SAMPLE_BYTES, what="a folder or a file of images", error=DataError)
-    if (reader := _FILES.get(path.suffix.lower())) is not None:
-        return reader(path, class_names, given_by, split)
-    raise DataError(
-        f"{path}: expected a folder of class folders, or a file of {', '.join(_FILES)}, "
-        f"got '{path.suffix or path.name}'; pickled arrays (.pt, .pkl) are not read, save them "
-        "with numpy.savez(images=..., labels=...)"
-    )
+    suffix = path.suffix.lower()
+    if suffix in LIST_SUFFIXES:
+        return listed_catalogue(path, **asked.of_table)
+    if suffix == ".parquet":
+        return parquet_catalogue([path], source=path, split=asked.split, **asked.of_table)
+    if suffix not in _OTHER_FILES:
+        known = (*LIST_SUFFIXES, ".parquet", *_OTHER_FILES)
+        raise DataError(
+            f"{path}: expected a folder of class folders, or a file of {', '.join(known)}, "
+            f"got '{suffix or path.name}'; pickled arrays (.pt, .pkl) are not read, save them "
+            "with numpy.savez(images=..., labels=...)"
+        )
+    _demand_no_columns(path, asked)
+    return _OTHER_FILES[suffix](path, asked)
 
 
-def _open_folder(
-    folder: Path, class_names: tuple[str, ...] | None, given_by: str, split: str
-) -> Catalogue:
+def _demand_no_columns(path: Path, asked: _Asked) -> None:
+    """Refuse columns that were asked for of something that has none.
+
+    Raises:
+        DataError: They were.
+    """
+    if asked.columns != ANY_COLUMNS:
+        raise DataError(
+            f"{path}: expected a table or parquet files, since {asked.columns.in_words()} was "
+            "asked for, got images in another form; leave that out"
+        )
+
+
+def _open_folder(folder: Path, asked: _Asked) -> Catalogue:
     if folder.name in {"", ".."}:
         folder = folder.resolve()  # layouts are told by the folder's own name
     if (cifar := find_cifar_folder(folder)) is not None:
-        return cifar_catalogue(_in(folder, cifar), split=split)
+        _demand_no_columns(folder, asked)
+        return cifar_catalogue(_in(folder, cifar), split=asked.split)
     if (idx := find_idx_folder(folder)) is not None:
-        return idx_catalogue(_in(folder, idx), split=split)
+        _demand_no_columns(folder, asked)
+        return idx_catalogue(_in(folder, idx), split=asked.split)
     if (gtsrb := find_gtsrb_folder(folder)) is not None:
-        return gtsrb_catalogue(_in(folder, gtsrb), split=split)
+        _demand_no_columns(folder, asked)
+        return gtsrb_catalogue(_in(folder, gtsrb), split=asked.split)
     if (tiny := find_tiny_imagenet_folder(folder)) is not None:
-        return tiny_imagenet_catalogue(
-            _in(folder, tiny), split=split, class_names=class_names, classes_from=given_by
-        )
+        _demand_no_columns(folder, asked)
+        return tiny_imagenet_catalogue(_in(folder, tiny), split=asked.split, **asked.naming)
     if find_poisoned_tree(folder) is not None:
         raise DataError(
             f"{folder}: holds BackdoorBench's poisoned images, not clean ones; give the clean test "
             "set as the data, and this folder as a trigger of kind 'paired'"
         )
-    naming: dict[str, Any] = {"class_names": class_names, "classes_from": given_by}
     if (listed := find_listed_folder(folder)) is not None:
-        return listed_catalogue(listed, **naming)
+        return listed_catalogue(listed, **asked.of_table)
     if (coco := find_coco_folder(folder)) is not None:
-        return coco_catalogue(coco, **naming)
+        _demand_no_columns(folder, asked)
+        return coco_catalogue(coco, **asked.naming)
     if parquet := find_parquet_folder(folder):
         files = [_in(folder, file) for file in parquet]
-        return parquet_catalogue(files, source=folder, split=split, **naming)
+        return parquet_catalogue(files, source=folder, split=asked.split, **asked.of_table)
     if shards := find_tar_folder(folder):
+        _demand_no_columns(folder, asked)
         files = [_in(folder, file) for file in shards]
-        return tar_catalogue(files, source=folder, split=split, **naming)
-    if (part := _part_of(folder, split)) is not None:
-        inner = _open_folder(part, class_names, given_by, split)
+        return tar_catalogue(files, source=folder, split=asked.split, **asked.naming)
+    if (part := _part_of(folder, asked.split)) is not None:
+        inner = _open_folder(part, asked)
         said = note_of_split(part.name, _folders_in(folder))
         return replace(inner, notes=(said, *inner.notes))
-    return class_folder_catalogue(folder, **naming)
+    _demand_no_columns(folder, asked)
+    return class_folder_catalogue(folder, **asked.naming)
 
 
 def _part_of(folder: Path, split: str) -> Path | None:
@@ -225,29 +278,16 @@ def _folders_in(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
-_Opener: TypeAlias = Callable[[Path, tuple[str, ...] | None, str, str], Catalogue]
-
-
-def _listed(path: Path, names: tuple[str, ...] | None, given_by: str, _: str) -> Catalogue:
-    return listed_catalogue(path, class_names=names, classes_from=given_by)
-
-
-_FILES: dict[str, _Opener] = {
-    ".npz": lambda path, _names, _by, split: array_file_catalogue(path, split=split),
-    ".safetensors": lambda path, _names, _by, split: array_file_catalogue(path, split=split),
-    **dict.fromkeys(LIST_SUFFIXES, _listed),
-    ".json": lambda path, names, by, _: coco_catalogue(path, class_names=names, classes_from=by),
-    ".parquet": lambda path, names, by, split: parquet_catalogue(
-        [path], source=path, split=split, class_names=names, classes_from=by
+_OTHER_FILES: dict[str, Callable[[Path, _Asked], Catalogue]] = {
+    ".npz": lambda path, asked: array_file_catalogue(path, split=asked.split),
+    ".safetensors": lambda path, asked: array_file_catalogue(path, split=asked.split),
+    ".json": lambda path, asked: coco_catalogue(path, **asked.naming),
+    ".tar": lambda path, asked: tar_catalogue(
+        [path], source=path, split=asked.split, **asked.naming
     ),
-    ".tar": lambda path, names, by, split: tar_catalogue(
-        [path], source=path, split=split, class_names=names, classes_from=by
-    ),
-    ".zip": lambda path, names, by, split: zip_catalogue(
-        path, split=split, class_names=names, classes_from=by
-    ),
+    ".zip": lambda path, asked: zip_catalogue(path, split=asked.split, **asked.naming),
 }
-"""What opens a file, by the end of its name."""
+"""What opens a file without columns, by the end of its name."""
 
 
 def _in(folder: Path, place: Path) -> Path:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from bdaudit.data.catalogue import Catalogue
-from bdaudit.data.columns import LABEL_COLUMNS, choose_column, number_labels
+from bdaudit.data.columns import (
+    ANY_COLUMNS,
+    LABEL_COLUMNS,
+    Columns,
+    choose_column,
+    number_labels,
+)
 from bdaudit.data.folder import GIVEN_CLASSES
 from bdaudit.data.images import ImageShape, decode_stream, gather_images
 from bdaudit.data.splits import choose_split_files
@@ -47,6 +53,7 @@ def parquet_catalogue(
     split: str,
     class_names: Sequence[str] | None = None,
     classes_from: str = GIVEN_CLASSES,
+    asked: Columns = ANY_COLUMNS,
 ) -> Catalogue:
     """Describe images in parquet files.
 
@@ -60,6 +67,7 @@ def parquet_catalogue(
         split: "train" or "test".
         class_names: Names in order of index.
         classes_from: Who gave them.
+        asked: Which columns are meant.
 
     Raises:
         DataError: pyarrow is missing, a file is damaged or has no such columns, or its images lie
@@ -75,9 +83,11 @@ def parquet_catalogue(
             if not 0 <= file.metadata.num_rows <= _MOST_ROWS:
                 raise DataError(f"{path}: expected at most {_MOST_ROWS:,} rows")
             columns = list(file.schema_arrow.names)
-            image = choose_column(columns, _IMAGES, "images", str(path), notes)
+            image = choose_column(columns, _IMAGES, "images", str(path), notes, wanted=asked.images)
             rest = [column for column in columns if column != image]
-            label = choose_column(rest, LABEL_COLUMNS, "labels", str(path), notes)
+            label = choose_column(
+                rest, LABEL_COLUMNS, "labels", str(path), notes, wanted=asked.labels
+            )
             _demand_types(path, file, image)
             names = _class_names(file, label)
             if own is not None and names != own:

@@ -132,6 +132,16 @@ class Inputs(Table, panel="Inputs"):
         examples=("classes.txt",),
         marks=(LOCATION, PATH),
     )
+    label_column: str | None = option(
+        help="Column of the labels, of data in a table or in parquet files: indices or names.",
+        examples=("label",),
+        default_text="the one that is called so",
+    )
+    image_column: str | None = option(
+        help="Column of the images or of their paths, likewise.",
+        examples=("file_name",),
+        default_text="the one that is called so",
+    )
     trigger: str | None = option(
         help="Trigger file (TOML). Without one, a trigger is first searched for in the original.",
         examples=("trigger.toml",),

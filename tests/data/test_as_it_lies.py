@@ -117,6 +117,47 @@ def test_names_given_settle_the_order(tmp_path: Path) -> None:
         load_sample(path, classes=("cat", "dog"))
 
 
+@pytest.mark.parametrize("kind", ["list.csv", "list.tsv", "list.jsonl", "metadata.csv", "parquet"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_column_that_is_chosen(tmp_path: Path, kind: str, named: bool) -> None:
+    """The usual names are there too, with other content: only what was asked for is read."""
+    wanted = [NAMES[label] if named else label for label in LABELS]
+    if kind == "parquet":
+        path = tmp_path / "a.parquet"
+        held = {"shot": [png(k) for k in range(6)], "image": [png(k) for k in range(50, 56)]}
+        pq.write_table(pa.table({**held, "breed": wanted, "label": [0, 1] * 3}), path)
+    else:
+        pictures_in(tmp_path)
+        rows = [
+            {"file_name": "no.png", "label": k % 2, "shot": f"img/{k}.png", "breed": value}
+            for k, value in enumerate(wanted)
+        ]
+        mark = "\t" if kind.endswith("tsv") else ","
+        lines = [mark.join(rows[0])] + [mark.join(map(str, row.values())) for row in rows]
+        if kind.endswith("jsonl"):
+            lines = [json.dumps(row) for row in rows]
+        path = write(tmp_path / kind, "\n".join(lines) + "\n")
+        path = path.parent if kind.startswith("metadata") else path
+    columns = {"image_column": "shot", "label_column": "breed"}
+    check(path, names=NAMES if named else None, **columns)
+    check(path, names=NAMES, classes=NAMES, **columns)
+    with pytest.raises(DataError, match=r"expected a column 'species' of labels.*breed"):
+        load_sample(path, image_column="shot", label_column="species")
+    with pytest.raises(DataError, match="expected a column 'nose' of"):
+        load_sample(path, image_column="nose", label_column="breed")
+
+
+def test_columns_of_what_has_none(tmp_path: Path) -> None:
+    for k, label in enumerate(LABELS):
+        write(tmp_path / "tree" / NAMES[label] / f"{k}.png", png(k))
+    images = np.stack([picture(k) for k in range(6)])
+    np.savez(tmp_path / "a.npz", images=images, labels=LABELS)
+    for path in (tmp_path / "tree", tmp_path / "a.npz"):
+        check(path, names=None if path.suffix else NAMES)
+        with pytest.raises(DataError, match=r"label_column 'label'.*leave that out"):
+            load_sample(path, label_column="label")
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_a_folder_with_metadata(tmp_path: Path, name: str) -> None:
     pictures_in(tmp_path)

@@ -138,6 +138,8 @@ CHANGES: dict[str, Any] = {
     "inputs.stand_in_images": 999,
     "inputs.reference": ["r.pt"],
     "inputs.classes": "classes.txt",
+    "inputs.label_column": "breed",
+    "inputs.image_column": "shot",
     "inputs.trigger": "t.toml",
     "inputs.placebo": ["p.toml"],
     "inputs.target": 3,
