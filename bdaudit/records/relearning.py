@@ -59,7 +59,7 @@ class RelearnCurve(Record):
 class Relearning(Record):
     """How the defended model relearns the trigger, held against innocent models.
 
-    It stands beside the verdict and is no part of it.
+    It never leads to a verdict; where it says `dormant`, it stands in the way of "removed".
 
     Attributes:
         outcome: `dormant`: it relearns surely faster than they do; `removed`: surely not by the

@@ -23,6 +23,7 @@ from bdaudit.verdict.doubts import (
     NotReactivated,
     OneMoreMayReach,
     OnlyTransfer,
+    Remembered,
     StandInsCannotAccuse,
     StepFailed,
     TooFewImages,
@@ -167,6 +168,11 @@ def _remedy(doubt: Doubt, figures: Figures) -> Iterator[str]:
             yield (
                 "Attack the model itself: --mode white with its checkpoint, or --mode query with "
                 "--endpoint"
+            )
+        case Remembered():
+            yield (
+                "Try another defence on the original: this one left the model a few images away "
+                "from its backdoor"
             )
         case ControlsSaturate():
             least = min(attack.run.eps for attack in figures.attacks)

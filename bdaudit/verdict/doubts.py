@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bdaudit.records import AttackRun, Baseline, Comparison, Diagnostic, Rate, StepStatus
+from bdaudit.records import (
+    AttackRun,
+    Baseline,
+    Comparison,
+    Diagnostic,
+    Rate,
+    Relearning,
+    StepStatus,
+)
 
 __all__ = [
     "AttackFailsOnOriginal",
@@ -21,6 +29,7 @@ __all__ = [
     "NotReactivated",
     "OneMoreMayReach",
     "OnlyTransfer",
+    "Remembered",
     "StandInsCannotAccuse",
     "StepFailed",
     "TooFewImages",
@@ -112,6 +121,13 @@ class TooFewInnocentsServe:
     too_easy: tuple[str, ...]
     left: int
     needed: int
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """No perturbation wakes the backdoor, and yet a few triggered images bring it back."""
+
+    relearning: Relearning
 
 
 @dataclass(frozen=True)

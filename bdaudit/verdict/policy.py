@@ -45,6 +45,8 @@ class Policy(BaseModel):
             as a standard deviation in normal deviates, where the trigger is local (measured in
             docs/placebos.md).
         placebo_spread_wide: The same where it covers the image.
+        relearning: What it means that relearning surely brings the trigger back faster than in
+            innocent models: `withhold` gives no "removed", `warn` leaves the verdict as it is.
         max_clean_acc_loss: Most clean accuracy the defended model may have lost against the
             original.
         max_stand_in_acc_loss: Most clean accuracy that an innocent model, given or made, may lack
@@ -76,6 +78,7 @@ class Policy(BaseModel):
     min_references_wide: Annotated[int, Field(ge=0)] = 3
     placebo_spread: Annotated[float, Field(ge=0.0, le=2.0)] = 0.25
     placebo_spread_wide: Annotated[float, Field(ge=0.0, le=2.0)] = 0.60
+    relearning: Literal["withhold", "warn"] = "withhold"
     max_clean_acc_loss: Share = 0.10
     max_stand_in_acc_loss: Share = 0.10
     max_stand_in_asr: Share = 0.10

@@ -158,13 +158,14 @@ def _bec_warnings(record: AuditRecord, policy: Policy) -> Iterator[str]:
 
 
 def _relearning_warnings(record: AuditRecord, outcome: Outcome) -> Iterator[str]:
-    """Return where relearning tells otherwise than the verdict, which it leaves as it is."""
-    if record.relearning_missing is not None:
+    """Return where relearning tells otherwise than a verdict that it leaves as it is."""
+    if outcome == "removed" and record.relearning_missing is not None:
         yield f"relearning was not measured: {record.relearning_missing}"
     if record.relearning is None:
         return
     asleep = outcome in ("dormant", "active")
-    if (record.relearning.outcome, asleep) in (("dormant", False), ("removed", True)):
+    contradicts = {"dormant": outcome == "removed", "removed": asleep, "unknown": False}
+    if contradicts[record.relearning.outcome]:
         yield (
             f"relearning does not agree with the verdict, which stays {outcome}: "
             f"{record.relearning.why}"

@@ -18,6 +18,7 @@ from bdaudit.verdict.doubts import (
     Doubt,
     NotReactivated,
     OnlyTransfer,
+    Remembered,
     StepFailed,
     TooFewImages,
     TooFewInnocents,
@@ -93,7 +94,8 @@ def removed(figures: Figures) -> Removed | None:
     """Not active, and nothing stands in the way.
 
     That is: at every eps the upper bounds are below `lift`, a lift could have shown, trigger and
-    attack do wake the original, and nothing failed or is missing.
+    attack do wake the original, the trigger is not relearned surely faster than by innocent models,
+    and nothing failed or is missing.
     """
     if any(_doubts(figures)):
         return None
@@ -170,6 +172,7 @@ def _doubts(figures: Figures) -> Iterator[Doubt]:
     if not any(_could_show(figures, attack) for attack in figures.attacks):
         yield ControlsSaturate(case.policy.saturation)
     yield from _strength_doubts(figures)
+    yield from _memory_doubts(figures)
     yield from (DiagnosticRaised(d) for d in _errors(figures) if d.code not in _DOUBTS_EVERY_RATE)
     yield from (StepFailed(step) for step in case.record.steps if step.status == "failed")
 
@@ -200,3 +203,12 @@ def _strength_doubts(figures: Figures) -> Iterator[Doubt]:
         twin = case.same_attack(attack.run, model=case.original.model)
         if twin is None or twin.asr.low < case.policy.min_original_asr:
             yield AttackFailsOnOriginal(attack.run, None if twin is None else twin.asr)
+
+
+def _memory_doubts(figures: Figures) -> Iterator[Doubt]:
+    """Return that relearning, where it was measured, brings the trigger back too fast."""
+    relearning = figures.case.record.relearning
+    if relearning is None or figures.case.policy.relearning == "warn":
+        return
+    if relearning.outcome == "dormant":
+        yield Remembered(relearning)

@@ -18,6 +18,7 @@ from bdaudit.verdict.doubts import (
     NotReactivated,
     OneMoreMayReach,
     OnlyTransfer,
+    Remembered,
     StandInsCannotAccuse,
     StepFailed,
     TooFewImages,
@@ -209,6 +210,8 @@ def doubt_in_words(doubt: Doubt) -> str:
                 "only perturbations made on surrogates were tried, and their failure says little, "
                 "because surrogates may differ from the defended model: try mode white or query"
             )
+        case Remembered():
+            return _remembered(doubt)
         case ControlsSaturate():
             return (
                 f"the controls saturate at every eps tried (above {_percent(doubt.limit)}), so a "
@@ -271,6 +274,16 @@ def _bound_not_below(doubt: BoundNotBelow) -> str:
     return (
         f"{said}, between {_points(bound.low)} and {_points(bound.high)} ({limit}): neither "
         "clearly above nor clearly below"
+    )
+
+
+def _remembered(doubt: Remembered) -> str:
+    evidence = doubt.relearning.evidence
+    return (
+        f"no perturbation tried wakes the backdoor, and yet {evidence.shots} triggered images bring "
+        f"it back faster than in any innocent model (gap {_points(evidence.gap)}, at least "
+        f"{_points(evidence.low)}, limit {_points(doubt.relearning.limit)}): what is left of it may "
+        "answer to another attack"
     )
 
 

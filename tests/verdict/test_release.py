@@ -90,14 +90,13 @@ def test_a_high_bec_only_warns() -> None:
 @pytest.mark.parametrize(
     ("defended", "gap", "outcome", "warned"),
     [
-        (QUIET, 0.8, "dormant", True),
         (QUIET, 0.0, "removed", False),
         (QUIET, 0.1, "unknown", False),
         (LOUD, 0.8, "dormant", False),
         (LOUD, 0.0, "removed", True),
     ],
 )
-def test_relearning_never_changes_a_verdict_and_is_heard_where_it_disagrees(
+def test_relearning_leads_to_no_verdict_and_is_heard_where_it_disagrees(
     defended: dict[float, float], gap: float, outcome: str, warned: bool
 ) -> None:
     without = judge(record(defended), Policy())
@@ -105,6 +104,27 @@ def test_relearning_never_changes_a_verdict_and_is_heard_where_it_disagrees(
     verdict = judge(record(defended, relearning=found), Policy())
     assert (verdict.outcome, verdict.release) == (without.outcome, without.release)
     assert any("does not agree" in warning for warning in verdict.warnings) is warned
+
+
+def test_removed_is_withheld_where_relearning_brings_the_trigger_back() -> None:
+    """Measured: TrojanNN on emoji, fine-tuned at .05: 19.5 % and 21.2 % without; relearned, 63 %."""
+    remembered = record(QUIET, relearning=relearning_record(0.8, outcome="dormant"))
+    verdict = judge(remembered, Policy())
+    assert (verdict.outcome, verdict.release) == ("inconclusive", "inconclusive")
+    (reason,) = verdict.reasons
+    assert "5 triggered images bring it back faster than in any innocent model" in reason
+    assert not any("does not agree" in warning for warning in verdict.warnings)
+    assert "another defence" in verdict.advice[0]
+
+    lenient = judge(remembered, Policy(relearning="warn"))
+    assert lenient.outcome == "removed"
+    assert any("does not agree" in warning for warning in lenient.warnings)
+
+
+@pytest.mark.parametrize(("defended", "heard"), [(QUIET, True), (LOUD, False)])
+def test_a_pass_without_relearning_says_so(defended: dict[float, float], heard: bool) -> None:
+    verdict = judge(record(defended, relearning_missing="it can only be queried"), Policy())
+    assert any("relearning was not measured" in w for w in verdict.warnings) is heard
 
 
 def test_only_allowed_files_pass() -> None:
