@@ -432,7 +432,7 @@ class _Audit:
         self.bec, self.bec_missing = yield from existence_steps(self.inputs, self.compute)
 
     def _relearning(self) -> Steps[None]:
-        """Measure relearning; that it could not be is a remark, for no verdict leans on it."""
+        """Measure relearning; where it cannot be, "removed" carries a remark."""
         assert self.settings.relearn is not None
         try:
             self.relearning = yield from measure_relearning(

@@ -151,7 +151,7 @@ class AuditSettings:
         stand_ins: Innocent models to make; `None` makes what the references lack to three.
         stand_in: How they are made.
         inversion: How a trigger is looked for, where none is given.
-        relearn: How relearning is measured beside the verdict; `None` does not measure it.
+        relearn: How relearning is measured, where weights are at hand; `None` does not measure it.
     """
 
     norm: Literal["linf", "l2"] = Attack.norm
@@ -174,7 +174,7 @@ class AuditSettings:
     stand_ins: int | None = None
     stand_in: StandInConfig = field(default_factory=StandInConfig)
     inversion: InversionConfig = field(default_factory=InversionConfig)
-    relearn: RelearnConfig | None = None
+    relearn: RelearnConfig | None = field(default_factory=RelearnConfig)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from bdaudit.cases.subjects import Inputs, Subject
-from bdaudit.errors import ModelError
+from bdaudit.errors import ConfigError, ModelError, NumericsError
 from bdaudit.foundation.progress import Steps, reworded
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.records import RelearnCurve, Relearning, RelearningEvidence
@@ -15,8 +15,8 @@ from bdaudit.relearning import (
     RelearnConfig,
     Relearned,
     compare_relearning,
+    leaves_untouched,
     read_gap,
-    relearn_at_chosen_rate,
 )
 from bdaudit.relearning import relearn as relearn_model
 
@@ -27,6 +27,9 @@ def measure_relearning(
     inputs: Inputs, compute: Compute, config: RelearnConfig
 ) -> Steps[Relearning]:
     """Relearn the trigger on the innocent models, then on the defended one at the rate they chose.
+
+    Learning rates are tried from the largest down, so what `choose_rate` would choose is found
+    without teaching anything at the smaller ones: usually all is decided at the first.
 
     Args:
         inputs: Models, images, trigger; what is left out plays no part.
@@ -43,23 +46,40 @@ def measure_relearning(
         config, batch_size=compute.batch_size, autocast=compute.autocast or config.autocast
     )
     (defended,) = inputs.with_role("defended")
+    if defended.model is None:
+        raise ConfigError("the defended model can only be queried, so it cannot be taught")
     references = [s for s in inputs.with_role("reference") if s.model is not None]
     if not references:
         raise ModelError(
             "relearning: expected an innocent model to compare with, got none; pass --reference"
         )
     innocents: dict[str, Relearned] = {}
-    for done, subject in enumerate(references):
-        innocents[subject.name] = yield from _within(
-            _taught(subject, inputs, compute, config), subject, done, len(references)
-        )
+    untried = sorted(config.learning_rates)
+    total = len(references) * len(untried) + 1
 
-    def teach(rate: float) -> Steps[Relearned]:
-        one_rate = replace(config, learning_rates=(rate,))
-        taught = _taught(defended, inputs, compute, one_rate)
-        return _within(taught, defended, len(references), len(references))
+    def taught(subject: Subject, rate: float, done: int) -> Steps[Relearned]:
+        at_rate = replace(config, learning_rates=(rate,))
+        return _within(_taught(subject, inputs, compute, at_rate), subject, done, total)
 
-    rate, mine = yield from relearn_at_chosen_rate(teach, innocents)
+    mine: Relearned | None = None
+    while mine is None or rate in mine.diverged:
+        if not untried:
+            raise NumericsError(
+                "relearning: at every learning rate the training of some model gave no finite "
+                "answers; lower the learning rates"
+            )
+        rate = untried.pop()
+        left_alone = True
+        for done, subject in enumerate(references, total - 1 - len(references) * (len(untried) + 1)):
+            found = yield from taught(subject, rate, done)
+            innocents[subject.name] = _joined(innocents.get(subject.name), found)
+            left_alone = rate not in found.diverged and (
+                leaves_untouched(found, rate) or not untried
+            )
+            if not left_alone:
+                break  # the others cannot make this rate the one
+        if left_alone:
+            mine = yield from taught(defended, rate, total - 1)
     evidence = compare_relearning(
         mine,
         innocents,
@@ -69,7 +89,7 @@ def measure_relearning(
     curves = [_curve(defended, mine, rate)]
     for subject in references:
         found = innocents[subject.name]
-        curves += [_curve(subject, found, tried) for tried in found.triggered]
+        curves += [_curve(subject, found, tried) for tried in sorted(found.triggered)]
     return Relearning(
         outcome=read_gap(evidence),
         why=_why(evidence),
@@ -81,12 +101,16 @@ def measure_relearning(
 
 
 def relearning_cost(n_innocent: int, config: RelearnConfig) -> float:
-    """Return what it costs in images forwarded, a backward pass taken as twice a forward one."""
+    """Return what it costs in images forwarded, a backward pass taken as twice a forward one.
+
+    Innocent models are taken to be taught at two learning rates: one where the trigger is local,
+    more where it covers the image.
+    """
     once = config.draws * (
         3.0 * config.steps[-1] * (config.shots + config.n_clean)
         + 2.0 * len(config.steps) * config.n_held_out
     )
-    return once * (n_innocent * len(config.learning_rates) + 1)
+    return once * (n_innocent * min(2, len(config.learning_rates)) + 1)
 
 
 def _taught(
@@ -104,18 +128,29 @@ def _taught(
 
 
 def _within(
-    steps: Steps[Relearned], subject: Subject, done: int, n_innocent: int
+    steps: Steps[Relearned], subject: Subject, done: int, total: int
 ) -> Steps[Relearned]:
-    """Put one model's progress in terms of all: the defended one is tried at one rate only."""
-    total = n_innocent + 1.0
+    """Put the progress of one model at one rate in terms of all."""
     return reworded(
         steps,
         lambda event: replace(
             event,
             step=f"{event.step}, {subject.name}",
             done=done + event.done / event.total,
-            total=total,
+            total=float(total),
         ),
+    )
+
+
+def _joined(known: Relearned | None, found: Relearned) -> Relearned:
+    """Put what one model was taught at several rates together."""
+    if known is None:
+        return found
+    return replace(
+        found,
+        triggered={**known.triggered, **found.triggered},
+        clean={**known.clean, **found.clean},
+        diverged=(*known.diverged, *found.diverged),
     )
 
 

@@ -178,7 +178,8 @@ def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:
 
 def _relearning_table(relearning: Relearning) -> Iterator[str]:
     evidence = relearning.evidence
-    yield f"**Relearning** (beside the verdict, no part of it): {markdown(relearning.why)}"
+    role = 'no verdict by itself; where the trigger is remembered there is no "removed"'
+    yield f"**Relearning** ({role}): {markdown(relearning.why)}"
     yield ""
     yield _row(["ASR after steps", *map(str, evidence.steps)])
     yield _row(["---", *("---:" for _ in evidence.steps)])

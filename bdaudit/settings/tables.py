@@ -56,7 +56,7 @@ BUDGETS: dict[Budget, dict[str, dict[str, Any]]] = {
     },
     "standard": {"audit": {}, "search": {}},
     "thorough": {
-        "audit": {"passes": 60, "restarts": 2, "placebos": 8, "relearn": True},
+        "audit": {"passes": 60, "restarts": 2, "placebos": 8},
         "search": {
             "method": (
                 *("universal", "warp", "neural-cleanse"),
@@ -295,14 +295,15 @@ class Attack(Table, panel="Attack"):
     budget: Literal["quick", "standard", "thorough"] = option(
         "standard",
         help="Effort, for all that no other option says: quick makes no stand-ins and measures no "
-        "BEC; thorough attacks harder, with placebos, and relearns.",
+        "BEC; thorough attacks harder, with placebos.",
         in_file=False,
     )
     bec: bool = option(True, help="Measure the backdoor existence coefficient.", examples=(True,))
     relearn: bool = option(
-        False,
-        help="Also measure how fast the trigger is relearned; reported beside the verdict.",
-        examples=(False,),
+        True,
+        help="Measure how fast the trigger is relearned, where weights are at hand; there is no "
+        '"removed" where it comes back too fast.',
+        examples=(True,),
     )
 
 

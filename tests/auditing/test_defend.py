@@ -32,6 +32,7 @@ AUDIT = bdaudit.AuditSettings(
     passes=8,
     stand_ins=0,
     bec=False,
+    relearn=None,
     pictures=False,
     compute=bdaudit.ComputeSettings(device="cpu"),
     split=bdaudit.SplitSettings(craft=60),
@@ -245,7 +246,10 @@ def test_a_second_witness_that_disagrees_is_heard(files: Path, tmp_path: Path) -
     (lulled,) = record.tried
     # So small a perturbation wakes nothing, and training does.
     assert lulled.outcome != "dormant"
-    assert any("relearning does not agree" in warning for warning in lulled.warnings)
+    audited = read_record(tmp_path / "out" / "lull.json")
+    assert isinstance(audited, AuditRecord)
+    assert audited.verdict is not None
+    assert any("bring it back faster" in reason for reason in audited.verdict.reasons)
 
 
 def test_without_a_trigger_it_is_looked_for_once(files: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ SETTINGS = AuditSettings(
     passes=2,
     controls=(),
     bec=False,
+    relearn=None,
     compute=ComputeSettings(device="cpu"),
     split=SplitSettings(craft=100),
 )
@@ -98,6 +99,7 @@ def test_every_file_of_an_onnx_model(files: Path) -> None:
             cold=True,
             controls=(),
             bec=False,
+            relearn=None,
             compute=ComputeSettings(device="cpu"),
             split=SplitSettings(craft=100),
         ),

@@ -184,7 +184,7 @@ def test_surrogates(inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     ("settings", "settings_key", "case_key"),
     [
-        (AuditSettings(), "2b61b642891b670a", "b6468800d47a3f10"),
+        (AuditSettings(relearn=None), "2b61b642891b670a", "b6468800d47a3f10"),
         (
             AuditSettings(
                 passes=5,
@@ -192,6 +192,7 @@ def test_surrogates(inputs: Inputs) -> None:
                 mode=("query",),
                 cold=True,
                 bec=False,
+                relearn=None,
                 compute=ComputeSettings(device="cpu", seed=3),
                 split=SplitSettings(craft=20),
             ),

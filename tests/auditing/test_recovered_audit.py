@@ -31,6 +31,7 @@ SETTINGS = AuditSettings(
     eps=(0.02, 0.05),
     passes=8,
     bec=False,
+    relearn=None,
     inversion=InversionConfig(methods=("neural-cleanse",)),
     compute=bdaudit.ComputeSettings(device="cpu"),
     split=bdaudit.SplitSettings(craft=100),

@@ -27,6 +27,7 @@ SETTINGS = AuditSettings(
     eps=(0.05,),
     passes=4,
     bec=False,
+    relearn=None,
     compute=ComputeSettings(device="cpu"),
     split=SplitSettings(craft=100),
 )

@@ -25,6 +25,7 @@ SETTINGS = bdaudit.AuditSettings(
     passes=8,
     controls=("no_trigger", "noise"),
     bec=False,
+    relearn=None,
     compute=bdaudit.ComputeSettings(device="cpu"),
     split=bdaudit.SplitSettings(craft=100),
 )

@@ -39,6 +39,7 @@ SETTINGS = AuditSettings(
     eps=(0.02, 0.05),
     passes=6,
     bec=False,
+    relearn=None,
     compute=ComputeSettings(device="cpu", seed=5),
     split=SplitSettings(craft=100),
 )

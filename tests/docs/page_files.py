@@ -17,6 +17,7 @@ SMALL = bdaudit.AuditSettings(
     passes=2,
     controls=("no_trigger",),
     bec=False,
+    relearn=None,
     stand_ins=0,
     compute=bdaudit.ComputeSettings(device="cpu"),
     split=bdaudit.SplitSettings(craft=40, held_out=220),
