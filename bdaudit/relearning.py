@@ -309,9 +309,7 @@ def choose_rate(innocents: Sequence[Relearned], *, below: float = inf) -> float:
             "relearning: at every learning rate the training of some model gave no finite answers; "
             "lower the learning rates"
         )
-    kept_low = [
-        rate for rate in usable if all(leaves_untouched(one, rate) for one in innocents)
-    ]
+    kept_low = [rate for rate in usable if all(leaves_untouched(one, rate) for one in innocents)]
     return kept_low[-1] if kept_low else usable[0]
 
 

@@ -14,6 +14,7 @@ from bdaudit.errors import InputError
 from bdaudit.foundation.progress import Progress, Steps, reworded
 from bdaudit.measuring.store import MemoryStore
 from bdaudit.records import AuditRecord
+from bdaudit.relearning import RelearnConfig
 
 __all__ = ["DEMO_MODELS", "demo_steps", "export_demo"]
 
@@ -25,6 +26,7 @@ _REFERENCES = ("innocent-1", "innocent-2", "innocent-3")
 # A smaller budget than the default one, for two audits in under two minutes on two cores.
 _N_CRAFT = 200
 _N_PASSES = 12
+_RELEARN = RelearnConfig(draws=3, n_held_out=250)
 
 
 def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditRecord]]:
@@ -41,6 +43,7 @@ def demo_steps(*, seed: int = 0, device: str = "auto") -> Steps[dict[str, AuditR
     settings = AuditSettings(
         passes=_N_PASSES,
         controls=TELLING_CONTROLS,
+        relearn=_RELEARN,
         compute=ComputeSettings(seed=seed, device=device),
         split=SplitSettings(craft=_N_CRAFT),
     )

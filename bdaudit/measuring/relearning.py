@@ -70,7 +70,9 @@ def measure_relearning(
             )
         rate = untried.pop()
         left_alone = True
-        for done, subject in enumerate(references, total - 1 - len(references) * (len(untried) + 1)):
+        for done, subject in enumerate(
+            references, total - 1 - len(references) * (len(untried) + 1)
+        ):
             found = yield from taught(subject, rate, done)
             innocents[subject.name] = _joined(innocents.get(subject.name), found)
             left_alone = rate not in found.diverged and (
@@ -127,9 +129,7 @@ def _taught(
     )
 
 
-def _within(
-    steps: Steps[Relearned], subject: Subject, done: int, total: int
-) -> Steps[Relearned]:
+def _within(steps: Steps[Relearned], subject: Subject, done: int, total: int) -> Steps[Relearned]:
     """Put the progress of one model at one rate in terms of all."""
     return reworded(
         steps,

@@ -28,7 +28,7 @@ def relearning_parts(relearning: Relearning, console: Console) -> list[Renderabl
     head = Text.assemble(
         ("Relearning: ", "bold"),
         (word, f"bold {color}"),
-        ("  no verdict by itself; REMEMBERED forbids \"removed\"", "dim"),
+        ('  no verdict by itself; REMEMBERED forbids "removed"', "dim"),
         f"\n{relearning.why}",
     )
     return [head, _table(relearning), _chart(relearning, console), _gloss(evidence.settings)]
