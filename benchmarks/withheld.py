@@ -4,10 +4,10 @@
     python benchmarks/withheld.py family --attack badnets-r10-s1 --out withheld.jsonl
     python benchmarks/withheld.py --table withheld.jsonl
 
-For each attack of a family its trigger is relearned as an audit does it by default: by every innocent
-model, held against three others, and by every model that was made from the attack's original, held
-against three innocent ones. Which three is drawn anew for each `--seeds`, and so are the shots. An
-innocent model that reads "dormant" here would lose a "removed" that it deserves.
+For each attack of a family its trigger is relearned as an audit does it by default: by every
+innocent model, held against three others, and by every model that was made from the attack's
+original, held against three innocent ones. Which three is drawn anew for each of `--seeds`, and so
+are the shots. An innocent model that reads "dormant" here would lose a "removed" that it deserves.
 """
 
 from __future__ import annotations

@@ -54,34 +54,35 @@ def measure_relearning(
             "relearning: expected an innocent model to compare with, got none; pass --reference"
         )
     innocents: dict[str, Relearned] = {}
-    untried = sorted(config.learning_rates)
-    total = len(references) * len(untried) + 1
+    rates = sorted(config.learning_rates, reverse=True)
+    total = len(references) * len(rates) + 1
 
     def taught(subject: Subject, rate: float, done: int) -> Steps[Relearned]:
         at_rate = replace(config, learning_rates=(rate,))
         return _within(_taught(subject, inputs, compute, at_rate), subject, done, total)
 
-    mine: Relearned | None = None
-    while mine is None or rate in mine.diverged:
-        if not untried:
-            raise NumericsError(
-                "relearning: at every learning rate the training of some model gave no finite "
-                "answers; lower the learning rates"
-            )
-        rate = untried.pop()
-        left_alone = True
-        for done, subject in enumerate(
-            references, total - 1 - len(references) * (len(untried) + 1)
-        ):
-            found = yield from taught(subject, rate, done)
+    def leaves_innocents(rate: float, place: int) -> Steps[bool]:
+        """Teach the innocent models; the first that rules the rate out is the last."""
+        for number, subject in enumerate(references):
+            found = yield from taught(subject, rate, place * len(references) + number)
             innocents[subject.name] = _joined(innocents.get(subject.name), found)
-            left_alone = rate not in found.diverged and (
-                leaves_untouched(found, rate) or not untried
-            )
-            if not left_alone:
-                break  # the others cannot make this rate the one
-        if left_alone:
-            mine = yield from taught(defended, rate, total - 1)
+            if rate in found.diverged:
+                return False
+            if rate > rates[-1] and not leaves_untouched(found, rate):
+                return False
+        return True
+
+    for place, rate in enumerate(rates):
+        if not (yield from leaves_innocents(rate, place)):
+            continue
+        mine = yield from taught(defended, rate, total - 1)
+        if rate not in mine.diverged:
+            break
+    else:
+        raise NumericsError(
+            "relearning: at every learning rate the training of some model gave no finite "
+            "answers; lower the learning rates"
+        )
     evidence = compare_relearning(
         mine,
         innocents,

@@ -207,6 +207,7 @@ Doubt = (
     | OneMoreMayReach
     | BoundNotBelow
     | OnlyTransfer
+    | Remembered
     | ControlsSaturate
     | AttackFailsOnOriginal
     | DiagnosticRaised

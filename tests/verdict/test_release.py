@@ -107,7 +107,7 @@ def test_relearning_leads_to_no_verdict_and_is_heard_where_it_disagrees(
 
 
 def test_removed_is_withheld_where_relearning_brings_the_trigger_back() -> None:
-    """Measured: TrojanNN on emoji, fine-tuned at .05: 19.5 % and 21.2 % without; relearned, 63 %."""
+    """Measured: TrojanNN on emoji, fine-tuned: 19.5 %, without trigger 21.2 %; relearned 63 %."""
     remembered = record(QUIET, relearning=relearning_record(0.8, outcome="dormant"))
     verdict = judge(remembered, Policy())
     assert (verdict.outcome, verdict.release) == ("inconclusive", "inconclusive")
