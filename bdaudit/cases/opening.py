@@ -161,11 +161,16 @@ def _open_sample(
         DataError: It cannot be read or does not fit `image_shape`.
     """
     data = sources.data
-    columns = {"image_column": sources.image_column, "label_column": sources.label_column}
     if isinstance(data, FileSource):
-        return load_sample(data.path, image_shape=image_shape, classes=classes, **columns)
+        return load_sample(
+            data.path,
+            image_shape=image_shape,
+            classes=classes,
+            image_column=sources.image_column,
+            label_column=sources.label_column,
+        )
     assert isinstance(data, InMemory)
-    if any(columns.values()):
+    if sources.image_column is not None or sources.label_column is not None:
         raise DataError("image_column and label_column: arrays in memory have no columns")
     sample = with_classes(_sample_in_memory(data.value), classes)
     if image_shape is not None and tuple(sample.images.shape[1:]) != image_shape:

@@ -27,7 +27,12 @@ _NEEDED = (
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
+    "open_clip_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
 )
+_OF_OPEN_CLIP = "open_clip_model.safetensors"
+"""Asked for only where the weights are not there in the form of transformers or timm."""
 
 
 def is_repository(url: str) -> bool:
@@ -61,11 +66,15 @@ def fetch_repository(url: str) -> tuple[Path, str]:
     huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
     repo, revision = match["repo"], match["revision"]
     offline = told_to_stay_offline(HUB)
+    needed = [*_NEEDED, _OF_OPEN_CLIP]
     try:
         if not offline:
             planned: Any = huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(_NEEDED), dry_run=True
+                repo, revision=revision, allow_patterns=needed, dry_run=True
             )
+            if any(file.filename.startswith("model") for file in planned):
+                needed.remove(_OF_OPEN_CLIP)
+                planned = [file for file in planned if file.filename != _OF_OPEN_CLIP]
             size = sum(file.file_size or 0 for file in planned)
             if size > most_bytes():
                 raise FetchError(
@@ -73,7 +82,7 @@ def fetch_repository(url: str) -> tuple[Path, str]:
                     f"most (${MAX_BYTES_VARIABLE})"
                 )
         folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(_NEEDED), local_files_only=offline
+            repo, revision=revision, allow_patterns=needed, local_files_only=offline
         )
     except FetchError:
         raise

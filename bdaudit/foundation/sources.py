@@ -28,7 +28,10 @@ __all__ = [
     "parse_model",
 ]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|hf[-_]hub:(?=[\w.-]+/[\w.-])")
+# What timm and open_clip call a model of the hub, and one in a folder.
+_HUB_NAME = re.compile(r"hf[-_]hub:(?=[\w.-]+/[\w.-])")
+_LOCAL_NAME = "local-dir:"
 _INFERENCE_PATH = "/v2/models/"
 _PIN = "#sha256="
 
@@ -124,14 +127,18 @@ def parse_model(value: object) -> Source:
     """Return what a model is named by.
 
     Args:
-        value: A path, a URL, `FILE.py:NAME`, the address of a served model, or an object. What was
-            parsed before is returned as it is.
+        value: A path, a URL, `hf-hub:ORG/REPO@REVISION`, `FILE.py:NAME`, the address of a served
+            model, or an object. What was parsed before is returned as it is.
     """
     if isinstance(value, Source):
         return value
     if not isinstance(value, str | Path):
         return InMemory(value)
     text = str(value)
+    if (named := _HUB_NAME.match(text)) is not None:
+        text = "hf://" + text[named.end() :]
+    if text.startswith(_LOCAL_NAME):
+        return FileSource(Path(text.removeprefix(_LOCAL_NAME)))
     if is_url(text):
         try:
             parts = urlsplit(text)

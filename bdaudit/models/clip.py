@@ -2,7 +2,7 @@
 
 open_clip gives the architectures, the tokenizer (its vocabulary comes with the package) and the
 recipe for ensembled prompts. Its loaders are not used: weights always come through
-`checkpoint.open_checkpoint`.
+`checkpoint.open_checkpoint`, and what it would fetch by a name lies in the model's folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from bdaudit.errors import ModelError
 from bdaudit.foundation.texts import read_json
 from bdaudit.models.checkpoint import Checkpoint, open_checkpoint
 from bdaudit.models.clip_settings import ClipSettings
+from bdaudit.models.clip_text import TextTower, find_text_tower, open_tokenizer, text_files
 from bdaudit.models.zeroshot import ZeroShotNetwork
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "preprocessing_of",
     "rename_clip_tensors",
     "tensors_and_prompts",
+    "tokenizer_of",
 ]
 
 _PREFIX = "open_clip/"
@@ -61,11 +64,13 @@ class ClipPlan:
         arch: Its name, `open_clip/<name>`.
         config: As open_clip's JSON files have it.
         shapes: Shape of every tensor by name.
+        text_tower: The config of its text tower, where that is one of transformers.
     """
 
     arch: str
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    text_tower: TextTower | None = None
 
     @property
     def name(self) -> str:
@@ -79,11 +84,12 @@ class ClipPlan:
             ModelError: open_clip cannot build it.
         """
         with torch.random.fork_rng(devices=[]):
-            return _instantiate(self.arch, self.config)
+            return _instantiate(self.arch, self.config, self.text_tower)
 
     def build_visual(self) -> nn.Module:
         """Build the image tower alone, with weights from torch's global generator."""
-        visual: nn.Module = _instantiate(self.arch, self.config).visual  # type: ignore[assignment]
+        model: Any = _instantiate(self.arch, self.config, self.text_tower)
+        visual: nn.Module = model.visual
         return visual
 
 
@@ -99,10 +105,15 @@ def plan_clip(arch: str, settings: ClipSettings) -> ClipPlan:
             config is damaged, or asks for towers that come from elsewhere.
     """
     config = config_of(arch, settings.config_folder)
+    tower = find_text_tower(arch, config["text_cfg"], settings.config_folder)
     with torch.device("meta"):
-        shell = _instantiate(arch, config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in shell.state_dict().items()}
-    return ClipPlan(arch, config, shapes)
+        shell = _instantiate(arch, config, tower)
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in shell.state_dict().items()
+        if not name.endswith(_POSITION_IDS)
+    }
+    return ClipPlan(arch, config, shapes, tower)
 
 
 def config_of(arch: str, folder: Path | None = None) -> dict[str, Any]:
@@ -140,9 +151,10 @@ def config_of(arch: str, folder: Path | None = None) -> dict[str, Any]:
 
 def clip_files(arch: str, settings: ClipSettings) -> tuple[Path, ...]:
     """Name the files beside checkpoints that decide what a CLIP answers: config and weights."""
-    named = []
+    named: list[Path | None] = []
     if settings.config_folder is not None:
         named.append(_config_file(settings.config_folder, arch.removeprefix(_PREFIX)))
+        named += text_files(settings.config_folder)
     if settings.pretrained is not None and Path(settings.pretrained).is_file():
         named.append(Path(settings.pretrained))
     return tuple(file for file in named if file is not None)
@@ -231,9 +243,39 @@ def preprocessing_of(
     return tuple(mean), tuple(std)
 
 
+def tokenizer_of(plan: ClipPlan, settings: ClipSettings) -> Any:
+    """Return the tokenizer of a plan: open_clip's own, or that in the folder of the model.
+
+    Raises:
+        ModelError: It would have to be downloaded, or a prompt does not suit it.
+    """
+    open_clip = _import_open_clip(plan.arch)
+    text = plan.config["text_cfg"]
+    if text.get("hf_tokenizer_name") or "siglip" in plan.name.lower() or plan.text_tower:
+        tokenizer: Any = open_tokenizer(plan.arch, text, settings.config_folder, open_clip)
+        _check_prompts(plan, settings, tokenizer, tokenizer.tokens_of)
+        return tokenizer
+    tokenizer = open_clip.SimpleTokenizer(
+        context_length=int(text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)),
+        **(text.get("tokenizer_kwargs") or {}),
+    )
+
+    def tokens_of(prompt: str) -> list[int]:
+        ends = (tokenizer.sot_token_id, tokenizer.eot_token_id)
+        return [ends[0], *tokenizer.encode(prompt), ends[1]]
+
+    _check_prompts(plan, settings, tokenizer, tokens_of)
+    return tokenizer
+
+
 @torch.no_grad()
 def as_zero_shot(
-    clip: nn.Module, plan: ClipPlan, settings: ClipSettings, *, device: torch.device | str
+    clip: nn.Module,
+    plan: ClipPlan,
+    settings: ClipSettings,
+    tokenizer: Any,
+    *,
+    device: torch.device | str,
 ) -> ZeroShotNetwork:
     """Compute the text embeddings once and leave the text tower behind.
 
@@ -242,26 +284,13 @@ def as_zero_shot(
         plan: What it was built from.
         settings: Names and templates. A class' embedding is the mean over its prompts, each of
             length 1, brought to length 1 again (Radford et al., ICML 2021, section 3.1.4).
+        tokenizer: That of the plan (`tokenizer_of`).
         device: Where the text tower runs; the result is on the CPU.
 
     Raises:
-        ModelError: The tokenizer is not the one that comes with open_clip, a prompt is too long,
-            or image and text embeddings differ in length.
+        ModelError: Image and text embeddings differ in length.
     """
     open_clip = _import_open_clip(plan.arch)
-    text_config = plan.config["text_cfg"]
-    if text_config.get("hf_tokenizer_name") or "siglip" in plan.name.lower():
-        raise ModelError(
-            f"{plan.arch}: its tokenizer ({text_config.get('hf_tokenizer_name') or 'SigLIP'}) "
-            "would have to be downloaded; only open_clip's own vocabulary is supported"
-        )
-    tokenizer = open_clip.SimpleTokenizer(
-        context_length=int(
-            text_config.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
-        ),
-        **(text_config.get("tokenizer_kwargs") or {}),
-    )
-    _check_prompts(tokenizer, settings, plan)
     tower: Any = clip.eval().to(device)
     embeddings: Tensor = open_clip.build_zero_shot_classifier(
         tower,
@@ -328,22 +357,21 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _instantiate(arch: str, config: Mapping[str, Any]) -> nn.Module:
+def _instantiate(arch: str, config: Mapping[str, Any], tower: TextTower | None) -> nn.Module:
     """Build a model from its config, without weights of any kind."""
     open_clip = _import_open_clip(arch)
     settings = {key: value for key, value in config.items() if key != "custom_text"}
     vision = {**settings["vision_cfg"], "timm_model_pretrained": False}
     text = dict(settings["text_cfg"])
-    if text.get("hf_model_name"):
-        raise ModelError(
-            f"{arch}: its text tower ({text['hf_model_name']}) would have to be downloaded; only "
-            "open_clip's own text towers are supported"
-        )
     if "multimodal_cfg" in settings:
         raise ModelError(f"{arch}: is a CoCa; only models with two towers are supported")
-    family = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    custom = config.get("custom_text") or tower is not None
+    family = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     try:
-        model: nn.Module = family(**{**settings, "vision_cfg": vision, "text_cfg": text})
+        with nullcontext() if tower is None else tower.as_folder() as folder:
+            if folder is not None:
+                text |= {"hf_model_name": folder, "hf_model_pretrained": False}
+            model: nn.Module = family(**{**settings, "vision_cfg": vision, "text_cfg": text})
     except Exception as error:
         raise ModelError(
             f"{arch}: open_clip cannot build it from its config: {_gist(error)}"
@@ -363,21 +391,25 @@ def _tag_config(plan: ClipPlan, tag: str) -> dict[str, Any]:
     return config
 
 
-def _check_prompts(tokenizer: Any, settings: ClipSettings, plan: ClipPlan) -> None:
+def _check_prompts(
+    plan: ClipPlan, settings: ClipSettings, tokenizer: Any, tokens_of: Callable[[str], list[int]]
+) -> None:
     """Refuse prompts that the tokenizer would cut short, or the text tower does not know."""
-    vocabulary = int(plan.config["text_cfg"].get("vocab_size", len(tokenizer.encoder)))
+    known = dict(plan.config["text_cfg"]) if plan.text_tower is None else plan.text_tower.config
+    vocabulary = known.get("vocab_size")
     for name in settings.class_names:
         for prompt in settings.prompts(name):
-            tokens = tokenizer.encode(prompt)
-            if len(tokens) + 2 > tokenizer.context_length:  # start and end of text
+            tokens = tokens_of(prompt)
+            if len(tokens) > tokenizer.context_length:
                 raise ModelError(
-                    f"prompt {prompt!r}: expected at most {tokenizer.context_length - 2} tokens, "
-                    f"which {plan.arch} reads, got {len(tokens)}; shorten the name or template"
+                    f"prompt {prompt!r}: expected at most {tokenizer.context_length} tokens, its "
+                    f"ends included, which {plan.arch} reads, got {len(tokens)}; shorten the name "
+                    "or template"
                 )
-            if max(*tokens, tokenizer.eot_token_id) >= vocabulary:
+            if vocabulary is not None and max(tokens, default=0) >= int(vocabulary):
                 raise ModelError(
-                    f"{plan.arch}: its text tower knows {vocabulary} tokens, fewer than "
-                    f"open_clip's tokenizer gives ({len(tokenizer.encoder)}); correct vocab_size"
+                    f"{plan.arch}: its text tower knows {vocabulary} tokens, and the tokenizer "
+                    f"gives {max(tokens)}; it is that of another model, or vocab_size is wrong"
                 )
 
 

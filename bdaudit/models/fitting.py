@@ -30,6 +30,7 @@ from bdaudit.models.clip import (
     preprocessing_of,
     rename_clip_tensors,
     tensors_and_prompts,
+    tokenizer_of,
 )
 from bdaudit.models.clip_fingerprint import clip_shape, matching_configs
 from bdaudit.models.clip_settings import ClipSettings
@@ -153,17 +154,22 @@ def _fill_clip(
     clip = plan.build()
     _fill(checkpoint.path, clip, tensors, notes)
     _hold_against_module(checkpoint, arch, clip, notes)
+    tokenizer = tokenizer_of(plan, prompting)
     notes.append(
         f"zero-shot: {len(prompting.class_names)} classes, {len(prompting.templates)} template"
         f"{'' if len(prompting.templates) == 1 else 's'}; text embeddings computed once"
     )
     return Fitted(
-        network=as_zero_shot(clip, plan, prompting, device=device),
+        network=as_zero_shot(clip, plan, prompting, tokenizer, device=device),
         arch=arch,
         num_classes=len(prompting.class_names),
         in_channels=3,
         defaults=ModelSettings(mean=mean, std=std, interpolation="bicubic"),
         origin=tensors_and_prompts(clip, prompting),
+        files=(
+            *getattr(tokenizer, "files", ()),
+            *(() if plan.text_tower is None else (plan.text_tower.file,)),
+        ),
     )
 
 

@@ -8,7 +8,7 @@ that needs it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ from bdaudit.foundation.opening import (
 )
 from bdaudit.foundation.texts import decode_text, parse_json
 from bdaudit.models.checkpoint import ReadFile
+from bdaudit.models.open_clip_folder import (
+    OPEN_CLIP_WEIGHTS,
+    is_published_by_open_clip,
+    read_open_clip_settings,
+)
 from bdaudit.models.settings import ModelSettings
 from bdaudit.models.shards import linked_within
 
@@ -53,7 +58,7 @@ class HubFolder:
     Attributes:
         folder: Where it lies.
         weights: Its file of weights, or their index.
-        config: What `config.json` holds.
+        config: What `config.json` holds; nothing of a model of open_clip.
         settings: What its files say about sizes, normalisation and classes.
         class_names: Names of the classes in order of index, `None` where it has none.
         flips_channels: Whether the network takes blue, green, red.
@@ -71,6 +76,11 @@ class HubFolder:
     notes: tuple[str, ...]
 
     @property
+    def of_open_clip(self) -> bool:
+        """Whether it is a model of open_clip, whose config lies in the folder."""
+        return not self.config
+
+    @property
     def of_timm(self) -> bool:
         """Whether it is a model of timm, and not of transformers."""
         return _is_of_timm(self.config)
@@ -78,19 +88,23 @@ class HubFolder:
 
 def is_hub_folder(path: Path | str) -> bool:
     """Whether `path` is a folder as the hub keeps a model in."""
-    return is_folder(path) and is_file(Path(path) / CONFIG)
+    return is_folder(path) and (
+        is_file(Path(path) / CONFIG) or is_published_by_open_clip(Path(path))
+    )
 
 
 def read_hub_folder(folder: Path) -> HubFolder:
-    """Read the settings of a model of transformers or timm.
+    """Read the settings of a model of transformers, timm or open_clip.
 
     Args:
-        folder: With `config.json` in it.
+        folder: With `config.json` in it, or `open_clip_config.json`.
 
     Raises:
         ModelError: A file is missing or cannot be read, two contradict each other, or one asks for
             code to be run.
     """
+    if is_published_by_open_clip(folder) and not _is_of_transformers_too(folder):
+        return _read_open_clip(folder)
     files: list[ReadFile] = []
     config = _read(folder / CONFIG, "a model's config.json", files)
     if is_file(folder / "adapter_config.json"):
@@ -121,6 +135,26 @@ def read_hub_folder(folder: Path) -> HubFolder:
     )
 
 
+def _is_of_transformers_too(folder: Path) -> bool:
+    """Whether the model lies there in the form of transformers; a text tower has no weights."""
+    return is_file(folder / CONFIG) and any(is_file(folder / name) for name in _WEIGHTS)
+
+
+def _read_open_clip(folder: Path) -> HubFolder:
+    notes: list[str] = []
+    settings, file = read_open_clip_settings(folder, notes)
+    return HubFolder(
+        folder=folder,
+        weights=_weights_in(folder, notes, OPEN_CLIP_WEIGHTS),
+        config={},
+        settings=settings,
+        class_names=None,
+        flips_channels=False,
+        files=(file,),
+        notes=tuple(notes),
+    )
+
+
 def _is_of_timm(config: Mapping[str, Any]) -> bool:
     return "pretrained_cfg" in config or "architecture" in config
 
@@ -144,8 +178,8 @@ def _read(path: Path, what: str, files: list[ReadFile]) -> dict[str, Any]:
     return document
 
 
-def _weights_in(folder: Path, notes: list[str]) -> Path:
-    found = [folder / name for name in _WEIGHTS if is_file(folder / name)]
+def _weights_in(folder: Path, notes: list[str], known: Sequence[str] = _WEIGHTS) -> Path:
+    found = [folder / name for name in known if is_file(folder / name)]
     if not found:
         raise ModelError(
             f"{folder}: expected {' or '.join(_WEIGHTS[:2])} beside {CONFIG}, got neither"

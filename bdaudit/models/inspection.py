@@ -27,6 +27,7 @@ from bdaudit.models.checkpoint import (
 from bdaudit.models.clip_fingerprint import ClipShape, clip_shape, matching_configs
 from bdaudit.models.fingerprint import closest_architectures, drop_wrapper_prefix
 from bdaudit.models.hub_folder import CONFIG, HubFolder, is_hub_folder, read_hub_folder
+from bdaudit.models.open_clip_folder import OPEN_CLIP_CONFIG
 from bdaudit.models.pickles import wanted_globals
 
 __all__ = ["ArchitectureGuess", "Inspection", "inspect_checkpoint"]
@@ -169,6 +170,8 @@ def inspect_checkpoint(
 
 
 def _notes_of(hub: HubFolder) -> tuple[str, ...]:
+    if hub.of_open_clip:
+        return (f"{hub.folder / OPEN_CLIP_CONFIG} describes a model of open_clip", *hub.notes)
     named = hub.config.get("architectures") or hub.config.get("architecture")
     return (f"{hub.folder / CONFIG} describes {named!r:.200}", *hub.notes)
 

@@ -62,7 +62,7 @@ def load_model(
 
     Args:
         path: A checkpoint file, a BackdoorBench folder, or a folder as the Hugging Face hub keeps a
-            model of transformers or timm in.
+            model of transformers, timm or open_clip in.
         name: How records refer to the model.
         arch: Architecture, as `build_network` spells it. Only here may it name a Python file.
         num_classes: Length of the logits.
@@ -115,6 +115,8 @@ def load_model(
     settings = _complete(arguments, checkpoint, notes)
     if hub is not None:
         settings = settings.over(hub.settings)
+        if hub.of_open_clip and settings.clip is not None and settings.arch == hub.settings.arch:
+            settings = replace(settings, clip=replace(settings.clip, config_folder=hub.folder))
     settings = settings.over(fallback or ModelSettings())
     if hub is not None and settings.arch is None:
         fitted = fill_hub_network(hub, checkpoint, settings, notes, device=device)

@@ -25,9 +25,10 @@ from bdaudit.models.transformers_models import (
 )
 from bdaudit.models.zeroshot import ZeroShotNetwork
 
-__all__ = ["TwoTowers", "plan_two_towers"]
+__all__ = ["TOKENIZER", "TwoTowers", "plan_two_towers", "read_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
+"""What a tokenizer of the `tokenizers` library is saved as."""
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 
 
@@ -79,7 +80,7 @@ class TwoTowers:
         Raises:
             ModelError: The folder has no tokenizer, or a prompt is too long for the text tower.
         """
-        tokenizer, file = _read_tokenizer(folder)
+        tokenizer, file = read_tokenizer(folder)
         tower = model.eval().to(device)
         rows = []
         with torch.no_grad(), quiet_library():
@@ -166,7 +167,12 @@ def _image_tower(model: Any) -> _ImageTower:
     return _ImageTower(model.vision_model, getattr(model, "visual_projection", None))
 
 
-def _read_tokenizer(folder: Path) -> tuple[Any, ReadFile]:
+def read_tokenizer(folder: Path) -> tuple[Any, ReadFile]:
+    """Open the `tokenizer.json` of a folder, without padding and cutting.
+
+    Raises:
+        ModelError: There is none, or it is no tokenizer.
+    """
     path = folder / TOKENIZER
     if not is_file(path):
         raise ModelError(

@@ -16,7 +16,7 @@ from bdaudit.existence.layers import select_layers
 from bdaudit.existence.passes import PassOptions, find_shapes, tapped
 from bdaudit.foundation.progress import finish
 from bdaudit.models import Classifier, ClipSettings, ZeroShotNetwork
-from bdaudit.models.clip import as_zero_shot, plan_clip
+from bdaudit.models.clip import as_zero_shot, plan_clip, tokenizer_of
 from tests.clips import VIT, new_clip
 
 OPTIONS = PassOptions(
@@ -168,7 +168,8 @@ def test_a_model_of_another_tower_is_refused() -> None:
 def test_full_size_towers(name: str, n_layers: int, layer: str, shape: tuple[int, int]) -> None:
     settings = ClipSettings(class_names=("a cat", "a dog", "a fish"))
     plan = plan_clip(f"open_clip/{name}", settings)
-    network = as_zero_shot(plan.build().eval(), plan, settings, device="cpu")
+    tokenizer = tokenizer_of(plan, settings)
+    network = as_zero_shot(plan.build().eval(), plan, settings, tokenizer, device="cpu")
     network = network.requires_grad_(False)
     images = torch.rand(2, 3, 224, 224)
     layers = select_layers(network)

@@ -16,6 +16,11 @@ from bdaudit.errors import FetchError
 from bdaudit.fetching import fetch_repository, is_repository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OPEN_CLIP = {
+    "open_clip_config.json": b"{}",
+    "open_clip_model.safetensors": b"weights of open_clip",
+    "tokenizer.json": b"{}",
+}
 FILES = {
     "config.json": b'{"model_type": "vit"}',
     "preprocessor_config.json": b"{}",
@@ -29,19 +34,20 @@ class _Hub(BaseHTTPRequestHandler):
     """The part of the hub's interface that its own library asks for a snapshot."""
 
     asked: list[str] = []  # noqa: RUF012
+    files: dict[str, bytes] = FILES
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
         if self.path.partition("?")[0].startswith("/api/models/org/net/revision/"):
-            listed = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
+            listed = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
             self._send(json.dumps({"id": "org/net", "sha": COMMIT, "siblings": listed}).encode())
         elif self.path.startswith(f"/org/net/resolve/{COMMIT}/"):
             name = self.path.rpartition("/")[2]
-            self._send(FILES[name], tag=hashlib.sha256(FILES[name]).hexdigest())
+            self._send(self.files[name], tag=hashlib.sha256(self.files[name]).hexdigest())
         elif self.path.partition("?")[0].startswith("/api/models/org/net/tree/"):
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                for name, data in FILES.items()
+                for name, data in self.files.items()
             ]
             self._send(json.dumps(tree).encode())
         else:
@@ -65,7 +71,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[_Hub]]:
-    _Hub.asked = []
+    _Hub.asked, _Hub.files = [], FILES
     with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
@@ -109,6 +115,18 @@ def test_only_what_describes_and_holds_a_network_is_fetched(hub: type[_Hub]) -> 
     wanted = ("config.json", "preprocessor_config.json", "model.safetensors")
     assert found == {name: FILES[name] for name in wanted}
     assert not any("evil" in path or "pytorch" in path for path in hub.asked)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_weights_of_open_clip_are_fetched_where_there_are_no_others(
+    hub: type[_Hub], beside: bool
+) -> None:
+    hub.files = {**OPEN_CLIP, **(FILES if beside else {})}
+    folder, _ = fetch_repository("hf://org/net")
+    names = {path.name for path in folder.iterdir()}
+    assert ("open_clip_model.safetensors" in names) != beside
+    assert ("model.safetensors" in names) == beside
+    assert {"open_clip_config.json", "tokenizer.json"} <= names
 
 
 def test_one_that_is_too_large_is_not_begun(

@@ -369,7 +369,7 @@ def test_names_that_only_look_alike(tmp_path: Path) -> None:
 def test_prompts_the_tokenizer_would_cut_short(tmp_path: Path, configs: Path) -> None:
     path = save(tmp_path / "m.safetensors", new_clip())
     long = settings(configs, class_names=("a", "one two three four five six seven eight"))
-    with pytest.raises(ModelError, match="expected at most 10 tokens"):
+    with pytest.raises(ModelError, match="expected at most 12 tokens"):
         load(path, long)
     small = {**VIT, "text_cfg": {**VIT["text_cfg"], "vocab_size": 1000}}
     (configs / "small.json").write_text(json.dumps(small))
