@@ -16,6 +16,7 @@ from bdaudit.blackbox.meter import Meter
 from bdaudit.blackbox.onnx_layers import OnnxLayers, fold_batch_norms, read_onnx_layers
 from bdaudit.blackbox.onnx_model import OnnxBlackBox
 from bdaudit.blackbox.opening import open_black_box
+from bdaudit.blackbox.openvino_model import OpenVinoBlackBox, weights_beside
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.blackbox.scale import ScoreKind, ScoreScale, detect_scale
 from bdaudit.blackbox.served import ServedBlackBox
@@ -33,6 +34,7 @@ __all__ = [
     "Meter",
     "OnnxBlackBox",
     "OnnxLayers",
+    "OpenVinoBlackBox",
     "ScoreKind",
     "ScoreScale",
     "ServedBlackBox",
@@ -49,4 +51,5 @@ __all__ = [
     "open_black_box",
     "read_onnx_layers",
     "top_labels",
+    "weights_beside",
 ]

@@ -31,13 +31,14 @@ class Identity:
     """Which model answers, for the record and for the check before a search is resumed.
 
     Attributes:
-        kind: What sort of thing is asked: "torch", "onnx", "served" or "function".
+        kind: What sort of thing is asked: "torch", "onnx", "openvino", "served" or
+            "function".
         source: Where it is: a path or a URL, without any secret.
         sha256: Digest of the weights or of the files, `None` where nobody can know it.
         details: Whatever else decides the answers: model name, version, layout, grid.
     """
 
-    kind: Literal["torch", "onnx", "served", "function"]
+    kind: Literal["torch", "onnx", "openvino", "served", "function"]
     source: str
     sha256: str | None = None
     details: Mapping[str, str] = field(default_factory=dict)

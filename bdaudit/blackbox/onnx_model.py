@@ -10,13 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdaudit.blackbox.base import BlackBox, Feedback, Identity, join_answers
-from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images, read_rows
+from bdaudit.blackbox.base import Feedback, Identity
+from bdaudit.blackbox.file_model import FileBlackBox, time_limit
+from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.errors import ModelError
 from bdaudit.foundation.file_digests import digest_file
@@ -33,10 +33,6 @@ _PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 _HEAD_BYTES = 1024
 _MOST_BYTES = 2 << 30  # of a protobuf message; larger weights lie beside it
 
-TIME_LIMIT_S = 60.0
-"""How long a call may take, in seconds, beside `TIME_LIMIT_EACH_S` for each of its images."""
-TIME_LIMIT_EACH_S = 10.0
-
 # What leaves a probability a probability, on the way from a sigmoid to the end of a graph.
 _KEEPING = frozenset(
     {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Clip", "Dropout"}
@@ -45,7 +41,7 @@ _KEEPING = frozenset(
 _FATAL_ONLY = 4  # onnxruntime's log level: what is wrong comes as an exception anyway
 
 
-class OnnxBlackBox(BlackBox):
+class OnnxBlackBox(FileBlackBox):
     """A classifier in an ONNX file.
 
     The file runs as it is: no custom operator library is loaded, and weights beside it are read
@@ -69,8 +65,6 @@ class OnnxBlackBox(BlackBox):
             operators, several inputs, no image input or no scores, or side files elsewhere.
         ConfigError: An argument is out of range.
     """
-
-    computes_here = True
 
     def __init__(
         self,
@@ -110,7 +104,7 @@ class OnnxBlackBox(BlackBox):
         super().__init__(
             name=name,
             num_classes=self._find_num_classes(
-                options.settings.num_classes, fallback.num_classes, subject
+                options.settings.num_classes, fallback.num_classes, subject, self.notes
             ),
             image_shape=self.layout.image_shape,
             feedback=feedback,
@@ -178,8 +172,8 @@ class OnnxBlackBox(BlackBox):
         tensor = self.layout.encode(images)
         runtime, _ = _import_onnx(self.path.name)
         options = runtime.RunOptions()
-        seconds = TIME_LIMIT_S + TIME_LIMIT_EACH_S * len(tensor)
-        # A loop in the file may go round for ever; this is looked at between its steps.
+        seconds = time_limit(len(tensor))
+        # This is looked at between the steps of a loop.
         watch = threading.Timer(seconds, setattr, (options, "terminate", True))
         watch.daemon = True
         watch.start()
@@ -199,25 +193,9 @@ class OnnxBlackBox(BlackBox):
         finally:
             watch.cancel()
 
-    def _answer(self, images: Tensor) -> Tensor:
-        answers = []
-        for batch in torch.split(images, self.batch_size):
-            answers.append(self._run(batch))
-            self._count(len(batch))
-        return join_answers([torch.from_numpy(rows) for rows in answers], str(self.path))
-
-    def _run(self, images: Tensor) -> NDArray[Any]:
-        """Run one batch of images; scores (n, K) float32, or labels (n,) int64."""
+    def _call(self, images: Tensor) -> Any:
         (answer,) = self.run_session(self._session, [self._output.name], images)
-        n_rows = self.layout.batch or len(images)
-        rows = read_rows(answer, n_rows)
-        if rows is None:
-            got = answer.shape if isinstance(answer, np.ndarray) else type(answer).__name__
-            raise ModelError(
-                f"{self.path}: expected scores ({n_rows}, K) or labels ({n_rows},) in "
-                f"{self._output.name}, got {got}"
-            )
-        return rows[: len(images)]
+        return answer
 
     def _open_session(self, runtime: ModuleType, model: str | bytes, subject: str) -> Any:
         """Open a session of the file at a path, or of a file's bytes."""
@@ -251,24 +229,6 @@ class OnnxBlackBox(BlackBox):
                 f"{subject}: its outputs were declared logits, but {self._output.name} comes out "
                 "of a Sigmoid; declare outputs='probabilities', or leave it out"
             )
-
-    def _find_num_classes(self, declared: int | None, fallback: int | None, subject: str) -> int:
-        """Run one grey image, which is not a query, and look at the width of the answer."""
-        grey = torch.full((1, *self.layout.image_shape), 0.5)
-        answer = self._run(grey)
-        told = answer.shape[1] if answer.ndim == 2 else None
-        if told == 1:
-            self.notes.append(ONE_SCORE)
-            told = 2
-        if told is not None and declared not in (None, told):
-            raise ModelError(
-                f"{subject}: expected scores (1, {declared}) for one image, got "
-                f"{answer.shape}; pass the right num_classes or output_name"
-            )
-        number = told or declared or fallback
-        if number is None:
-            raise ModelError(f"{subject}: gives labels only; pass num_classes")
-        return int(number)
 
 
 def _last_operator(graph: Any, output: str) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bdaudit.blackbox.base import BlackBox, Feedback
 from bdaudit.blackbox.function import FunctionBlackBox
 from bdaudit.blackbox.onnx_model import OnnxBlackBox
+from bdaudit.blackbox.openvino_model import OpenVinoBlackBox
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.served import ServedBlackBox
@@ -22,6 +23,7 @@ from bdaudit.foundation.sources import (
     FileSource,
     InMemory,
     OnnxFile,
+    OpenVinoFile,
     PythonFunction,
     RemoteFile,
     ServedModel,
@@ -85,7 +87,9 @@ def open_black_box(
             function = load_function(file, function_name, error=ModelError)
             return _ask_function(function, file, name, feedback, options, fallback)
         case OnnxFile(path=path):
-            return _ask_onnx(path, name, feedback, options, fallback, device)
+            return _ask_file(OnnxBlackBox, path, name, feedback, options, fallback, device)
+        case OpenVinoFile(path=path):
+            return _ask_file(OpenVinoBlackBox, path, name, feedback, options, fallback, device)
         case FileSource(path=path):
             return _ask_checkpoint(path, name, feedback, options, fallback_image_shape, device)
         case other:
@@ -181,17 +185,18 @@ def _ask_function(
     )
 
 
-def _ask_onnx(
+def _ask_file(
+    kind: type[OnnxBlackBox | OpenVinoBlackBox],
     path: Path,
     name: str,
     feedback: Feedback,
     options: BlackBoxOptions,
     fallback: ModelSettings,
     device: Device,
-) -> OnnxBlackBox:
+) -> OnnxBlackBox | OpenVinoBlackBox:
     beside, toml = read_model_toml(path)
     options = replace(options, settings=options.settings.over(beside))
-    black_box = OnnxBlackBox(
+    black_box = kind(
         path, name=name, feedback=feedback, options=options, fallback=fallback, device=device
     )
     if toml is not None:

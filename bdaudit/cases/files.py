@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bdaudit.blackbox import weights_beside
 from bdaudit.cases.recorded import as_given
 from bdaudit.cases.request import AuditRequest
 from bdaudit.cases.sources import Sources
@@ -18,6 +19,7 @@ from bdaudit.foundation.sources import (
     FileSource,
     InMemory,
     OnnxFile,
+    OpenVinoFile,
     PythonFunction,
     RemoteFile,
     ServedModel,
@@ -203,12 +205,14 @@ def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
         models += [(f"{role} {number}", model) for number, model in enumerate(several, start=1)]
     for name, model in models:
         yield name, InMemory(None) if model is None else model
-        if not isinstance(model, FileSource | OnnxFile) or not is_file(model.path):
+        if not isinstance(model, FileSource | OnnxFile | OpenVinoFile) or not is_file(model.path):
             continue
         for number, shard in enumerate(shard_files(model.path), start=1):
             yield f"shard {number} of {name}", shard
         if (beside := _settings_beside(model.path)) is not None:
             yield f"settings of {name}", beside
+        if isinstance(model, OpenVinoFile):
+            yield f"weights of {name}", weights_beside(model.path)
         if (layer := plug_layer_of(model.path)) is not None:
             yield f"plug layer of {name}", layer
     yield "data", sources.data
@@ -264,7 +268,7 @@ def _digest(source: Source | Path | str, files: FileDigests) -> str | None:
             return source.url if source.is_pinned else None
         case PythonFunction():
             return f"{source.name} in {files.of(source.file)}"
-        case FileSource() | OnnxFile():
+        case FileSource() | OnnxFile() | OpenVinoFile():
             return files.of(source.path)
         case _:
             return files.of(Path(source))

@@ -23,7 +23,7 @@ from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
 from bdaudit.errors import ConfigError, DataError, InputError, ModelError, TriggerError
 from bdaudit.foundation.progress import finish
-from bdaudit.foundation.sources import FileSource, InMemory, OnnxFile, Source
+from bdaudit.foundation.sources import FileSource, InMemory, OnnxFile, OpenVinoFile, Source
 from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model, wrap_module
 from bdaudit.records import Role
 from bdaudit.triggers import Trigger, poison, read_trigger
@@ -235,7 +235,7 @@ def _open_model(
             outputs=options.outputs,
             device=device,
         )
-    if not isinstance(source, FileSource | OnnxFile):
+    if not isinstance(source, FileSource | OnnxFile | OpenVinoFile):
         raise ModelError(
             f"{name}: expected a checkpoint, whose weights can be read, got {source}; only the "
             "defended model may be a black-box model (predictions only)"

@@ -17,6 +17,7 @@ from bdaudit.foundation.sources import (
     FileSource,
     InMemory,
     OnnxFile,
+    OpenVinoFile,
     PythonFunction,
     RemoteFile,
     ServedModel,
@@ -164,7 +165,7 @@ class Sources:
 def can_only_be_asked(source: Source) -> bool:
     """Return whether a source is something without weights to look into."""
     match source:
-        case OnnxFile() | PythonFunction() | ServedModel():
+        case OnnxFile() | OpenVinoFile() | PythonFunction() | ServedModel():
             return True
         case RemoteFile():
             return source.is_onnx

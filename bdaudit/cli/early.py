@@ -7,6 +7,7 @@ from bdaudit.foundation.opening import demand_there
 from bdaudit.foundation.sources import (
     FileSource,
     OnnxFile,
+    OpenVinoFile,
     PythonFunction,
     parse_file,
     parse_model,
@@ -14,6 +15,8 @@ from bdaudit.foundation.sources import (
 from bdaudit.settings import Inputs
 
 __all__ = ["refuse_missing"]
+
+_FILES: dict[type, str] = {OnnxFile: "an ONNX model", OpenVinoFile: "an OpenVINO IR"}
 
 
 def refuse_missing(inputs: Inputs) -> None:
@@ -27,8 +30,8 @@ def refuse_missing(inputs: Inputs) -> None:
     models = (inputs.defended, inputs.original, *inputs.reference)
     for named in models:
         source = None if named is None else parse_model(named)
-        if isinstance(source, FileSource | OnnxFile):
-            what = "an ONNX model" if isinstance(source, OnnxFile) else "a checkpoint"
+        if isinstance(source, FileSource | OnnxFile | OpenVinoFile):
+            what = _FILES.get(type(source), "a checkpoint")
             demand_there(source.path, what=what, error=ModelError)
         elif isinstance(source, PythonFunction):
             demand_there(source.file, what="Python code", error=ModelError)

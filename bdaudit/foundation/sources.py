@@ -19,6 +19,7 @@ __all__ = [
     "InMemory",
     "LocalSource",
     "OnnxFile",
+    "OpenVinoFile",
     "PythonFunction",
     "RemoteFile",
     "ServedModel",
@@ -49,6 +50,16 @@ class FileSource:
 @dataclass(frozen=True)
 class OnnxFile:
     """A local ONNX file: it is asked by a runtime, and nothing is differentiated through it."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class OpenVinoFile:
+    """The graph of a local OpenVINO IR, whose weights lie beside it; asked as an ONNX file is."""
 
     path: Path
 
@@ -112,7 +123,9 @@ class InMemory:
         return "in memory"
 
 
-LocalSource: TypeAlias = FileSource | OnnxFile | PythonFunction | ServedModel | InMemory
+LocalSource: TypeAlias = (
+    FileSource | OnnxFile | OpenVinoFile | PythonFunction | ServedModel | InMemory
+)
 """What can be opened as it is."""
 
 Source: TypeAlias = LocalSource | RemoteFile
@@ -151,7 +164,14 @@ def parse_model(value: object) -> Source:
     if (reference := split_reference(text)) is not None:
         return PythonFunction(*reference)
     path = Path(value)
-    return OnnxFile(path) if path.suffix.lower() == ".onnx" else FileSource(path)
+    kind = _BY_SUFFIX.get(path.suffix.lower(), FileSource)
+    return kind(path)
+
+
+_BY_SUFFIX: dict[str, type[FileSource | OnnxFile | OpenVinoFile]] = {
+    ".onnx": OnnxFile,
+    ".xml": OpenVinoFile,
+}
 
 
 def parse_file(value: object) -> FileSource | RemoteFile | InMemory:

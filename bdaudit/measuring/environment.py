@@ -15,7 +15,7 @@ __all__ = ["describe_environment", "resolve_device"]
 
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "safetensors", "pydantic", "pillow"),
-    *("timm", "onnx", "onnxruntime", "open_clip_torch"),
+    *("timm", "onnx", "onnxruntime", "openvino", "open_clip_torch"),
 )
 
 

@@ -236,6 +236,11 @@ def read_content(path: Path) -> bytes:
             f"{path}: expected weights to build a torch network from, got an ONNX file; ONNX files "
             "are for the query mode, which only asks the model. Give the torch checkpoint here"
         )
+    if path.suffix.lower() == ".xml":
+        raise ModelError(
+            f"{path}: expected weights to build a torch network from, got an OpenVINO IR, which is "
+            "for the query mode, which only asks the model. Give the torch checkpoint here"
+        )
     if _is_index(path):
         return read_bytes(path, limit=INDEX_BYTES, what="an index of shards", error=ModelError)
     with open_file(path, limit=MODEL_BYTES, what=_WHAT, error=ModelError) as stream:

@@ -84,7 +84,7 @@ class Inputs(Table, panel="Inputs"):
 
     defended: str | None = option(
         help="The release candidate: a checkpoint; in query and transfer mode also an .onnx file, "
-        "or FILE.py:FUNCTION (which runs that file's code).",
+        "an OpenVINO .xml, or FILE.py:FUNCTION (which runs that file's code).",
         examples=("defended.safetensors",),
         marks=(LOCATION, CODE),
     )

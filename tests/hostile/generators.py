@@ -1093,8 +1093,8 @@ def onnx_files() -> Iterator[Case]:
             argv,
             build,
             settings={
-                "bdaudit.blackbox.onnx_model.TIME_LIMIT_S": 0.5,
-                "bdaudit.blackbox.onnx_model.TIME_LIMIT_EACH_S": 0.0,
+                "bdaudit.blackbox.file_model.TIME_LIMIT_S": 0.5,
+                "bdaudit.blackbox.file_model.TIME_LIMIT_EACH_S": 0.0,
             }
             if name == "loop"
             else {},
