@@ -52,7 +52,7 @@ def test_it_shows_the_comparison_and_writes_the_record(files: Path, tmp_path: Pa
     record = read_record(written)
     assert isinstance(record, RelearnRecord)
     assert record.relearning.evidence.steps == (2, 5)
-    assert record.relearning.evidence.settings["learning_rates"] == [0.0001, 0.001]
+    assert record.relearning.evidence.settings["learning_rates"] == [0.001]  # the largest served
     assert "How fast the trigger is relearned" in page.read_text(encoding="utf-8")
 
 
