@@ -1,4 +1,4 @@
-"""Hold a folder of records against what is there today: files, limits, versions, verdicts.
+"""Hold a record, or a folder of them, against what is there today: files, limits, verdicts.
 
 Nothing is measured and no model is opened: files are hashed, and recorded figures are judged again.
 """
@@ -11,24 +11,107 @@ from importlib import metadata
 from pathlib import Path
 
 from bdaudit.errors import BdauditError, InputError, RecordError
+from bdaudit.fetching import fetch
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import is_file, is_folder
 from bdaudit.foundation.sources import is_url
 from bdaudit.foundation.texts import read_json
 from bdaudit.plain_text import on_one_line
-from bdaudit.records import AuditRecord, FileDigest, using_record
+from bdaudit.records import AuditRecord, FileDigest, demand_audit, read_record, using_record
 from bdaudit.records.attestations import is_attestation, is_signed, read_attested
 from bdaudit.records.ledger import LedgerEntry, LedgerFile, LedgerRecord
 from bdaudit.records.signing import check_signature, signature_of
 from bdaudit.records.summary import release_of
+from bdaudit.records.verification import VerificationRecord
 from bdaudit.verdict import Policy, judge, parse_policy, read_policy
+from bdaudit.verdict.policy import digest_limits
 from bdaudit.version import __version__
 
-__all__ = ["read_ledger"]
+__all__ = ["read_ledger", "verify_digests"]
 
 MOST_RECORDS = 10_000
 MOST_FILES = 200_000
 _SUFFIXES = (".json", ".jsonl")
+_NOT_FOR_NUMBERS = ("policy", "project")
+"""Files that shape a verdict but no measurement; the record holds what they said."""
+
+
+def verify_digests(record: Path, *, folder: Path = Path()) -> VerificationRecord:
+    """Hash the files that a record names again, and judge its figures by its own limits.
+
+    Args:
+        record: What `bdaudit audit --json` wrote.
+        folder: Folder that relative paths in the record refer to.
+
+    Raises:
+        RecordError: The record cannot be read, was edited, or is no audit's; or a file that it
+            names is not there.
+    """
+    document = demand_audit(read_record(record), record)
+    changed, notes = _compare_files(document, folder)
+    objections = (*changed, *_compare_verdict(document, record))
+    return VerificationRecord(
+        record=str(record),
+        record_sha256=digest_file(record),
+        agrees=not objections,
+        objections=objections,
+        notes=(*notes, "nothing was run again: only files were hashed"),
+        files_checked=len(document.inputs) - len(changed),
+        part=None,
+        numbers=(),
+    )
+
+
+def _compare_files(document: AuditRecord, folder: Path) -> tuple[list[str], list[str]]:
+    """Hash every file the record names: what changed, and what is only worth a note.
+
+    Raises:
+        InputError: A file is not there.
+    """
+    changed, notes = [], []
+    for file in document.inputs:
+        path = _local_path(file, folder)
+        try:
+            found = digest_file(path, what=f"the file that the record names as its {file.role}")
+        except InputError as error:
+            raise RecordError(
+                f"{error}. Run this where the audit was run, or pass the folder its paths are "
+                "relative to"
+            ) from error
+        if found == file.sha256:
+            continue
+        text = f"{file.role} {file.path}: sha256 was {file.sha256[:12]}, is {found[:12]}"
+        if file.role in _NOT_FOR_NUMBERS:
+            notes.append(f"{text}; the record holds what it said")
+        else:
+            changed.append(text)
+    return changed, notes
+
+
+def _local_path(file: FileDigest, folder: Path) -> Path:
+    """Find a file of the record again, by fetching it where it came from a URL."""
+    if not is_url(file.path):
+        return folder / file.path
+    address = file.path if "#" in file.path else f"{file.path}#sha256={file.sha256}"
+    return fetch(address)
+
+
+def _compare_verdict(document: AuditRecord, path: Path) -> Iterator[str]:
+    """Judge the recorded figures by the recorded limits: does the recorded verdict follow?"""
+    stated = document.verdict
+    if stated is None:
+        yield "the record holds no verdict"
+        return
+    policy = parse_policy(stated.policy, str(path))
+    if stated.policy_sha256 is not None and stated.policy_sha256 != digest_limits(stated.policy):
+        yield "the recorded limits do not have the recorded digest"
+    with using_record(path):
+        judged = judge(document, policy)
+    if (judged.outcome, judged.release) != (stated.outcome, stated.release or judged.release):
+        yield (
+            f"the recorded verdict is {stated.outcome} ({stated.release}), but the recorded "
+            f"figures and limits give {judged.outcome} ({judged.release})"
+        )
 
 
 def read_ledger(

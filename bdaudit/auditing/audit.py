@@ -188,7 +188,7 @@ def audit_steps(
     """Run an audit step by step, for whoever drives the generator; as `audit` otherwise.
 
     `only` says which attacks are wanted, by kind, model, condition and eps; all of them without it.
-    A part of an audit has no placebos.
+    A part of an audit has no placebos, and is not relearned.
     `found` is what a search for the trigger gave already, where none is known. With `planned` an
     event before the work tells the plan, and progress is in seconds expected on this machine.
     """
@@ -353,7 +353,7 @@ class _Audit:
             self.diagnostics.append(_extended(self.settings.ladder, self._lower))
         if self.settings.placebos and self.only is None:
             yield from self._compare_with_placebos()
-        if self.settings.relearn is not None:
+        if self.settings.relearn is not None and self.only is None:
             yield from self._step("relearning", self._relearning(), self._relearning_cost())
         self.diagnostics += check_runs(self.runs)
         self.statuses = _merged(self.statuses)

@@ -10,30 +10,21 @@ from pathlib import Path
 from bdaudit.auditing.audit import audit_steps
 from bdaudit.cases.restoring import restore_settings, restore_sources
 from bdaudit.cases.settings import AuditSettings
-from bdaudit.errors import InputError, RecordError
-from bdaudit.fetching import fetch
-from bdaudit.foundation.file_digests import digest_file
+from bdaudit.errors import RecordError
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish
-from bdaudit.foundation.sources import is_url
+from bdaudit.ledger import verify_digests
 from bdaudit.records import (
     AttackRun,
     AuditRecord,
     Condition,
-    FileDigest,
     Mode,
     Rate,
     demand_audit,
     read_record,
-    using_record,
 )
 from bdaudit.records.verification import NumberCheck, VerificationRecord
-from bdaudit.verdict import judge, parse_policy
-from bdaudit.verdict.policy import digest_limits
 
 __all__ = ["verify", "verify_steps"]
-
-_NOT_FOR_NUMBERS = ("policy", "project")
-"""Files that shape a verdict but no measurement; the record holds what they said."""
 
 
 def verify(
@@ -85,46 +76,45 @@ def verify_steps(
     device: str | None,
 ) -> Steps[VerificationRecord]:
     """Run `verify` step by step, for whoever drives the generator."""
-    document = demand_audit(read_record(record), record)
     yield Progress("hashing the inputs", 0, 1)
-    changed, notes = _compare_files(document, folder)
-    objections = [*changed, *_compare_verdict(document, record)]
-    numbers: tuple[NumberCheck, ...] = ()
-    part = None
+    hashed = verify_digests(record, folder=folder)
+    document = demand_audit(read_record(record), record)
     if digests_only:
-        notes.append("nothing was run again: only files were hashed")
-    elif changed:
-        notes.append("nothing was run again: the inputs are not those of the record")
-    else:
-        if document.kept_trigger is not None:
-            notes.append(
-                "the trigger is the one that the record holds; the search that recovered it was "
-                "not run again"
-            )
-        sample = _Sample.draw(document, seed)
-        part = str(sample)
-        again = yield from audit_steps(
-            restore_sources(document, folder, record, allow_code=allow_code),
-            settings=sample.settings(restore_settings(document, record), device),
-            only=sample.wants,
+        return hashed
+    if hashed.files_checked < len(document.inputs):
+        note = "nothing was run again: the inputs are not those of the record"
+        return hashed.model_copy(update={"notes": (*hashed.notes[:-1], note)})
+    notes = []
+    if document.kept_trigger is not None:
+        notes.append(
+            "the trigger is the one that the record holds; the search that recovered it was not "
+            "run again"
         )
-        objections += _compare_inputs(document, again)
-        numbers = tuple(_compare_numbers(document, again))
-        objections += [
+    sample = _Sample.draw(document, seed)
+    again = yield from audit_steps(
+        restore_sources(document, folder, record, allow_code=allow_code),
+        settings=sample.settings(restore_settings(document, record), device),
+        only=sample.wants,
+    )
+    numbers = tuple(_compare_numbers(document, again))
+    objections = [
+        *hashed.objections,
+        *_compare_inputs(document, again),
+        *(
             f"{check.name}: recorded {_share(check.recorded)}, measured {_share(check.measured)}"
             for check in numbers
             if not check.agrees
-        ]
-        objections += _missing_runs(again, sample)
-    return VerificationRecord(
-        record=str(record),
-        record_sha256=digest_file(record),
-        agrees=not objections,
-        objections=tuple(objections),
-        notes=tuple(notes),
-        files_checked=len(document.inputs) - len(changed),
-        part=part,
-        numbers=numbers,
+        ),
+        *_missing_runs(again, sample),
+    ]
+    return hashed.model_copy(
+        update={
+            "agrees": not objections,
+            "objections": tuple(objections),
+            "notes": (*hashed.notes[:-1], *notes),
+            "part": str(sample),
+            "numbers": numbers,
+        }
     )
 
 
@@ -203,58 +193,6 @@ def _is_control(other: AttackRun, run: AttackRun) -> bool:
     if other.role == "defended":
         return other.condition != "trigger"
     return other.role == "reference" and other.condition == "trigger"
-
-
-def _compare_files(document: AuditRecord, folder: Path) -> tuple[list[str], list[str]]:
-    """Hash every file the record names: what changed, and what is only worth a note.
-
-    Raises:
-        InputError: A file is not there.
-    """
-    changed, notes = [], []
-    for file in document.inputs:
-        path = _local_path(file, folder)
-        try:
-            found = digest_file(path, what=f"the file that the record names as its {file.role}")
-        except InputError as error:
-            raise RecordError(
-                f"{error}. Run this where the audit was run, or pass the folder its paths are "
-                "relative to"
-            ) from error
-        if found == file.sha256:
-            continue
-        text = f"{file.role} {file.path}: sha256 was {file.sha256[:12]}, is {found[:12]}"
-        if file.role in _NOT_FOR_NUMBERS:
-            notes.append(f"{text}; the record holds what it said")
-        else:
-            changed.append(text)
-    return changed, notes
-
-
-def _local_path(file: FileDigest, folder: Path) -> Path:
-    """Find a file of the record again, by fetching it where it came from a URL."""
-    if not is_url(file.path):
-        return folder / file.path
-    address = file.path if "#" in file.path else f"{file.path}#sha256={file.sha256}"
-    return fetch(address)
-
-
-def _compare_verdict(document: AuditRecord, path: Path) -> Iterator[str]:
-    """Judge the recorded figures by the recorded limits: does the recorded verdict follow?"""
-    stated = document.verdict
-    if stated is None:
-        yield "the record holds no verdict"
-        return
-    policy = parse_policy(stated.policy, str(path))
-    if stated.policy_sha256 is not None and stated.policy_sha256 != digest_limits(stated.policy):
-        yield "the recorded limits do not have the recorded digest"
-    with using_record(path):
-        judged = judge(document, policy)
-    if (judged.outcome, judged.release) != (stated.outcome, stated.release or judged.release):
-        yield (
-            f"the recorded verdict is {stated.outcome} ({stated.release}), but the recorded "
-            f"figures and limits give {judged.outcome} ({judged.release})"
-        )
 
 
 def _compare_inputs(document: AuditRecord, again: AuditRecord) -> Iterator[str]:

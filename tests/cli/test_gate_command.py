@@ -170,20 +170,38 @@ def test_a_report_ends_as_the_policy_said(folder: Path) -> None:
     assert "Warning: the audit could not tell" in run("report", "lenient.json").stdout
 
 
-def test_the_gate_does_not_load_torch(folder: Path) -> None:
+_WITHOUT_TORCH = {
+    "gate": (0, "gate removed.json candidate.pt"),
+    "report": (0, "report removed.json"),
+    "page": (0, "report removed.json --report html=page.html"),
+    "compare": (0, "compare removed.json dormant.json"),
+    "diff": (1, "diff removed.json dormant.json"),
+    "verify": (0, "verify removed.json --digests-only"),
+    "ledger": (0, "verify ."),
+}
+
+
+def test_what_reads_records_does_not_load_torch(folder: Path) -> None:
+    """In one process, for each start costs seconds; none of them may have loaded it."""
     code = (
-        "import sys; from bdaudit.cli import app\n"
-        "try: app(['gate', 'removed.json', 'candidate.pt'])\n"
-        "except SystemExit as end: sys.exit(end.code or 10 * ('torch' in sys.modules))"
+        "import json, sys\n"
+        "from bdaudit.cli import app\n"
+        "ended = {}\n"
+        "for name, words in json.loads(sys.argv[1]).items():\n"
+        "    try: app(words.split())\n"
+        "    except SystemExit as end: ended[name] = [end.code or 0, 'torch' in sys.modules]\n"
+        "print(json.dumps(ended), file=sys.stderr)"
     )
+    asked = json.dumps({name: words for name, (_, words) in _WITHOUT_TORCH.items()})
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, asked],
         env=environment(),
         cwd=folder,
         capture_output=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    ended = json.loads(done.stderr.decode().splitlines()[-1])
+    assert ended == {name: [code, False] for name, (code, _) in _WITHOUT_TORCH.items()}
 
 
 def test_weights_nobody_audited_fail_and_notes_are_read_out(folder: Path) -> None:
