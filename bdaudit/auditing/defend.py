@@ -51,6 +51,8 @@ from bdaudit.models import (
     save_model,
 )
 from bdaudit.models.architectures import is_python_factory
+from bdaudit.models.plug_layer import PlugLayer
+from bdaudit.models.transformers_models import HubNetwork
 from bdaudit.precision import computing_in
 from bdaudit.records import AuditRecord, Rate, Release, read_record, to_json
 from bdaudit.records.defenses import DefenseRecord, TriedDefense
@@ -261,10 +263,10 @@ def defend_steps(
     subjects, sample = open_models(sources, device=resolve_device("cpu"))
     suspect = next(subject for subject in subjects if subject.role == "original")
     original = suspect.white
+    saved_arch = _saved_arch(original, sources)
     demand_matching_labels(
         suspect, sample, Compute(resolve_device("cpu"), compute.seed, compute.batch_size)
     )
-    saved_arch = _saved_arch(original, sources)
     parts = split_sample(
         sample,
         n_craft=settings.defender_images or max(min(len(sample) // 2, _MOST_DEFENDER_IMAGES), 2),
@@ -454,6 +456,7 @@ def _save(
         input_size=classifier.input_size,
         mean=classifier.mean.flatten().tolist(),
         std=classifier.std.flatten().tolist(),
+        interpolation=classifier.interpolation,
         outputs=classifier.outputs,
         extra=extra,
     )
@@ -653,6 +656,19 @@ def _saved_arch(original: LoadedModel, sources: Sources) -> str | None:
         raise ModelError(
             f"{original.name}: expected a network with logits of its own, got a CLIP or a bare "
             "module; its defended versions cannot be written as files"
+        )
+    network = classifier.network
+    if isinstance(network, HubNetwork):
+        raise ModelError(
+            f"{original.name}: expected a model of torchvision, timm or bdaudit, or one with "
+            "--arch FILE.py:FACTORY, got a folder of transformers, of which no other file says how "
+            "it is built; defend it in Python (bdaudit.defenses), save it with save_pretrained, "
+            "and audit that folder"
+        )
+    if any(isinstance(part, PlugLayer) for part in network.modules()):
+        raise ModelError(
+            f"{original.name}: expected an undefended model, got one with NPD's layer in it, which "
+            "no architecture has; give attack_result.pt"
         )
     if isinstance(sources.original, InMemory):
         raise ModelError(

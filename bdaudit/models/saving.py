@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.models.architectures import is_python_factory
+from bdaudit.models.classifier import Interpolation
 from bdaudit.models.settings import ModelSettings, Outputs
 
 __all__ = ["save_model"]
@@ -25,6 +26,7 @@ def save_model(
     input_size: tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    interpolation: Interpolation | None = None,
     outputs: Outputs | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> None:
@@ -42,6 +44,7 @@ def save_model(
         input_size: (H', W') to resize to inside the model.
         mean: Subtracted from [0, 1] images, one value or one a channel.
         std: Divisor, likewise.
+        interpolation: How images are resized to `input_size`; `None` for bilinear.
         outputs: What the network returns.
         extra: More entries for the file's metadata, such as a seed.
 
@@ -61,6 +64,7 @@ def save_model(
         input_size=input_size,
         mean=None if mean is None else tuple(mean),
         std=None if std is None else tuple(std),
+        interpolation=interpolation,
         outputs=outputs,
     )
     clash = settings.to_metadata().keys() & (extra or {}).keys()

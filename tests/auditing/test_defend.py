@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import bdaudit
@@ -24,7 +27,8 @@ from bdaudit.records import AuditRecord, read_record
 from bdaudit.records.defenses import DefenseRecord, TriedDefense, read_defenses
 from bdaudit.relatives.standins import StandInConfig
 from tests.cli.twin_files import write_twin_files
-from tests.twins import dormant_twin, original_twin, removed_twin
+from tests.models.hub_folders import write
+from tests.twins import IMAGE_SHAPE, NUM_CLASSES, dormant_twin, original_twin, removed_twin
 
 FACTORY = f"{Path(__file__).parents[1] / 'cli' / 'twin_factory.py'}:twin"
 AUDIT = bdaudit.AuditSettings(
@@ -301,6 +305,76 @@ def test_unusable_requests_are_refused_before_any_work(files: Path, tmp_path: Pa
     with pytest.raises(ModelError, match="got a module in memory"):
         defend(files, tmp_path / "out", sources={"original": original_twin()})
     assert CALLS == []
+
+
+def test_how_images_are_resized_goes_with_the_model(files: Path, tmp_path: Path) -> None:
+    original = tmp_path / "original.safetensors"
+    settings = {"num_classes": NUM_CLASSES, "image_shape": IMAGE_SHAPE, "input_size": (8, 8)}
+    bdaudit.save_model(original, original_twin(), arch=None, interpolation="bicubic", **settings)
+    defend(files, tmp_path / "out", methods=("cut",), sources={"original": original})
+    made = load_model(tmp_path / "out" / "cut.safetensors", name="m", arch=FACTORY)
+    assert made.classifier.interpolation == "bicubic"
+
+
+def keep(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    config: SurgeryConfig,
+    generator: torch.Generator,
+) -> Steps[nn.Module]:
+    """A defence that changes nothing."""
+    yield Progress("keep", 0, 1)
+    return classifier
+
+
+def test_folders_of_the_hub(tmp_path: Path) -> None:
+    """Of timm the defended versions are files; of transformers no file says how they are built."""
+    MODULE.DEFENSES["keep"] = Defense("keep", "KEEP", SurgeryConfig, keep)
+    rng = np.random.default_rng(0)
+    images = rng.random((240, 3, 8, 8)).astype(np.float32).repeat(4, axis=2).repeat(4, axis=3)
+    folder = tmp_path / "timm"
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=3).eval()
+        said = model((torch.tensor(images) - 0.5) / 0.5)
+        model.get_classifier().bias -= said.mean(dim=0)  # or nearly all were of one class to it
+    save_for_hf(model, folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"input_size": [3, 32, 32], "crop_pct": 1.0}
+    config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    (folder / "config.json").write_text(json.dumps(config))
+    labels = (said - said.mean(dim=0)).argmax(dim=1)
+    assert len(labels.unique()) == 3
+    np.save(tmp_path / "white.npy", np.ones((3, 4, 4), dtype=np.float32))
+    (tmp_path / "trigger.toml").write_text(
+        'kind = "patch"\n[target]\nlabel = 0\n[patch]\nimage = "white.npy"\n'
+    )
+    given = {
+        "data": (torch.tensor(images), labels),
+        "references": (),
+        "model_options": bdaudit.ModelSettings(),
+    }
+    made = defend(
+        tmp_path,
+        tmp_path / "out",
+        methods=("keep",),
+        audit=replace(AUDIT, eps=(0.02,), passes=1, controls=("no_trigger",)),
+        sources={**given, "original": folder},
+    )
+    assert [row.status for row in made.tried] == ["audited"], made.tried[0].why
+    kept = load_model(tmp_path / "out" / "keep.safetensors", name="m")
+    original = load_model(folder, name="m")
+    assert (kept.arch, kept.weights_sha256) == ("timm/test_resnet", original.weights_sha256)
+    other = torch.rand(2, 3, 48, 48)
+    assert torch.equal(kept.classifier(other), original.classifier(other))
+
+    write(tmp_path / "vit")
+    sources = {**given, "original": tmp_path / "vit"}
+    with pytest.raises(ModelError, match="save_pretrained"):
+        defend(tmp_path, tmp_path / "no", methods=("keep",), sources=sources)
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_record_is_plain_json(files: Path, tmp_path: Path) -> None:
