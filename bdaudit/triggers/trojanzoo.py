@@ -3,8 +3,8 @@
 An attack's result is three files of one name: the mark as an array, the same as a picture, and the
 weights. The array is (C + 1, h, w) in [0, 1], whose last plane is its opacity; it is multiplied by
 `mark_alpha` and put at `mark_height_offset` and `mark_width_offset` from the top left. The name
-says target and alpha, and not the offsets. Source: TrojanZoo's `trojanvision/marks` and
-`trojanvision/attacks/backdoor`.
+says target and alpha, and not the offsets. Arrays without opacity, of older versions, are refused.
+Source: TrojanZoo's `trojanvision/marks` and `trojanvision/attacks/backdoor`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ def mark_trigger(path: Path, *, target: int | None, offset: tuple[int, int] | No
             f"plane, (2, h, w) or (4, h, w), got {tuple(values.shape)}"
         )
     opacity = values[-1:] * float(found["alpha"])
+    if float(opacity.max()) == 0:
+        raise TriggerError(
+            f"{path}: this mark cannot be seen at all (alpha {found['alpha']}), so its alpha is no "
+            "opacity: older versions meant transparency. Write the patch by hand, with its mask"
+        )
     try:
         patch = Patch(image=values[:-1], mask=opacity, corner="top-left", offset=offset)
     except ConfigError as error:

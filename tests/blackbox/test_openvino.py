@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +129,10 @@ def test_one_score_an_image(tmp_path: Path) -> None:
     open_black_box(tmp_path / "p.xml", name="m")
 
 
-def test_it_is_no_checkpoint_and_its_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_no_checkpoint(tmp_path: Path) -> None:
     path = twin_ir(tmp_path / "twin.xml")
     with pytest.raises(ModelError, match="query mode"):
         load_model(path, name="original")
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ModelError, match=r"bdaudit\[openvino\]"):
-        open_black_box(path, name="defended")
 
 
 def test_a_command_asks_it(tmp_path: Path) -> None:

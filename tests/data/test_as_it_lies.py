@@ -8,7 +8,6 @@ import os
 import shutil
 import stat
 import struct
-import sys
 import tarfile
 import time
 import zipfile
@@ -368,15 +367,6 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     for broken in (b"", b"PAR1", raw[:-9], raw[: len(raw) // 2], b"PAR1" + b"\xff" * 200 + b"PAR1"):
         with pytest.raises(DataError, match=r"b\.parquet"):
             load_sample(write(tmp_path / "b.parquet", broken))
-
-
-def test_without_pyarrow_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = parquet(tmp_path / "a.parquet", LABELS, structs())
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(DataError, match=r"bdaudit\[parquet\]"):
-        load_sample(path)
 
 
 # --- WebDataset -----------------------------------------------------------------------------------

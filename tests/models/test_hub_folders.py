@@ -350,14 +350,6 @@ def test_a_link_out_of_the_folder_is_refused(copied: Path, tmp_path: Path) -> No
         load_model(copied, name="m")
 
 
-def test_without_transformers_the_extra_is_named(
-    vit: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModelError, match=r"bdaudit\[hf\]"):
-        load_model(vit, name="m")
-
-
 # --- two towers -----------------------------------------------------------------------------------
 
 PROMPTS = ("a photo of a cat.", "a photo of a dog.")

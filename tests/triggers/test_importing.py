@@ -242,6 +242,8 @@ def test_a_mark_of_trojanzoo(tmp_path: Path) -> None:
         import_trigger(path, offset=(0, 0), target=1)
     with pytest.raises(TriggerError, match="random place"):
         import_trigger(mark(tmp_path, "randompos_a_tar4_alpha1.00_mark(3,2).npy"), offset=(0, 0))
+    with pytest.raises(TriggerError, match="cannot be seen at all"):
+        import_trigger(mark(tmp_path, "a_tar4_alpha0.00_mark(3,2).npy"), offset=(0, 0))
     with pytest.raises(TriggerError, match="mark of 9x9"):
         import_trigger(mark(tmp_path, "a_tar4_alpha1.00_mark(9,9).npy"), offset=(0, 0))
 
