@@ -263,10 +263,11 @@ def defend_steps(
     subjects, sample = open_models(sources, device=resolve_device("cpu"))
     suspect = next(subject for subject in subjects if subject.role == "original")
     original = suspect.white
-    saved_arch = _saved_arch(original, sources)
+    _demand_own_file(original)
     demand_matching_labels(
         suspect, sample, Compute(resolve_device("cpu"), compute.seed, compute.batch_size)
     )
+    saved_arch = _saved_arch(original, sources)
     parts = split_sample(
         sample,
         n_craft=settings.defender_images or max(min(len(sample) // 2, _MOST_DEFENDER_IMAGES), 2),
@@ -645,11 +646,11 @@ def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[
 # -- inputs ----------------------------------------------------------------------------------------
 
 
-def _saved_arch(original: LoadedModel, sources: Sources) -> str | None:
-    """Return what a defended model's file says of its architecture; checked before any work.
+def _demand_own_file(original: LoadedModel) -> None:
+    """Refuse a model of a kind that cannot be written as a file of its own.
 
     Raises:
-        ModelError: The original is of a kind that cannot be written as a file of its own.
+        ModelError: It is.
     """
     classifier = original.classifier
     if not isinstance(classifier, Classifier) or isinstance(classifier.network, ZeroShotNetwork):
@@ -657,19 +658,26 @@ def _saved_arch(original: LoadedModel, sources: Sources) -> str | None:
             f"{original.name}: expected a network with logits of its own, got a CLIP or a bare "
             "module; its defended versions cannot be written as files"
         )
-    network = classifier.network
-    if isinstance(network, HubNetwork):
+    if isinstance(classifier.network, HubNetwork):
         raise ModelError(
             f"{original.name}: expected a model of torchvision, timm or bdaudit, or one with "
             "--arch FILE.py:FACTORY, got a folder of transformers, of which no other file says how "
             "it is built; defend it in Python (bdaudit.defenses), save it with save_pretrained, "
             "and audit that folder"
         )
-    if any(isinstance(part, PlugLayer) for part in network.modules()):
+    if any(isinstance(part, PlugLayer) for part in classifier.network.modules()):
         raise ModelError(
             f"{original.name}: expected an undefended model, got one with NPD's layer in it, which "
             "no architecture has; give attack_result.pt"
         )
+
+
+def _saved_arch(original: LoadedModel, sources: Sources) -> str | None:
+    """Return what a defended model's file says of its architecture; checked before any work.
+
+    Raises:
+        ModelError: The original is in memory, so nothing says how it is built.
+    """
     if isinstance(sources.original, InMemory):
         raise ModelError(
             "original: expected the path of a checkpoint, so that defended versions are written "

@@ -93,6 +93,7 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
     if None in digests.values():
         return None
     digests["settings"] = request.settings.as_text()
+    columns = (sources.image_column, sources.label_column)
     digests["options"] = repr(
         [
             as_given(sources.model_options),
@@ -100,8 +101,10 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
             sources.feedback,
             sources.target_label,
             sources.allow_trigger_code,
-            (sources.image_column, sources.label_column),
             sources.classes if not isinstance(sources.classes, str | Path) else None,
+            # What earlier versions did not know is left out where it is not used, so that what
+            # they kept still counts.
+            *(columns if any(columns) else ()),
         ]
     )
     digests["bdaudit"] = __version__

@@ -266,6 +266,14 @@ def test_a_pickle_that_runs_something(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_settings_that_run_something(tmp_path: Path) -> None:
+    record = tree(tmp_path / "record")
+    torch.save({"attack_target": RunsACommand(tmp_path / "ran")}, record / "info.pickle")
+    with pytest.raises(InputError, match="nothing was run"):
+        import_trigger(record)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folders_that_are_no_record(tmp_path: Path) -> None:
     with pytest.raises(TriggerError, match="expected a BackdoorBench record folder"):
         import_trigger(tmp_path, target=0)
