@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         save_delta,
         save_recovered,
         score,
+        screen,
     )
     from bdaudit.auditing.verification import verify
     from bdaudit.data import Sample, load_sample
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         ReactivationRecord,
         RelearnRecord,
         ScoreRecord,
+        ScreenRecord,
         read_record,
         to_json,
     )
@@ -90,6 +92,7 @@ _HOMES = {
     "save_delta": "auditing",
     "save_recovered": "auditing",
     "score": "auditing",
+    "screen": "auditing",
     "Sample": "data",
     "load_sample": "data",
     "LoadedModel": "models",
@@ -104,6 +107,7 @@ _HOMES = {
     "ReactivationRecord": "records",
     "RelearnRecord": "records",
     "ScoreRecord": "records",
+    "ScreenRecord": "records",
     "read_record": "records",
     "to_json": "records",
     "Trigger": "triggers",
@@ -142,6 +146,7 @@ __all__ = [
     "RelearnRecord",
     "Sample",
     "ScoreRecord",
+    "ScreenRecord",
     "SplitSettings",
     "StandInConfig",
     "TransferConfig",
@@ -171,6 +176,7 @@ __all__ = [
     "save_model",
     "save_recovered",
     "score",
+    "screen",
     "to_json",
     "verify",
     "write_trigger",

@@ -6,6 +6,7 @@ from bdaudit.auditing.invert import RecoveredTriggers, invert, invert_steps, sav
 from bdaudit.auditing.reactivate import Reactivation, reactivate, reactivate_steps, save_delta
 from bdaudit.auditing.relearn import relearn, relearn_steps
 from bdaudit.auditing.score import score, score_steps
+from bdaudit.auditing.screen import screen, screen_steps
 from bdaudit.auditing.sweep import record_path, sweep_steps
 from bdaudit.blackbox import BlackBoxOptions, TransportSettings
 from bdaudit.cases.request import AuditRequest
@@ -60,5 +61,7 @@ __all__ = [
     "save_recovered",
     "score",
     "score_steps",
+    "screen",
+    "screen_steps",
     "sweep_steps",
 ]

@@ -9,21 +9,35 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from bdaudit.cases.description import describe_sources
 from bdaudit.cases.fetching import fetch_sources, in_public
+from bdaudit.cases.files import digest_inputs
 from bdaudit.cases.opening import open_inputs
 from bdaudit.cases.recorded import as_recorded
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import Sources
-from bdaudit.cases.subjects import Inputs
+from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.fetching import public_url
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.measuring.compute import Compute
 from bdaudit.measuring.environment import describe_environment, resolve_device
-from bdaudit.records import Diagnostic, Document, Findings, Header, Record, StepStatus
+from bdaudit.records import (
+    Diagnostic,
+    Document,
+    FileDigest,
+    Findings,
+    Header,
+    Heading,
+    ModelInfo,
+    Record,
+    Sealed,
+    StepStatus,
+)
 
 __all__ = ["Session"]
 
-Sealed = TypeVar("Sealed", bound=Document)
+SealedDocument = TypeVar("SealedDocument", bound=Document)
+SealedRecord = TypeVar("SealedRecord", bound=Sealed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +107,14 @@ class Session:
 
     def seal(
         self,
-        kind: type[Sealed],
+        kind: type[SealedDocument],
         findings: Findings,
         *,
         inputs: Inputs,
         settings: Mapping[str, Any],
         diagnostics: Sequence[Diagnostic] = (),
         steps: Sequence[StepStatus] = (),
-    ) -> Sealed:
+    ) -> SealedDocument:
         """Put what was measured under a header that says who, on what, where and how.
 
         Args:
@@ -111,23 +125,66 @@ class Session:
             diagnostics: What makes a number doubtful.
             steps: The steps and how each ended, where the verb keeps count.
         """
-        both = {"compute": as_recorded(self.computing), "split": as_recorded(self.split)}
         header = Header(
-            created=datetime.now(UTC),
-            command=None if self.command is None else tuple(_without_secrets(self.command)),
-            seed=self.compute.seed,
-            settings={**both, **settings},
-            sources=dict(inputs.sources),
-            environment=describe_environment(self.compute.device),
-            inputs=_named(inputs.files, inputs),
-            data=_named([inputs.data_info()], inputs)[0],
-            trigger=_named([inputs.trigger_info()], inputs)[0],
-            models=_named(inputs.model_infos(), inputs),
-            diagnostics=_named(diagnostics, inputs),
-            steps=_named(steps, inputs),
-            elapsed_s=self.elapsed_s,
+            **self._heading(
+                inputs.model_infos(),
+                files=inputs.files,
+                named=inputs.sources,
+                settings={"split": as_recorded(self.split), **settings},
+                diagnostics=diagnostics,
+                steps=steps,
+            ),
+            data=_named([inputs.data_info()], self.sources)[0],
+            trigger=_named([inputs.trigger_info()], self.sources)[0],
         )
         return kind.of(header, findings)
+
+    def seal_model(
+        self,
+        kind: type[SealedRecord],
+        findings: Findings,
+        *,
+        subject: Subject,
+        settings: Mapping[str, Any],
+        diagnostics: Sequence[Diagnostic] = (),
+    ) -> SealedRecord:
+        """Seal what was measured on one model alone, without images."""
+        files = digest_inputs([subject], self.sources)
+        heading = Heading(
+            **self._heading(
+                [subject.describe()],
+                files=files,
+                named=describe_sources(self.sources, files),
+                settings=settings,
+                diagnostics=diagnostics,
+            )
+        )
+        return kind.of(heading, findings)
+
+    def _heading(
+        self,
+        models: Sequence[ModelInfo],
+        *,
+        files: Sequence[FileDigest],
+        named: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        diagnostics: Sequence[Diagnostic] = (),
+        steps: Sequence[StepStatus] = (),
+    ) -> dict[str, Any]:
+        """Return what every header holds."""
+        return {
+            "created": datetime.now(UTC),
+            "command": None if self.command is None else tuple(_without_secrets(self.command)),
+            "seed": self.compute.seed,
+            "settings": {"compute": as_recorded(self.computing), **settings},
+            "sources": dict(named),
+            "environment": describe_environment(self.compute.device),
+            "inputs": _named(files, self.sources),
+            "models": _named(models, self.sources),
+            "diagnostics": _named(diagnostics, self.sources),
+            "steps": _named(steps, self.sources),
+            "elapsed_s": self.elapsed_s,
+        }
 
 
 def _without_secrets(command: Sequence[str]) -> Iterator[str]:
@@ -143,13 +200,13 @@ def _without_secrets(command: Sequence[str]) -> Iterator[str]:
 Named = TypeVar("Named", bound=Record)
 
 
-def _named(records: Sequence[Named], inputs: Inputs) -> tuple[Named, ...]:
+def _named(records: Sequence[Named], sources: Sources) -> tuple[Named, ...]:
     """Name files that were fetched by their addresses."""
-    if not inputs.origins:
+    if not sources.origins:
         return tuple(records)
     return tuple(
         record.model_validate_json(
-            json.dumps(in_public(record.model_dump(mode="json"), inputs.origins))
+            json.dumps(in_public(record.model_dump(mode="json"), sources.origins))
         )
         for record in records
     )

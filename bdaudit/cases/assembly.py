@@ -49,6 +49,7 @@ __all__ = [
     "model_cache",
     "model_settings",
     "modes_of",
+    "path_of",
     "relearn_config",
     "request_from_project",
     "single_attack",
@@ -111,7 +112,7 @@ def sources(said: ProjectFile, *, defended: str | None, project: Path | None = N
         trigger=inputs.trigger,
         placebos=inputs.placebo,
         policy=said.policy,
-        classes=_path(inputs.classes),
+        classes=path_of(inputs.classes),
         image_column=inputs.image_column,
         label_column=inputs.label_column,
         model_options=model_settings(said.models, said.clip),
@@ -207,8 +208,8 @@ def _clip_settings(clip: Clip, arch: str | None) -> ClipSettings | None:
         raise ConfigError(f"classnames: only for a model of arch open_clip/NAME, got {arch}")
     return ClipSettings.from_files(
         Path(clip.classnames),
-        templates=_path(clip.templates),
-        config_folder=_path(clip.clip_config),
+        templates=path_of(clip.templates),
+        config_folder=path_of(clip.clip_config),
         pretrained=clip.pretrained,
     )
 
@@ -297,5 +298,6 @@ def _given(value: str | None, name: str) -> str:
     return value
 
 
-def _path(text: str | None) -> Path | None:
+def path_of(text: str | None) -> Path | None:
+    """Return a setting that names a file or folder as a path."""
     return None if text is None else Path(text)

@@ -218,7 +218,8 @@ def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
             yield f"weights of {name}", weights_beside(model.path)
         if (layer := plug_layer_of(model.path)) is not None:
             yield f"plug layer of {name}", layer
-    yield "data", sources.data
+    if sources.data is not None:
+        yield "data", sources.data
     if isinstance(sources.classes, str | Path):
         yield "classes", Path(sources.classes)
     trigger = sources.trigger

@@ -28,7 +28,7 @@ from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model
 from bdaudit.records import Role
 from bdaudit.triggers import Trigger, poison, read_trigger
 
-__all__ = ["open_inputs", "open_models", "open_trigger"]
+__all__ = ["open_inputs", "open_model", "open_models", "open_trigger"]
 
 _N_CHECKED = 64  # images on which a model's answers are looked at before anything is measured
 
@@ -120,6 +120,35 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
         sample = _check_names(sample, subject)
     checked = (_with_checked_outputs(subject, sample, sources, device) for subject in subjects)
     return tuple(checked), sample
+
+
+def open_model(sources: Sources, *, device: torch.device, seed: int) -> Subject:
+    """Open the one model of a verb that needs no images.
+
+    What it answers, logits or probabilities, is looked at on random images.
+
+    Args:
+        sources: Where it comes from; there is nothing else in them, and it is not fetched here.
+        device: Where it is put.
+        seed: Of the random images.
+
+    Raises:
+        InputError: It cannot be read, or only be asked.
+        ConfigError: It is in memory and nothing says the shape of its images.
+    """
+    ((role, name, source),) = sources.named_models()
+    shape = sources.model_options.image_shape
+    if isinstance(source, InMemory) and isinstance(source.value, nn.Module) and shape is None:
+        raise ConfigError(
+            "image_shape: a module does not say what images it takes; pass "
+            "model_options=ModelSettings(image_shape=(channels, height, width))"
+        )
+    model = _open_model(source, role, name, shape, sources, device)
+    _check_weights_found(sources.model_options, [(role, model)])
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(_N_CHECKED, *model.image_shape, generator=generator)
+    checked = check_outputs(model, images.to(device), outputs=sources.model_options.outputs)
+    return _as_subject(role, checked, sources)
 
 
 def _demand_one_order(sources: Sources) -> None:
@@ -257,6 +286,7 @@ def _open_model(
         name=name,
         arch=options.arch,
         num_classes=options.num_classes,
+        image_shape=options.image_shape,
         input_size=options.input_size,
         mean=options.mean,
         std=options.std,

@@ -76,7 +76,7 @@ class Sources:
         surrogates: Models that resemble the defended one: other defended versions of `original`.
             What their files do not say is taken from `model_options`, which other models' files
             do not override, so their architecture may be another one.
-        data: Clean labelled images.
+        data: Clean labelled images; `None` for a verb that needs none.
         trigger: The trigger, `None` when nobody knows it.
         placebos: Triggers that nobody trained the models on, to compare it with.
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
@@ -97,7 +97,7 @@ class Sources:
     original: Source | None = None
     references: tuple[Source, ...] = ()
     surrogates: tuple[Source, ...] = ()
-    data: FileLike
+    data: FileLike | None
     trigger: FileLike | None
     placebos: tuple[FileLike, ...] = ()
     policy: Policy | str | Path | None = None
@@ -120,7 +120,7 @@ class Sources:
         original: ModelSource | Source | None = None,
         references: Sequence[ModelSource | Source] = (),
         surrogates: Sequence[ModelSource | Source] = (),
-        data: DataSource | FileLike,
+        data: DataSource | FileLike | None,
         trigger: TriggerSource | FileLike | None,
         placebos: Sequence[TriggerSource | FileLike] = (),
         **others: Any,
@@ -131,7 +131,7 @@ class Sources:
             original=None if original is None else parse_model(original),
             references=tuple(parse_model(model) for model in references),
             surrogates=tuple(parse_model(model) for model in surrogates),
-            data=parse_file(data),
+            data=None if data is None else parse_file(data),
             trigger=None if trigger is None else parse_file(trigger),
             placebos=tuple(parse_file(placebo) for placebo in placebos),
             **others,

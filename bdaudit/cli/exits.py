@@ -31,6 +31,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_OF_INVERSION",
     "EXIT_OF_RELEASE",
+    "EXIT_OF_SCREENING",
     "EXIT_OUTPUT",
     "EXIT_OUTPUT_CLOSED",
     "EXIT_USAGE",
@@ -60,6 +61,11 @@ EXIT_OF_INVERSION = {
     "none": EXIT_PASSED,
     "found": EXIT_FAILED,
     "unsure": EXIT_INCONCLUSIVE,
+}
+EXIT_OF_SCREENING = {
+    "nothing found": EXIT_PASSED,
+    "suspicious": EXIT_FAILED,
+    "unknown": EXIT_INCONCLUSIVE,
 }
 _RELEASE_OF_OUTCOME = {
     "removed": "pass",

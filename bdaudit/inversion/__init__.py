@@ -4,6 +4,7 @@ from bdaudit.inversion.arms import ANY_OTHER, Arm, describe, make_arms
 from bdaudit.inversion.config import NOMINATORS, RACED, InversionConfig, Method
 from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
 from bdaudit.inversion.invert import Inverted, invert_with
+from bdaudit.inversion.maximum_margin import MaximumMarginConfig
 from bdaudit.inversion.neural_cleanse import NeuralCleanseConfig
 from bdaudit.inversion.neuron_noise import NeuronNoiseConfig
 from bdaudit.inversion.recovered import Recovered
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureDecouplingConfig",
     "InversionConfig",
     "Inverted",
+    "MaximumMarginConfig",
     "Method",
     "NeuralCleanseConfig",
     "NeuronNoiseConfig",

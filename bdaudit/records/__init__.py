@@ -37,6 +37,9 @@ from bdaudit.records.documents import (
     RelearnRecord,
     ScoreFindings,
     ScoreRecord,
+    ScreenFindings,
+    ScreenRecord,
+    Sealed,
 )
 from bdaudit.records.existence import (
     BecRecord,
@@ -48,6 +51,7 @@ from bdaudit.records.header import (
     Environment,
     FileDigest,
     Header,
+    Heading,
     ModelInfo,
     StepStatus,
     TriggerInfo,
@@ -81,6 +85,10 @@ from bdaudit.records.relearning import (
     Relearning,
     RelearningEvidence,
 )
+from bdaudit.records.screening import (
+    ClassMargin,
+    Screening,
+)
 from bdaudit.records.verdict import (
     Comparison,
     Verdict,
@@ -97,6 +105,7 @@ __all__ = [
     "BaselineFindings",
     "BecRecord",
     "ClassAnswers",
+    "ClassMargin",
     "Comparison",
     "Condition",
     "CurvePoint",
@@ -108,6 +117,7 @@ __all__ = [
     "Findings",
     "Fraction",
     "Header",
+    "Heading",
     "Inversion",
     "InversionFindings",
     "InversionRecord",
@@ -136,6 +146,10 @@ __all__ = [
     "Role",
     "ScoreFindings",
     "ScoreRecord",
+    "ScreenFindings",
+    "ScreenRecord",
+    "Screening",
+    "Sealed",
     "StepStatus",
     "TargetScore",
     "Thumbnail",

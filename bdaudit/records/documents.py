@@ -11,11 +11,12 @@ from typing import Literal, Self
 from bdaudit.records.attacks import AttackRun, Baseline
 from bdaudit.records.base import Condition, Record, Role
 from bdaudit.records.existence import BecRecord
-from bdaudit.records.header import Header
+from bdaudit.records.header import Header, Heading
 from bdaudit.records.inversion import Inversion, KeptTrigger
 from bdaudit.records.pictures import Pictures
 from bdaudit.records.placebos import Placebos
 from bdaudit.records.relearning import Relearning
+from bdaudit.records.screening import Screening
 from bdaudit.records.verdict import Verdict
 
 __all__ = [
@@ -33,6 +34,9 @@ __all__ = [
     "RelearnRecord",
     "ScoreFindings",
     "ScoreRecord",
+    "ScreenFindings",
+    "ScreenRecord",
+    "Sealed",
 ]
 
 
@@ -40,17 +44,21 @@ class Findings(Record):
     """Base of what a verb measured."""
 
 
-class Document(Header):
+class Sealed(Heading):
     """Base of the records of all verbs."""
 
     @classmethod
-    def of(cls, header: Header, findings: Findings) -> Self:
+    def of(cls, header: Heading, findings: Findings) -> Self:
         """Put what was measured under its header.
 
         Raises:
             pydantic.ValidationError: It is another verb's.
         """
         return cls.model_validate({**dict(header), **dict(findings)})
+
+
+class Document(Sealed, Header):
+    """Base of the records of all verbs on images."""
 
 
 class BaselineFindings(Findings):
@@ -142,6 +150,12 @@ class RelearnFindings(BaselineFindings):
     relearning: Relearning
 
 
+class ScreenFindings(Findings):
+    """A model screened without images."""
+
+    screening: Screening
+
+
 class ScoreRecord(ScoreFindings, Document):
     """What `bdaudit score` measured."""
 
@@ -180,4 +194,12 @@ class RelearnRecord(RelearnFindings, Document):
     kind: Literal["relearning"] = "relearning"
 
 
-AnyDocument = AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord | RelearnRecord
+class ScreenRecord(ScreenFindings, Sealed):
+    """What `bdaudit screen` measured; there are no images and no trigger in it."""
+
+    kind: Literal["screening"] = "screening"
+
+
+AnyDocument = (
+    AuditRecord | ScoreRecord | ReactivationRecord | InversionRecord | RelearnRecord | ScreenRecord
+)

@@ -16,6 +16,7 @@ __all__ = [
     "Environment",
     "FileDigest",
     "Header",
+    "Heading",
     "ModelInfo",
     "StepStatus",
     "TriggerInfo",
@@ -130,8 +131,8 @@ class StepStatus(Record):
     reason: str | None = None
 
 
-class Header(Record):
-    """What the records of all verbs begin with.
+class Heading(Record):
+    """What the records of all verbs begin with, those that need no images included.
 
     Attributes:
         created: When the record was sealed.
@@ -153,8 +154,6 @@ class Header(Record):
     sources: dict[str, Any] = Field(default_factory=dict)
     environment: Environment
     inputs: tuple[FileDigest, ...]
-    data: DataInfo
-    trigger: TriggerInfo
     models: tuple[ModelInfo, ...]
     diagnostics: tuple[Diagnostic, ...] = ()
     steps: tuple[StepStatus, ...] = ()
@@ -185,10 +184,7 @@ class Header(Record):
         Models that were made here (stand-ins and surrogates) are not among them.
         """
         models = [m for m in self.models if m.role != "surrogate" and not m.stand_in]
-        return (
-            *(f"{model.name}: {note}" for model in models for note in model.notes),
-            *(f"images: {note}" for note in self.data.notes),
-        )
+        return tuple(f"{model.name}: {note}" for model in models for note in model.notes)
 
     def about_weights(self) -> str | None:
         """Return which set of weights in a file was audited as the defended model, and which not.
@@ -203,3 +199,22 @@ class Header(Record):
             f"the weights under {model.weights!r} were audited; the same file also holds {others}, "
             "other weights which were not"
         )
+
+
+class Header(Heading):
+    """What the records of verbs on images begin with.
+
+    Attributes:
+        data: The clean sample and its split.
+        trigger: The trigger, known or recovered.
+    """
+
+    data: DataInfo
+    trigger: TriggerInfo
+
+    def input_notes(self) -> tuple[str, ...]:
+        """Return what was left out, converted or guessed when the given inputs were read.
+
+        Models that were made here (stand-ins and surrogates) are not among them.
+        """
+        return (*super().input_notes(), *(f"images: {note}" for note in self.data.notes))

@@ -21,6 +21,7 @@ from bdaudit.records.documents import (
     ReactivationRecord,
     RelearnRecord,
     ScoreRecord,
+    ScreenRecord,
 )
 from bdaudit.records.header import SCHEMA_VERSION
 
@@ -33,6 +34,7 @@ _KINDS: dict[str, type[AnyDocument]] = {
     "reactivation": ReactivationRecord,
     "inversion": InversionRecord,
     "relearning": RelearnRecord,
+    "screening": ScreenRecord,
 }
 
 

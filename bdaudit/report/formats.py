@@ -10,7 +10,7 @@ from typing import Any
 from bdaudit.errors import ConfigError, RecordError
 from bdaudit.foundation.opening import RECORD_BYTES
 from bdaudit.foundation.texts import parse_json, read_text
-from bdaudit.records import AnyDocument, InversionRecord
+from bdaudit.records import AnyDocument, InversionRecord, ScreenRecord
 from bdaudit.report.untrusted import shown
 
 __all__ = ["FORMATS", "MERGED", "demand_format_for", "find_format", "merge_report", "render_report"]
@@ -29,6 +29,14 @@ FORMATS = {
     "json": "bdaudit.report.json_report",
 }
 """Where `render` of each format lives. Imported when asked for: some bring large libraries."""
+
+_OF_SCREENINGS = {
+    "html": "bdaudit.report.screening_html",
+    "md": "bdaudit.report.screening_markdown",
+    "csv": "bdaudit.report.screening_csv",
+    "json": "bdaudit.report.json_report",
+}
+"""Likewise of a screening, which has neither images nor a trigger."""
 
 _OF_VERDICTS = ("sarif", "junit", "env", "intoto", "cyclonedx", "openvex", "model-card")
 """Formats that have nothing to say without a verdict."""
@@ -77,7 +85,12 @@ def render_report(name: str, record: AnyDocument) -> str:
         ConfigError: The format is unknown.
         RecordError: The format cannot show this kind of record.
     """
-    module = importlib.import_module(FORMATS[find_format(name)])
+    home = FORMATS[find_format(name)]
+    if isinstance(record, ScreenRecord):
+        if name not in _OF_SCREENINGS:
+            raise RecordError(f"a {name} report is not made of a screening; of an audit it is")
+        home = _OF_SCREENINGS[name]
+    module = importlib.import_module(home)
     if isinstance(record, InversionRecord) and name != "json":
         raise RecordError(
             f"a {name} report is not made of a search for a trigger alone; of an audit it is"
@@ -97,7 +110,7 @@ def merge_report(name: str, record: AnyDocument, existing: Path) -> str:
     """
     if find_format(name) not in MERGED:
         raise ConfigError(f"a {name} report is not merged; known: {', '.join(MERGED)}")
-    if isinstance(record, InversionRecord):
+    if isinstance(record, InversionRecord | ScreenRecord):
         return render_report(name, record)
     what = f"a {name} file"
     text = read_text(existing, what=what, error=RecordError, limit=RECORD_BYTES)

@@ -22,12 +22,14 @@ from bdaudit.records import (
     Mode,
     RelearnRecord,
     ScoreRecord,
+    ScreenRecord,
 )
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.inversion import inversion_parts
 from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.relearning import relearning_parts
 from bdaudit.report.release import lead, release_line
+from bdaudit.report.screening_terminal import screening_footer, screening_parts
 from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import (
@@ -80,6 +82,8 @@ def print_record(
             *relearning_parts(record.relearning, console),
             _baseline_table(record.baselines, (), console),
         ]
+    elif isinstance(record, ScreenRecord):
+        parts = screening_parts(record, console)
     else:
         parts = [
             _baseline_table(record.baselines, (), console),
@@ -460,6 +464,8 @@ def _note_parts(notes: Sequence[str]) -> list[RenderableType]:
 
 
 def _footer(record: AnyDocument) -> RenderableType:
+    if isinstance(record, ScreenRecord):
+        return screening_footer(record)
     models = ", ".join(
         f"{m.name} {m.weights_sha256[:12] if m.weights_sha256 else 'unknown'}"
         for m in record.models

@@ -18,6 +18,7 @@ from bdaudit.records import (
     ReactivationRecord,
     RelearnRecord,
     ScoreRecord,
+    ScreenRecord,
 )
 
 __all__ = [
@@ -145,6 +146,8 @@ def one_line(record: AnyDocument) -> str:
         return f"{record.relearning.outcome}: {record.relearning.why}"
     if isinstance(record, InversionRecord):
         return f"{record.inversion.outcome}: {record.inversion.why}"
+    if isinstance(record, ScreenRecord):
+        return f"{record.screening.outcome}: {record.screening.why}"
     run = next(r for r in record.runs if r.role == "defended" and r.condition == "trigger")
     alone = next(b for b in record.baselines if b.role == "defended")
     return (

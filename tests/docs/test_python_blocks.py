@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import bdaudit
 from bdaudit.data import load_sample, split_sample
 from bdaudit.defenses import FinetuneConfig
+from bdaudit.inversion import MaximumMarginConfig
 from bdaudit.inversion.universal import UniversalConfig
 from bdaudit.models import load_model
 from bdaudit.relatives import surrogates
@@ -124,6 +125,8 @@ def test_python_runs(
     split = bdaudit.SplitSettings(craft=60, held_out=200)
     invert = functools.partial(bdaudit.invert, config=search, split=split, target=0, stand_ins=0)
     monkeypatch.setattr(bdaudit, "invert", invert)
+    margins = MaximumMarginConfig(n_images=2, n_steps=2)
+    monkeypatch.setattr(bdaudit, "screen", functools.partial(bdaudit.screen, config=margins))
     defenses = SurrogateConfig(defenses=(FinetuneConfig(),))
     made = functools.partial(surrogates.make_surrogates, config=defenses)
     monkeypatch.setattr(surrogates, "make_surrogates", made)
