@@ -2,10 +2,14 @@
 
     python benchmarks/screen.py run FAMILY ... --out RESULTS --seeds 3    # measures, keeps
     python benchmarks/screen.py table RESULTS                             # prints
+    python benchmarks/screen.py null                                      # without any model
 
 A FAMILY is a folder that `bdaudit zoo build` made. Every model in it is searched from the random
 images of each seed, and what was found is added to RESULTS, a line of JSON each, as it is made;
 what is there already is not made again. `--only` takes patterns of models' names.
+
+`null` draws the margins of models without a backdoor from one gamma distribution, and counts how
+many of them each p-value calls suspicious.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bdaudit.foundation.progress import finish
@@ -101,8 +106,10 @@ def table(out: Path) -> None:
         return row["family"], row["model"]
 
     counts: dict[tuple[str, str], list[int]] = {}
-    print("| family | model | truth | target | pointed at | largest, next | p | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| family | model | truth | target | pointed at | largest, next | p | paper's p | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for (family, model), group in groupby(sorted(kept(out), key=key), key=key):
         rows = list(group)
         nulls = [hold_against_gamma(torch.tensor(row["statistics"])) for row in rows]
@@ -112,16 +119,17 @@ def table(out: Path) -> None:
             ", ".join(str(null.label) for null in nulls),
             ", ".join(f"{a:.0f} and {b:.0f}" for a, b in largest),
             ", ".join("none" if n.p_value is None else f"{n.p_value:.2g}" for n in nulls),
+            ", ".join("none" if n.published is None else f"{n.published:.2g}" for n in nulls),
             f"{sum(row['seconds'] for row in rows) / len(rows):.0f}",
         )
         target = "-" if first["target"] is None else str(first["target"])
         print(f"| {family} | {model} | {first['truth']} | {target} | {' | '.join(figures)} |")
-        for row, null in zip(rows, nulls, strict=True):
-            told = null.p_value is not None and null.p_value <= DETECT_AT
+        for row, held in zip(rows, nulls, strict=True):
+            told = held.p_value is not None and held.p_value <= DETECT_AT
             count = counts.setdefault((family, first["truth"]), [0, 0, 0])
             count[0] += 1
             count[1] += told
-            count[2] += told and null.label == row["target"]
+            count[2] += told and held.label == row["target"]
     print()
     print("| family | truth | runs | suspicious | of them at the true target |")
     print("|---|---|---|---|---|")
@@ -129,11 +137,23 @@ def table(out: Path) -> None:
         print(f"| {family} | {truth} | {runs} | {told} | {right} |")
 
 
+def null(n_models: int = 600, shape: float = 3.0) -> None:
+    """Count how often either p-value is at most the limit where there is no backdoor."""
+    print("| classes | paper's p-value is at most .05 | ours |")
+    print("|---|---|---|")
+    for n_classes in (4, 5, 10, 43, 100, 1000):
+        draws = np.random.default_rng(5).gamma(shape, size=(n_models, n_classes))
+        nulls = [hold_against_gamma(torch.tensor(row)) for row in draws]
+        paper = np.mean([n.published is not None and n.published <= DETECT_AT for n in nulls])
+        ours = np.mean([n.p_value is not None and n.p_value <= DETECT_AT for n in nulls])
+        print(f"| {n_classes:,} | {100 * paper:.0f} % | {100 * ours:.0f} % |")
+
+
 def _line(row: dict[str, Any]) -> str:
-    null = hold_against_gamma(torch.tensor(row["statistics"]))
+    held = hold_against_gamma(torch.tensor(row["statistics"]))
     return (
-        f"{row['family']} {row['model']} seed {row['seed']}: class {null.label} (target "
-        f"{row['target']}), p {null.p_value}, {row['seconds']:.0f} s, "
+        f"{row['family']} {row['model']} seed {row['seed']}: class {held.label} (target "
+        f"{row['target']}), p {held.p_value}, {row['seconds']:.0f} s, "
         f"{[round(s, 1) for s in row['statistics']]}"
     )
 
@@ -148,11 +168,14 @@ def main() -> None:
     running.add_argument("--seeds", type=int, default=3)
     running.add_argument("--only", action="append", default=[])
     commands.add_parser("table").add_argument("out", type=Path)
+    commands.add_parser("null")
     arguments = parser.parse_args()
     if arguments.command == "run":
         run(arguments.folders, arguments.out, arguments.seeds, arguments.only)
-    else:
+    elif arguments.command == "table":
         table(arguments.out)
+    else:
+        null()
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import special, stats
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, ModelError, NumericsError
@@ -25,6 +28,9 @@ MIN_CLASSES = 4
 """Classes below which there is no p-value: the null is fitted to all but one of them."""
 
 _LEAST_SPREAD = 1e-6  # standard deviation over mean from which a gamma distribution is fitted
+_N_SIMULATED = 20_000  # models without a backdoor, fewer where there are many classes
+_MOST_DRAWS = 2_000_000
+_SHAPES = (0.1, 1e4)  # beyond, what is simulated depends on the shape no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +89,9 @@ class GammaNull:
 
     Attributes:
         label: The class of the largest statistic.
-        p_value: Chance that the largest of K draws from the null is as large; `None` where no
-            null could be fitted.
+        p_value: Share of models with K margins from one gamma distribution in which the largest
+            stands out as far; `None` where no null could be fitted.
+        published: The p-value of the paper, which is too small where classes are few.
         shape: Of the gamma distribution, which begins at 0.
         scale: Of it, in logits.
         reason: Why there is no p-value.
@@ -92,6 +99,7 @@ class GammaNull:
 
     label: int
     p_value: float | None
+    published: float | None = None
     shape: float | None = None
     scale: float | None = None
     reason: str | None = None
@@ -186,16 +194,21 @@ def find_maximum_margins(
 def hold_against_gamma(statistics: Tensor) -> GammaNull:
     """Say how unusual the largest statistic is among the classes.
 
+    A gamma distribution F from 0 on is fitted to the other K - 1 (maximum likelihood). The paper's
+    p-value is 1 - F(largest)^K. But F was fitted without the largest, so that it is too narrow: of
+    models whose margins *are* draws from one gamma distribution a quarter get .05 or less with ten
+    classes, and half with four (docs/screen.md). So the same is done to many such models, drawn
+    from F, and the p-value is the share of them in which the largest stands out as far.
+
     Args:
         statistics: (K,) one a class.
 
     Returns:
-        The p-value 1 - F(largest)^K, with F the gamma distribution from 0 on that fits the other
-        K - 1 best (maximum likelihood): the chance that the largest of K such draws is as large.
-        None where K is below `MIN_CLASSES`, where one of the others is not above 0, or where they
-        are all alike.
+        Both p-values. None where K is below `MIN_CLASSES`, where one of the others is not above 0,
+        or where they are all alike.
 
-    Source: Wang et al., as in `find_maximum_margins`, who detect a backdoor at .05.
+    Source: Wang et al., as in `find_maximum_margins`, who detect a backdoor at .05 of their
+    p-value; there F may begin anywhere. The simulation is ours.
     """
     label = int(statistics.argmax())
     n_classes = len(statistics)
@@ -219,9 +232,51 @@ def hold_against_gamma(statistics: Tensor) -> GammaNull:
         return GammaNull(
             label, None, reason="the margins of the other classes are all alike: nothing to fit"
         )
-    shape, _, scale = stats.gamma.fit(others, floc=0)
-    within = stats.gamma.logcdf(float(statistics[label]), shape, scale=scale)
-    return GammaNull(label, float(-np.expm1(n_classes * within)), float(shape), float(scale))
+    fitted = _fit_gamma(others[None])
+    shape, scale = float(fitted[0][0]), float(fitted[1][0])
+    # On a log scale, since the tail of a class that stands far out is below the least number.
+    tail = float(stats.gamma.logsf(float(statistics[label]), shape, scale=scale))
+    published = float(-np.expm1(n_classes * np.log1p(-np.exp(tail)))) if tail < 0 else 1.0
+    # What is simulated hardly depends on the shape: to the next power of e is near enough.
+    rounded = float(np.exp(np.round(np.log(np.clip(shape, *_SHAPES)))))
+    simulated = _simulated_tails(n_classes, rounded)
+    as_far = int(np.searchsorted(simulated, tail, side="right"))
+    p_value = (1 + as_far) / (1 + len(simulated))
+    return GammaNull(label, p_value, max(0.0, published), shape, scale)
+
+
+@cache
+def _simulated_tails(n_classes: int, shape: float) -> NDArray[np.float64]:
+    """Return, ascending, how far the largest margin stands out in models without a backdoor.
+
+    Args:
+        n_classes: Margins of each model.
+        shape: Of the gamma distribution that they are drawn from; its scale does not matter.
+
+    Returns:
+        For each model log(1 - F(largest)), with F fitted to its other margins.
+    """
+    n_models = min(_N_SIMULATED, _MOST_DRAWS // n_classes)
+    draws = np.random.default_rng(0).gamma(shape, size=(max(n_models, 100), n_classes))
+    margins = np.sort(np.maximum(draws, np.finfo(np.float64).tiny), axis=1)
+    shapes, scales = _fit_gamma(margins[:, :-1])
+    tails: NDArray[np.float64] = np.sort(stats.gamma.logsf(margins[:, -1], shapes, scale=scales))
+    return tails
+
+
+def _fit_gamma(margins: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return shape (n,) and scale (n,) of the likeliest gamma distributions, from 0 on, of rows.
+
+    Source: Minka, "Estimating a Gamma distribution", 2002: the closed form is within 1.5 % of the
+    shape, and a few steps of Newton's method make it exact.
+    """
+    means = margins.mean(1)
+    apart = np.maximum(np.log(means) - np.log(margins).mean(1), np.finfo(np.float64).eps)
+    shapes = (3 - apart + np.sqrt((apart - 3) ** 2 + 24 * apart)) / (12 * apart)
+    for _ in range(5):
+        wrong = np.log(shapes) - special.digamma(shapes) - apart
+        shapes = shapes - wrong / (1 / shapes - special.polygamma(1, shapes))
+    return shapes, means / shapes
 
 
 def _climb(classifier: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,7 @@ def screening_steps(
         why=_why(null, margins, limit, class_names),
         label=null.label,
         p_value=null.p_value,
+        published_p_value=null.published,
         limit=limit,
         reason=null.reason,
         gamma_shape=null.shape,
@@ -120,7 +121,6 @@ def _why(
         f"class {null.label}{name} can be driven to a margin of {first:.3g} logits, the next class "
         f"to {second:.3g}"
     )
-    p_value = "below 0.0001" if null.p_value < 1e-4 else f"{null.p_value:.2g}"
     if null.p_value <= limit:
-        return f"{sizes}, which is out of proportion to the other classes: p {p_value}"
-    return f"{sizes}, which is in proportion to the other classes: p {p_value}"
+        return f"{sizes}, which is out of proportion to the other classes: p {null.p_value:.2g}"
+    return f"{sizes}, which is in proportion to the other classes: p {null.p_value:.2g}"

@@ -35,9 +35,10 @@ class Screening(Record):
             there is no p.
         why: One sentence.
         label: The class with the largest margin, which a suspicion points at.
-        p_value: Chance of so large a margin among the classes of a model without a backdoor, if
-            the margins of such a model were drawn from one gamma distribution; `None` where none
-            could be fitted.
+        p_value: Share of models without a backdoor in which the largest margin stands out as far,
+            if the margins of such a model were drawn from one gamma distribution; `None` where
+            none could be fitted.
+        published_p_value: By the paper's formula, which is too small where classes are few.
         limit: Of the p-value.
         reason: Why there is no p-value.
         gamma_shape: Of the distribution that was fitted to the other classes' margins.
@@ -52,6 +53,7 @@ class Screening(Record):
     why: str
     label: int = Field(ge=0)
     p_value: Fraction | None
+    published_p_value: Fraction | None = None
     limit: Fraction
     reason: str | None = None
     gamma_shape: float | None = None

@@ -46,7 +46,9 @@ def file_of(record: ScreenRecord) -> str:
 
 
 def p_value(screening: Screening) -> str:
-    """Write the p-value, or that there is none."""
+    """Write the p-value with the paper's, or that there is none."""
     if screening.p_value is None:
         return "none"
-    return "below 0.0001" if screening.p_value < 1e-4 else f"{screening.p_value:.2g}"
+    if screening.published_p_value is None:
+        return f"{screening.p_value:.2g}"
+    return f"{screening.p_value:.2g} (by the paper's formula {screening.published_p_value:.2g})"

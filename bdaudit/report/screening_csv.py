@@ -10,8 +10,11 @@ from bdaudit.report.untrusted import csv_cell
 
 __all__ = ["COLUMNS", "render"]
 
-COLUMNS = ("class", "name", "margin", "start", "steps", "outcome", "p_value", "limit")
-"""Margins are in logits; the last three are the record's own, the same in each row."""
+COLUMNS = (
+    "class", "name", "margin", "start", "steps", "outcome", "p_value", "limit",
+    "published_p_value",
+)  # fmt: skip
+"""Margins are in logits; the last four are the record's own, the same in each row."""
 
 
 def render(record: ScreenRecord) -> str:
@@ -21,9 +24,11 @@ def render(record: ScreenRecord) -> str:
     rows.writerow(COLUMNS)
     screening = record.screening
     names = screening.class_names or ()
-    p_value = "" if screening.p_value is None else f"{screening.p_value:.6g}"
+    both = (screening.p_value, screening.published_p_value)
+    p_value, published = ("" if value is None else f"{value:.6g}" for value in both)
     for row in screening.margins:
         name = csv_cell(names[row.label]) if row.label < len(names) else ""
         figures = (f"{row.margin:.6g}", f"{row.start:.6g}", row.steps)
-        rows.writerow([row.label, name, *figures, screening.outcome, p_value, screening.limit])
+        end = (screening.outcome, p_value, screening.limit, published)
+        rows.writerow([row.label, name, *figures, *end])
     return stream.getvalue()

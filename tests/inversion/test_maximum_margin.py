@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, ModelError, NumericsError
@@ -72,23 +73,47 @@ def test_the_class_that_stands_alone_is_told() -> None:
     null = hold_against_gamma(margins(PixelNet(SIZES)).statistics)
     assert null.label == 5
     assert null.p_value is not None
-    assert null.p_value < 1e-6
+    assert null.p_value < 0.02
+    assert null.published is not None
+    assert null.published < 1e-6
     even = hold_against_gamma(margins(PixelNet((5.0, 6.0, 7.0, 6.5, 5.5, 7.5))).statistics)
     assert even.label == 5
     assert even.p_value is not None
     assert even.p_value > 0.05
 
 
-def test_the_p_value_is_the_share_of_draws_whose_largest_is_as_large() -> None:
-    statistics = torch.tensor([3.0, 4.0, 5.0, 6.0, 9.0])
-    null = hold_against_gamma(statistics)
+def test_the_published_p_value_is_the_share_of_draws_whose_largest_is_as_large() -> None:
+    null = hold_against_gamma(torch.tensor([3.0, 4.0, 5.0, 6.0, 9.0]))
+    shape, _, scale = stats.gamma.fit([3.0, 4.0, 5.0, 6.0], floc=0)  # of the others alone
+    assert (null.shape, null.scale) == pytest.approx((shape, scale), rel=1e-6)
+    draws = np.random.default_rng(0).gamma(shape, scale, size=(200_000, 5))
+    assert null.published == pytest.approx((draws.max(1) >= 9.0).mean(), abs=0.005)
+
+
+@pytest.mark.parametrize(("n_classes", "shape"), [(4, 3.0), (10, 0.7), (10, 1e6), (100, 7.0)])
+def test_models_whose_margins_come_from_one_gamma_are_suspected_as_often_as_the_limit_says(
+    n_classes: int, shape: float
+) -> None:
+    draws = np.random.default_rng(1).gamma(shape, 2.0, size=(400, n_classes))
+    nulls = [hold_against_gamma(torch.tensor(row)) for row in draws]
+    found = [null.p_value for null in nulls if null.p_value is not None]
+    assert len(found) == 400
+    assert np.mean([p <= 0.05 for p in found]) == pytest.approx(0.05, abs=0.035)
+    assert np.mean([p <= 0.5 for p in found]) == pytest.approx(0.5, abs=0.08)
+
+
+def test_the_published_p_value_suspects_a_quarter_of_models_with_ten_classes() -> None:
+    draws = np.random.default_rng(2).gamma(3.0, 2.0, size=(400, 10))
+    nulls = [hold_against_gamma(torch.tensor(row)) for row in draws]
+    published = np.mean([null.published <= 0.05 for null in nulls])  # type: ignore[operator]
+    assert published == pytest.approx(0.26, abs=0.07)
+
+
+def test_a_tail_below_the_least_number_is_still_told() -> None:
+    null = hold_against_gamma(torch.tensor([5.0, 6.0, 7.0, 8.0, 1e30]))
+    assert null.published == 0.0
     assert null.p_value is not None
-    assert null.shape is not None
-    draws = np.random.default_rng(0).gamma(null.shape, null.scale, size=(200_000, 5))
-    assert null.p_value == pytest.approx((draws.max(1) >= 9.0).mean(), abs=0.005)
-    # The fit is of the others alone, and no other gamma makes them likelier.
-    others = np.array([3.0, 4.0, 5.0, 6.0])
-    assert null.shape * null.scale == pytest.approx(others.mean())  # type: ignore[operator]
+    assert 0 < null.p_value < 0.001
 
 
 def test_a_p_value_does_not_hang_on_the_scale_of_the_logits() -> None:
