@@ -21,8 +21,8 @@ LEFT_OPEN = (
     "innocence: a backdoor whose class does not stand out, with several target classes, or that "
     "sleeps after a defence is not seen",
     "a p-value that can be relied on: it takes the classes of an innocent model for draws from one "
-    "gamma distribution, which they are not; how often innocent models are suspected has not been "
-    "measured well, see docs/screen.md",
+    "gamma distribution, which they are not; how often real innocent models are suspected has not "
+    "been measured (docs/screen.md)",
 )
 """What a screening does not prove, whatever comes out."""
 
