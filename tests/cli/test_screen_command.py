@@ -112,6 +112,12 @@ def test_every_format_of_a_screening_reads_back() -> None:
     assert [row["class"] for row in rows] == ["4", "2", "3", "1", "0"]
     assert {row["outcome"] for row in rows} == {"suspicious"}
     assert "| 4 | 60.0" in render_report("md", record)
+    # Nothing is marked where nothing was found, and a clearing colour never is.
+    page, even = (render_report("html", screened(name)) for name in ("suspicious", "even"))
+    assert page.count('<tr class="main">') == 1
+    assert '<span class="stamp fail">suspicious' in page
+    assert '<tr class="main">' not in even
+    assert '<span class="stamp ">nothing found' in even
     for name in set(FORMATS) - {"html", "md", "csv", "json"}:
         with pytest.raises(RecordError, match="not made of a screening"):
             render_report(name, record)
