@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from bdaudit.auditing.invert import RecoveredTriggers
@@ -440,6 +441,9 @@ class _Audit:
             )
         except BdauditError as error:
             self.relearning_missing = str(error)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            # Training takes more memory than attacks do: gradients and momentum of all weights.
+            self.relearning_missing = "there is not enough memory to train a copy of the model"
 
     def _surrogates(self) -> Steps[None]:
         yield from self._attacker.prepare(self.inputs)

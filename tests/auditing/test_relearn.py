@@ -152,3 +152,28 @@ def test_that_it_could_not_be_measured_is_said_and_changes_nothing() -> None:
     assert settled.verdict is not None
     assert not any("relearning" in reason for reason in settled.verdict.reasons)
     assert any("relearning was not measured" in w for w in settled.verdict.warnings)
+
+
+class Large(nn.Module):
+    """The removed twin, too large to be trained here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = removed_twin()
+        self.moved = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.moved.requires_grad:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        logits: torch.Tensor = self.net(images)
+        return logits + self.moved
+
+
+def test_memory_that_attacks_have_and_training_lacks_costs_the_relearning_alone() -> None:
+    settled = audit(Large())
+    assert settled.relearning is None
+    assert settled.relearning_missing is not None
+    assert "not enough memory" in settled.relearning_missing
+    assert settled.verdict is not None
+    assert settled.verdict.outcome == "removed"
+    assert all(step.status == "done" for step in settled.steps)
