@@ -686,9 +686,9 @@ class _Audit:
         return (3.0 + references) * len(self.inputs.held_out_poisoned) * self.speed.forward
 
     def _relearning_cost(self) -> float:
-        if self.settings.relearn is None:
-            return 0.0
         references = len(self.inputs.with_role("reference")) + self._awaited
+        if self.settings.relearn is None or self.only is not None or references == 0:
+            return 0.0
         return relearning_cost(references, self.settings.relearn) * self.speed.training
 
     def _stand_in_cost(self) -> float:

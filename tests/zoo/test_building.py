@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -35,6 +36,7 @@ from bdaudit.zoo.costs import estimate_costs
 from bdaudit.zoo.folder import FamilyFolder, changes_between
 from bdaudit.zoo.manifest import read_manifest
 from bdaudit.zoo.parts import load_parts
+from tests.pretend import pretended_card
 from tests.zoo.conftest import FAMILY
 
 NAMES = [
@@ -427,3 +429,21 @@ def test_every_attack_is_made_on_a_card(small_data: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     made = {member.attack for member in read_family(tmp_path / "all").members}
     assert made == set(ATTACKS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_an_attack_meets_its_helper_network_on_a_pretended_card(
+    small_data: Path, tmp_path: Path
+) -> None:
+    """LF once took images of the processor to a network on the card."""
+    text = FAMILY.replace("epochs = 4", "epochs = 1").replace("_w8", "_w4")
+    text = text.replace("images = 500", "images = 200")
+    attack = '[[attack]]\ntype = "lf"\nrates = [0.05]\nsettings = { n_steps = 3 }\n\n'
+    path = tmp_path / "few.toml"
+    path.write_text(text.replace("[[defense]]", f"{attack}[[defense]]"))
+    shutil.copy(small_data / "images.npz", tmp_path)
+    arguments = ["zoo", "build", str(path), "--out", str(tmp_path / "few"), "--device", "cuda"]
+    with pretended_card():
+        result = CliRunner().invoke(app, [*arguments, "--only", "lf-*-s1", "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert [m.attack for m in read_family(tmp_path / "few").members] == ["lf"]

@@ -1,0 +1,273 @@
+"""A pretended CUDA device: tensors that claim to lie on a card and are computed on the processor.
+
+Without a card nothing tells whether code keeps its tensors on one device. Here `cuda` tensors are
+a subclass that holds the real values, so loops, branches and `.item()` work as ever; and what a
+card refuses is refused: an operation on tensors of both devices, a generator of the processor for
+numbers drawn on the card, `.numpy()` of what lies there. What cannot be seen this way: kernels,
+memory, speed, rounding, and what the backward pass mixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._dynamo  # it must not be imported first while functions of torch are replaced
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+__all__ = ["CARD", "WrongDeviceError", "pretended_card"]
+
+CARD = torch.device("cuda", 0)
+
+_aten = torch.ops.aten
+_ACROSS = {_aten._to_copy.default, _aten.copy_.default}
+"""What may take tensors of both devices."""
+_INDEXES = {
+    _aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default,
+    _aten._unsafe_index.Tensor, _aten._index_put_impl_.default,
+}  # fmt: skip
+"""What may take indices that lie on the processor."""
+
+
+class WrongDeviceError(AssertionError):
+    """Something that a card would have refused."""
+
+
+class OnCard(Tensor):
+    """A tensor that says it lies on the card; its values are those of `held`, on the processor."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> OnCard:
+        made: OnCard = Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            layout=held.layout,
+            device=held.device,
+            requires_grad=held.requires_grad,
+        )
+        made.held = held
+        return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CARD
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise WrongDeviceError("numpy() of a tensor on the card: call .cpu() first")
+        return self.held.detach().numpy()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            made: Tensor = OnCard(self.held.detach().clone())
+            if isinstance(self, torch.nn.Parameter):
+                made = torch.nn.Parameter(made, requires_grad=self.requires_grad)
+            memo[id(self)] = made
+        copied: Tensor = memo[id(self)]
+        return copied
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.dim() == 0 else super().__format__(spec)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"OnCard({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _ToCard(torch.autograd.Function):
+    """Moves a tensor there, and its gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        return OnCard(tensor.detach().clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.held if isinstance(gradient, OnCard) else gradient
+
+
+class _ToProcessor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: OnCard) -> Tensor:  # type: ignore[override]
+        return tensor.held.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient if isinstance(gradient, OnCard) else OnCard(gradient)
+
+
+_to = Tensor.to
+
+
+def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`Tensor.to`, which knows of both devices."""
+    if args and isinstance(args[0], Tensor):
+        args = (args[0].device, args[0].dtype, *args[1:])
+    copy = kwargs.pop("copy", False)
+    device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+    there = isinstance(tensor, OnCard)
+    if device is not None and (device.type == "cuda") != there:
+        tensor = _ToProcessor.apply(tensor) if there else _ToCard.apply(tensor)
+    dtype = tensor.dtype if dtype is None else dtype
+    if memory_format is not None:
+        return _to(tensor, dtype=dtype, memory_format=memory_format, copy=copy)
+    return _to(tensor, dtype=dtype, copy=copy)
+
+
+def _made_by(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.tensor` or its like, which asks for a driver before anything can be dispatched."""
+
+    def made(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        tensor = make(*args, **kwargs)
+        return tensor if device is None else tensor.to(device)
+
+    return made
+
+
+def _both_here(one: Tensor, other: Tensor) -> bool:
+    return not isinstance(one, OnCard) and not isinstance(other, OnCard)
+
+
+class _Card(TorchDispatchMode):
+    """Sees also what is made on the card, where no argument lies there yet."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    on_card = any(isinstance(x, OnCard) for x in tensors)
+    wanted = kwargs.get("device")
+    if wanted is not None:
+        on_card_after = torch.device(wanted).type == "cuda"
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+        _check_generator(func, kwargs, on_card=on_card_after)
+    else:
+        on_card_after = on_card
+        if func not in _ACROSS:
+            _check(func, args, tensors)
+        elif func is _aten.copy_.default:
+            on_card_after = isinstance(args[0], OnCard)
+        _check_generator(func, kwargs, on_card=on_card)
+    told = func(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
+    if func is _aten._to_copy.default and on_card_after == on_card:
+        on_card_after = on_card
+    return tree_map(lambda x: _put(x, args, on_card=on_card_after), told)
+
+
+def _put(value: Any, args: Iterable[Any], *, on_card: bool) -> Any:
+    """Wrap what came out; what was changed in place stays the object it was."""
+    if not isinstance(value, Tensor):
+        return value
+    for argument in tree_flatten(tuple(args))[0]:
+        if isinstance(argument, OnCard) and argument.held is value:
+            return argument
+        if argument is value:
+            return value
+    return OnCard(value) if on_card and not isinstance(value, OnCard) else value
+
+
+def _unwrapped(value: Any) -> Any:
+    return value.held if isinstance(value, OnCard) else value
+
+
+def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
+    if not any(isinstance(x, OnCard) for x in tensors):
+        return
+    if torch._C._current_graph_task_id() != -1:
+        return  # the backward pass itself makes zeros where the processor's tensors would lie
+    if func in _INDEXES:
+        if not isinstance(args[0], OnCard):
+            raise WrongDeviceError(f"{func}: a tensor on the processor, indexed from the card")
+        tensors = [x for x in (args[0], *args[2:]) if isinstance(x, Tensor)]
+    for tensor in tensors:
+        if not isinstance(tensor, OnCard) and tensor.dim() > 0:
+            raise WrongDeviceError(
+                f"{func}: tensors on both devices, one of them {tuple(tensor.shape)} on the "
+                "processor"
+            )
+
+
+def _check_generator(func: Any, kwargs: Mapping[str, Any], *, on_card: bool) -> None:
+    generator = kwargs.get("generator")
+    if on_card and isinstance(generator, torch.Generator):
+        raise WrongDeviceError(f"{func}: drawn on the card by a generator of the processor")
+
+
+def _without_gradients(mode: Any) -> None:
+    """In the place of inference mode, which a subclass of tensors does not bear."""
+    mode.gradients_before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+
+
+def _as_before(mode: Any, *_: object) -> None:
+    torch.set_grad_enabled(mode.gradients_before)
+
+
+@contextmanager
+def pretended_card() -> Iterator[torch.device]:
+    """Pretend that there is one card, as long as this lasts; gives its device."""
+    nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
+    answers: dict[str, Any] = {
+        "_lazy_init": nothing,
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_rng_state": lambda *_: torch.zeros(0, dtype=torch.uint8),
+        "manual_seed": nothing,
+        "manual_seed_all": nothing,
+        "set_rng_state": nothing,
+        "synchronize": nothing,
+        "empty_cache": nothing,
+        "reset_peak_memory_stats": nothing,
+        "max_memory_allocated": lambda *_: 0,
+        "get_device_name": lambda *_: "a pretended card",
+        "mem_get_info": lambda *_: (2**33, 2**33),
+        "is_bf16_supported": lambda *_, **__: True,
+    }
+    with (
+        mock.patch.multiple(torch.cuda, **answers),
+        mock.patch.object(
+            torch.optim.Optimizer, "_accelerator_graph_capture_health_check", nothing
+        ),
+        mock.patch.multiple(
+            torch.inference_mode, __enter__=_without_gradients, __exit__=_as_before
+        ),
+        mock.patch.object(Tensor, "to", _moved),
+        mock.patch.object(Tensor, "cuda", lambda tensor, *_, **__: tensor.to(CARD)),
+        mock.patch.object(Tensor, "cpu", lambda tensor, *_, **__: tensor.to("cpu")),
+        mock.patch.object(torch, "tensor", _made_by(torch.tensor)),
+        mock.patch.object(torch, "as_tensor", _made_by(torch.as_tensor)),
+        # Else `module.to` puts the shell of a tensor into a parameter, and loses its values.
+        mock.patch.object(torch, "_has_compatible_shallow_copy_type", _both_here),
+        _Card(),
+    ):
+        yield CARD

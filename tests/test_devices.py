@@ -1,0 +1,165 @@
+"""Everything that computes keeps its tensors on one device; seen without a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import bdaudit
+from bdaudit.data import from_arrays
+from bdaudit.defenses.catalogue import DEFENSES, defense_config, flat_settings
+from bdaudit.foundation.progress import finish
+from bdaudit.relatives.standins import StandInConfig
+from bdaudit.triggers import AllToOne
+from bdaudit.zoo.attacks import ATTACKS, attack_config
+from tests.auditing.test_relearn import CONFIG as RELEARN
+from tests.defenses.pictures import pictures, small_net
+from tests.pretend import WrongDeviceError, pretended_card
+from tests.twins import (
+    TARGET,
+    dormant_twin,
+    innocent_twin,
+    original_twin,
+    twin_sample,
+    twin_trigger,
+)
+from tests.zoo.attacks import photos
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a card, and tests marked cuda run on it"
+)
+TRIGGER = bdaudit.from_callable(twin_trigger, TARGET)
+ON_CARD = bdaudit.ComputeSettings(device="cuda")
+
+
+@pytest.fixture
+def card() -> Iterator[torch.device]:
+    with pretended_card() as device:
+        yield device
+
+
+def test_what_a_card_refuses_is_refused(card: torch.device) -> None:
+    there, here = torch.rand(4, 3, device=card), torch.rand(4, 3)
+    layer = nn.Linear(3, 2).to(card)
+    assert layer(there).device == there.device == card
+    for mixed in (
+        lambda: there + here,
+        lambda: layer(here),
+        lambda: here[torch.tensor([0, 1], device=card)],
+        lambda: torch.cat([there, here]),
+        lambda: torch.rand(3, device=card, generator=torch.Generator()),
+        lambda: there.numpy(),
+    ):
+        with pytest.raises(WrongDeviceError):
+            mixed()
+    assert torch.equal((there.cpu() + here) - here, there.cpu() + here - here)
+    assert (there * torch.tensor(2.0)).device == card  # a single number may come from anywhere
+    there[torch.tensor([0])] = 0.0
+    assert float(there[0].sum()) == 0.0
+
+
+def test_training_there_is_training(card: torch.device) -> None:
+    layer = nn.Linear(3, 2).to(card)
+    before = [parameter.detach().cpu().clone() for parameter in layer.parameters()]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    images, labels = torch.rand(8, 3), torch.arange(8) % 2
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(layer(images.to(card)), labels.to(card))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    after = list(layer.cpu().parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_stays_where_its_images_are(name: str, card: torch.device) -> None:
+    images, labels = photos.photos()
+    attack = ATTACKS[name]
+    helper = photos.linear_classifier(images, labels).to(card) if attack.needs_helper else None
+    shared: dict[str, Any] = {
+        "num_classes": photos.CLASSES,
+        "config": attack_config(name, photos.QUICK.get(name, {})),
+        "generator": torch.Generator().manual_seed(7),
+        "helper": helper,
+    }
+    images, labels = images.to(card), labels.to(card)
+    rule = AllToOne(photos.TARGET)
+    trigger = finish(attack.make_trigger(images, labels, rule=rule, **shared))
+    assert trigger.stamp(images[:2]).device == card
+    poisoning = finish(attack.poison(images, labels, trigger=trigger, poison_rate=0.1, **shared))
+    assert poisoning.images.device == card
+
+
+_SHORT = {"tuning.n_epochs": 1, "tuning.batch_size": 30, "n_rounds": 1, "n_steps": 2, "n_passes": 1}
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if name != "nc-unlearn"])
+def test_every_defence_stays_where_its_model_is(name: str, card: torch.device) -> None:
+    """NC unlearning searches as `invert` does, below, and takes forty seconds here."""
+    flat = flat_settings(defense_config(name))
+    config = defense_config(name, {key: value for key, value in _SHORT.items() if key in flat})
+    draw = torch.Generator().manual_seed(0)
+    images, labels = pictures(60, seed=2)
+    defended = finish(
+        DEFENSES[name].run(small_net().to(card), images, labels, config=config, generator=draw)
+    )
+    assert {parameter.device for parameter in defended.parameters()} == {card}
+
+
+AUDITS: dict[str, dict[str, Any]] = {
+    "white": {},
+    "L2": {"norm": "l2", "eps": (0.5,)},
+    "specific": {"objective": "specific"},
+    "placebos": {"placebos": 5},
+    "BEC": {"bec": True},
+    "relearning": {"relearn": RELEARN},
+    "stand-ins": {"stand_ins": 1, "stand_in": StandInConfig(n_images=64)},
+    "query": {"mode": ("query",), "cold": True, "max_queries": 400},
+    "transfer": {"mode": ("transfer",)},
+}
+
+
+@pytest.mark.parametrize("kind", AUDITS)
+def test_every_step_of_an_audit_stays_on_the_card(kind: str, card: torch.device) -> None:
+    common: dict[str, Any] = {"eps": (0.05,), "passes": 2, "stand_ins": 0, "bec": False}
+    settings = bdaudit.AuditSettings(
+        **(common | {"relearn": None} | AUDITS[kind]),
+        compute=ON_CARD,
+        split=bdaudit.SplitSettings(craft=60),
+    )
+    record = bdaudit.audit(
+        dormant_twin(),
+        original=original_twin(),
+        data=twin_sample(200, seed=1),
+        trigger=TRIGGER,
+        reference=[innocent_twin()],
+        settings=settings,
+    )
+    assert record.environment.device == "cuda (a pretended card)"
+    assert [step for step in record.steps if step.status != "done"] == []
+    assert record.verdict is not None
+    assert record.verdict.outcome == "dormant"
+    assert (record.relearning is not None) == (kind == "relearning")
+
+
+@pytest.mark.parametrize(
+    "method", ["universal", "warp", "neural-cleanse", "feature-decoupling", "neuron-noise"]
+)
+def test_every_search_stays_on_the_card(method: str, card: torch.device) -> None:
+    images, labels = pictures(60, seed=2)
+    found = bdaudit.invert(
+        small_net(),
+        data=from_arrays(images, labels),
+        config=bdaudit.InversionConfig(methods=(method,), n_passes=1),  # type: ignore[arg-type]
+        compute=ON_CARD,
+        stand_ins=0,
+    )
+    assert found.record.environment.device == "cuda (a pretended card)"
