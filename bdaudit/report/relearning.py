@@ -21,8 +21,10 @@ _HEADLINES = {
 }
 
 
-def relearning_parts(relearning: Relearning, console: Console) -> list[RenderableType]:
-    """Return what there is to show, fitted to the console's width."""
+def relearning_parts(
+    relearning: Relearning, console: Console, *, brief: bool = False
+) -> list[RenderableType]:
+    """Return what there is to show, fitted to the console's width; `brief`: the outcome alone."""
     color, word = _HEADLINES[relearning.outcome]
     evidence = relearning.evidence
     head = Text.assemble(
@@ -31,6 +33,8 @@ def relearning_parts(relearning: Relearning, console: Console) -> list[Renderabl
         ('  no verdict by itself; REMEMBERED forbids "removed"', "dim"),
         f"\n{relearning.why}",
     )
+    if brief:
+        return [head]
     return [head, _table(relearning), _chart(relearning, console), _gloss(evidence.settings)]
 
 

@@ -116,7 +116,7 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
     parts += _placebo_parts(record, console)
     parts += _query_parts(record.runs, console, brief=brief)
     if record.relearning is not None:
-        parts += relearning_parts(record.relearning, console)
+        parts += relearning_parts(record.relearning, console, brief=True)
     if brief:
         return parts
     parts += _bec_parts(record.bec, record.bec_missing, console)

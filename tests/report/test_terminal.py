@@ -3,11 +3,12 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 
 from bdaudit.records import AuditRecord, Diagnostic
 from bdaudit.report import html_report, markdown_report
 from bdaudit.report.chart import Band, Line, draw_chart
+from bdaudit.report.relearning import relearning_parts
 from bdaudit.report.terminal import print_record
 from bdaudit.report.wording import one_line
 from bdaudit.verdict import Policy, judge
@@ -137,14 +138,20 @@ def test_the_band_spans_lowest_to_highest() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_relearning_is_shown_as_evidence_beside_the_verdict(width: int) -> None:
+def test_an_audit_says_how_relearning_ended_and_relearn_shows_it(width: int) -> None:
     found = relearning_record(0.8, outcome="dormant")
     text = printed(whole().model_copy(update={"relearning": found}), width=width)
     assert "REMEMBERED" in text
-    assert "80.0%" in text
-    assert "+80.0 points (+78.0 to +82.0)" in " ".join(text.split())
-    assert max(map(len, text.splitlines())) <= width
+    assert found.why in " ".join(text.split())
+    assert "ASR after steps" not in text  # that is for the page, and for `bdaudit relearn`
     assert "REMEMBERED" not in printed(whole(), width=width)
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(Group(*relearning_parts(found, console)))
+    shown = capture.get()
+    assert "ASR after steps" in " ".join(shown.split())
+    assert "+80.0 points (+78.0 to +82.0)" in " ".join(shown.split())
+    assert max(map(len, f"{text}\n{shown}".splitlines())) <= width
 
 
 def test_placebos_stand_beside_the_trigger() -> None:
