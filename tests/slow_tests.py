@@ -1,10 +1,11 @@
 """Which tests are slow: those that `slow_tests.txt` lists, or that bear the mark themselves.
 
-    pytest --durations=0 --durations-min=1 | tee durations.txt
+    pytest --durations=0 --durations-min=0.8 | tee durations.txt
     python -m tests.slow_tests durations.txt
 
-lists anew what took more than a second: a test by its name, whatever its parameters; and where a
-fixture took that long the whole file, since without the first test the next one would pay for it.
+lists anew what took more than .8 s on a quiet machine: a test by its name, whatever its parameters;
+and where a fixture took that long the whole file, since without the first test the next one would
+pay for it.
 What is listed already stays while it exists, for a busy machine and an idle one differ.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 LISTED = Path(__file__).with_name("slow_tests.txt")
-_SECONDS = 1.0
+_SECONDS = 0.8
 _LINE = re.compile(r"\s*(?P<seconds>[\d.]+)s (?P<phase>call|setup|teardown)\s+(?P<test>tests/\S+)")
 
 
@@ -39,7 +40,7 @@ def exists(name: str, root: Path) -> bool:
 
 
 def from_durations(lines: Iterable[str]) -> set[str]:
-    """Return what took more than a second, as it is listed."""
+    """Return what took that long, as it is listed."""
     files, tests = set(), set()
     for line in lines:
         found = _LINE.match(line)

@@ -13,7 +13,7 @@ DURATIONS = """\
 12.50s call     tests/a/test_one.py::test_long[x::y]
 1.20s setup    tests/a/test_two.py::test_first
 3.00s call     tests/a/test_two.py::test_second
-0.90s call     tests/a/test_one.py::test_quick
+0.70s call     tests/a/test_one.py::test_quick
 """
 
 
