@@ -92,8 +92,8 @@ def test_only_the_figure_that_fits_is_shown(page: Path, look: OpenPage) -> None:
             "all => all.map(x => x.className)"
         )
         assert set(visible) == {f"plot {shown}"}
-        # Curves of both attacks, layers by BEC, layers by TAC, success by queries.
-        assert len(visible) == 5
+        # Curves of both attacks, relearning, layers by BEC, layers by TAC, success by queries.
+        assert len(visible) == 6
 
 
 def test_it_prints(page: Path, look: OpenPage, screenshots: Path) -> None:
