@@ -30,6 +30,7 @@ class Catalogue:
             (M, C, H, W), float32 in [0, 1], and notes on what became of them.
         notes: What of the source was dropped, ignored or guessed.
         classes_from: Who gave the class names.
+        has_columns: Whether it is a table, of which the user may name columns.
     """
 
     labels: Tensor
@@ -39,6 +40,7 @@ class Catalogue:
     read: Callable[[Tensor, ImageShape | None], tuple[Tensor, tuple[str, ...]]]
     notes: tuple[str, ...] = ()
     classes_from: str = "the class names"
+    has_columns: bool = False
 
 
 def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShape | None) -> Sample:

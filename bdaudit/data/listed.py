@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def listed_catalogue(
         class_names=class_names,
         classes_from=classes_from,
     )
-    return files_catalogue(
+    catalogue = files_catalogue(
         paths,
         found.indices,
         names=[_name(place, path.parent) for place in paths],
@@ -103,6 +104,7 @@ def listed_catalogue(
         notes=(*notes, *found.notes),
         classes_from=found.classes_from,
     )
+    return replace(catalogue, has_columns=True)
 
 
 def _name(place: Path, folder: Path) -> str:

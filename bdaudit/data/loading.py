@@ -85,6 +85,11 @@ def load_sample(
         columns=Columns(images=image_column, labels=label_column),
     )
     catalogue = _open(path, asked)
+    if asked.columns != ANY_COLUMNS and not catalogue.has_columns:
+        raise DataError(
+            f"{path}: expected a table or parquet files, since {asked.columns.in_words()} was "
+            "asked for, got images in another form; leave that out"
+        )
     catalogue = _named(catalogue, class_names, given_by)
     return _read(catalogue, image_shape, limit, seed)
 
@@ -197,49 +202,25 @@ def _open(path: Path, asked: _Asked) -> Catalogue:
     if is_folder(path):
         return _open_folder(path, asked)
     check_file(path, limit=SAMPLE_BYTES, what="a folder or a file of images", error=DataError)
-    suffix = path.suffix.lower()
-    if suffix in LIST_SUFFIXES:
-        return listed_catalogue(path, **asked.of_table)
-    if suffix == ".parquet":
-        return parquet_catalogue([path], source=path, split=asked.split, **asked.of_table)
-    if suffix not in _OTHER_FILES:
-        known = (*LIST_SUFFIXES, ".parquet", *_OTHER_FILES)
-        raise DataError(
-            f"{path}: expected a folder of class folders, or a file of {', '.join(known)}, "
-            f"got '{suffix or path.name}'; pickled arrays (.pt, .pkl) are not read, save them "
-            "with numpy.savez(images=..., labels=...)"
-        )
-    _demand_no_columns(path, asked)
-    return _OTHER_FILES[suffix](path, asked)
-
-
-def _demand_no_columns(path: Path, asked: _Asked) -> None:
-    """Refuse columns that were asked for of something that has none.
-
-    Raises:
-        DataError: They were.
-    """
-    if asked.columns != ANY_COLUMNS:
-        raise DataError(
-            f"{path}: expected a table or parquet files, since {asked.columns.in_words()} was "
-            "asked for, got images in another form; leave that out"
-        )
+    if (reader := _FILES.get(path.suffix.lower())) is not None:
+        return reader(path, asked)
+    raise DataError(
+        f"{path}: expected a folder of class folders, or a file of {', '.join(_FILES)}, "
+        f"got '{path.suffix or path.name}'; pickled arrays (.pt, .pkl) are not read, save them "
+        "with numpy.savez(images=..., labels=...)"
+    )
 
 
 def _open_folder(folder: Path, asked: _Asked) -> Catalogue:
     if folder.name in {"", ".."}:
         folder = folder.resolve()  # layouts are told by the folder's own name
     if (cifar := find_cifar_folder(folder)) is not None:
-        _demand_no_columns(folder, asked)
         return cifar_catalogue(_in(folder, cifar), split=asked.split)
     if (idx := find_idx_folder(folder)) is not None:
-        _demand_no_columns(folder, asked)
         return idx_catalogue(_in(folder, idx), split=asked.split)
     if (gtsrb := find_gtsrb_folder(folder)) is not None:
-        _demand_no_columns(folder, asked)
         return gtsrb_catalogue(_in(folder, gtsrb), split=asked.split)
     if (tiny := find_tiny_imagenet_folder(folder)) is not None:
-        _demand_no_columns(folder, asked)
         return tiny_imagenet_catalogue(_in(folder, tiny), split=asked.split, **asked.naming)
     if find_poisoned_tree(folder) is not None:
         raise DataError(
@@ -249,20 +230,17 @@ def _open_folder(folder: Path, asked: _Asked) -> Catalogue:
     if (listed := find_listed_folder(folder)) is not None:
         return listed_catalogue(listed, **asked.of_table)
     if (coco := find_coco_folder(folder)) is not None:
-        _demand_no_columns(folder, asked)
         return coco_catalogue(coco, **asked.naming)
     if parquet := find_parquet_folder(folder):
         files = [_in(folder, file) for file in parquet]
         return parquet_catalogue(files, source=folder, split=asked.split, **asked.of_table)
     if shards := find_tar_folder(folder):
-        _demand_no_columns(folder, asked)
         files = [_in(folder, file) for file in shards]
         return tar_catalogue(files, source=folder, split=asked.split, **asked.naming)
     if (part := _part_of(folder, asked.split)) is not None:
         inner = _open_folder(part, asked)
         said = note_of_split(part.name, _folders_in(folder))
         return replace(inner, notes=(said, *inner.notes))
-    _demand_no_columns(folder, asked)
     return class_folder_catalogue(folder, **asked.naming)
 
 
@@ -278,16 +256,24 @@ def _folders_in(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
-_OTHER_FILES: dict[str, Callable[[Path, _Asked], Catalogue]] = {
+def _listed(path: Path, asked: _Asked) -> Catalogue:
+    return listed_catalogue(path, **asked.of_table)
+
+
+_FILES: dict[str, Callable[[Path, _Asked], Catalogue]] = {
     ".npz": lambda path, asked: array_file_catalogue(path, split=asked.split),
     ".safetensors": lambda path, asked: array_file_catalogue(path, split=asked.split),
+    **dict.fromkeys(LIST_SUFFIXES, _listed),
     ".json": lambda path, asked: coco_catalogue(path, **asked.naming),
+    ".parquet": lambda path, asked: parquet_catalogue(
+        [path], source=path, split=asked.split, **asked.of_table
+    ),
     ".tar": lambda path, asked: tar_catalogue(
         [path], source=path, split=asked.split, **asked.naming
     ),
     ".zip": lambda path, asked: zip_catalogue(path, split=asked.split, **asked.naming),
 }
-"""What opens a file without columns, by the end of its name."""
+"""What opens a file, by the end of its name."""
 
 
 def _in(folder: Path, place: Path) -> Path:

@@ -125,6 +125,7 @@ def parquet_catalogue(
         read=read,
         notes=(*notes, *found.notes),
         classes_from=found.classes_from,
+        has_columns=True,
     )
 
 
