@@ -6,7 +6,8 @@ Nothing is measured and no model is opened: files are hashed, and recorded figur
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -22,12 +23,12 @@ from bdaudit.records.attestations import is_attestation, is_signed, read_atteste
 from bdaudit.records.ledger import LedgerEntry, LedgerFile, LedgerRecord
 from bdaudit.records.signing import check_signature, signature_of
 from bdaudit.records.summary import release_of
-from bdaudit.records.verification import VerificationRecord
+from bdaudit.records.verification import NumberCheck, VerificationRecord
 from bdaudit.verdict import Policy, judge, parse_policy, read_policy
 from bdaudit.verdict.policy import digest_limits
 from bdaudit.version import __version__
 
-__all__ = ["read_ledger", "verify_digests"]
+__all__ = ["Rehashed", "read_ledger", "rehash", "verify_digests"]
 
 MOST_RECORDS = 10_000
 MOST_FILES = 200_000
@@ -48,17 +49,67 @@ def verify_digests(record: Path, *, folder: Path = Path()) -> VerificationRecord
             names is not there.
     """
     document = demand_audit(read_record(record), record)
+    found = rehash(document, record, folder)
+    return found.as_record("nothing was run again: only files were hashed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehashed:
+    """A record held against its files and its own limits.
+
+    Attributes:
+        record: The file of the record.
+        changed: Files that shaped a measurement and are others now, in words.
+        objections: These, and what of the verdict does not follow from the figures.
+        notes: Files that are others and shaped no measurement.
+        files_checked: How many have the digest that the record states.
+    """
+
+    record: Path
+    changed: tuple[str, ...]
+    objections: tuple[str, ...]
+    notes: tuple[str, ...]
+    files_checked: int
+
+    def as_record(
+        self,
+        *notes: str,
+        objections: Sequence[str] = (),
+        part: str | None = None,
+        numbers: tuple[NumberCheck, ...] = (),
+    ) -> VerificationRecord:
+        """Return the record of the verification, with what else was found."""
+        against = (*self.objections, *objections)
+        return VerificationRecord(
+            record=str(self.record),
+            record_sha256=digest_file(self.record),
+            agrees=not against,
+            objections=against,
+            notes=(*self.notes, *notes),
+            files_checked=self.files_checked,
+            part=part,
+            numbers=numbers,
+        )
+
+
+def rehash(document: AuditRecord, record: Path, folder: Path) -> Rehashed:
+    """Hash the files that a record names, and judge its figures by its own limits.
+
+    Args:
+        document: What was read from `record`.
+        record: The file.
+        folder: Folder that relative paths in it refer to.
+
+    Raises:
+        RecordError: A file that it names is not there.
+    """
     changed, notes = _compare_files(document, folder)
-    objections = (*changed, *_compare_verdict(document, record))
-    return VerificationRecord(
-        record=str(record),
-        record_sha256=digest_file(record),
-        agrees=not objections,
-        objections=objections,
-        notes=(*notes, "nothing was run again: only files were hashed"),
+    return Rehashed(
+        record=record,
+        changed=tuple(changed),
+        objections=(*changed, *_compare_verdict(document, record)),
+        notes=tuple(notes),
         files_checked=len(document.inputs) - len(changed),
-        part=None,
-        numbers=(),
     )
 
 

@@ -12,7 +12,7 @@ from bdaudit.cases.restoring import restore_settings, restore_sources
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.errors import RecordError
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish
-from bdaudit.ledger import verify_digests
+from bdaudit.ledger import rehash, verify_digests
 from bdaudit.records import (
     AttackRun,
     AuditRecord,
@@ -77,13 +77,12 @@ def verify_steps(
 ) -> Steps[VerificationRecord]:
     """Run `verify` step by step, for whoever drives the generator."""
     yield Progress("hashing the inputs", 0, 1)
-    hashed = verify_digests(record, folder=folder)
-    document = demand_audit(read_record(record), record)
     if digests_only:
-        return hashed
-    if hashed.files_checked < len(document.inputs):
-        note = "nothing was run again: the inputs are not those of the record"
-        return hashed.model_copy(update={"notes": (*hashed.notes[:-1], note)})
+        return verify_digests(record, folder=folder)
+    document = demand_audit(read_record(record), record)
+    hashed = rehash(document, record, folder)
+    if hashed.changed:
+        return hashed.as_record("nothing was run again: the inputs are not those of the record")
     notes = []
     if document.kept_trigger is not None:
         notes.append(
@@ -98,7 +97,6 @@ def verify_steps(
     )
     numbers = tuple(_compare_numbers(document, again))
     objections = [
-        *hashed.objections,
         *_compare_inputs(document, again),
         *(
             f"{check.name}: recorded {_share(check.recorded)}, measured {_share(check.measured)}"
@@ -107,15 +105,7 @@ def verify_steps(
         ),
         *_missing_runs(again, sample),
     ]
-    return hashed.model_copy(
-        update={
-            "agrees": not objections,
-            "objections": tuple(objections),
-            "notes": (*hashed.notes[:-1], *notes),
-            "part": str(sample),
-            "numbers": numbers,
-        }
-    )
+    return hashed.as_record(*notes, objections=objections, part=str(sample), numbers=numbers)
 
 
 @dataclass(frozen=True)
