@@ -16,18 +16,17 @@ from torch import Tensor
 
 from bdaudit.blackbox.base import Feedback, Identity
 from bdaudit.blackbox.file_model import FileBlackBox, time_limit
-from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images
+from bdaudit.blackbox.layout import TensorSpec
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.errors import ModelError
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import MODEL_BYTES, check_file, is_file, open_file, path_inside
-from bdaudit.models import ONE_SCORE, ModelSettings
+from bdaudit.models import ModelSettings
 from bdaudit.models.foreign import describe_foreign
 
 __all__ = ["OnnxBlackBox"]
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
-_BATCH_SIZE = 256
 # Types of which several numbers share a byte.
 _PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 _HEAD_BYTES = 1024
@@ -85,45 +84,22 @@ class OnnxBlackBox(FileBlackBox):
         self._sha256 = _digest_together(self.files)
         self._device = torch.device(device)
         self._session = self._open_session(runtime, str(self.path), subject)
-        spec = _only_input(self._session, subject)
-        self._input_name = spec.name
-        self.layout = place_images(
-            spec,
-            subject=subject,
-            settings=options.settings,
-            order=options.layout,
-            fallback_image_shape=fallback.image_shape,
-        )
-        self._output = choose_output(
-            [_spec_of(output) for output in self._session.get_outputs()],
-            subject=subject,
-            name=options.output_name,
-            labels_only=feedback == "labels",
-        )
-        self.batch_size = self.layout.batch or options.request_size or _BATCH_SIZE
+        taken = _only_input(self._session, subject)
+        self._input_name = taken.name
         super().__init__(
+            taken,
+            [_spec_of(output) for output in self._session.get_outputs()],
             name=name,
-            num_classes=self._find_num_classes(
-                options.settings.num_classes, fallback.num_classes, subject, self.notes
-            ),
-            image_shape=self.layout.image_shape,
             feedback=feedback,
-            grid=self.layout.grid or options.grid,
-            scale=options.known_scale,
-            notes=self.notes,
+            options=options,
+            fallback=fallback,
         )
-        if ONE_SCORE in self.notes and options.settings.outputs == "logits":
-            self._refuse_sigmoid(onnx, subject)
 
     def identity(self) -> Identity:
         """Digest the file together with its side files."""
-        details = {**self.layout.describe(), "output": self._output.name, "grid": str(self.grid)}
-        return Identity(kind="onnx", source=str(self.path), sha256=self._sha256, details=details)
-
-    @property
-    def output_name(self) -> str:
-        """The output with the scores or labels."""
-        return self._output.name
+        return Identity(
+            kind="onnx", source=str(self.path), sha256=self._sha256, details=self._details()
+        )
 
     def load_graph(self) -> Any:
         """Return the file as an `onnx.ModelProto`, weights included and functions written out.
@@ -194,7 +170,7 @@ class OnnxBlackBox(FileBlackBox):
             watch.cancel()
 
     def _call(self, images: Tensor) -> Any:
-        (answer,) = self.run_session(self._session, [self._output.name], images)
+        (answer,) = self.run_session(self._session, [self.output_name], images)
         return answer
 
     def _open_session(self, runtime: ModuleType, model: str | bytes, subject: str) -> Any:
@@ -217,18 +193,15 @@ class OnnxBlackBox(FileBlackBox):
                 f"{subject}: onnxruntime {runtime.__version__} cannot open it: {_first_line(error)}"
             ) from error
 
-    def _refuse_sigmoid(self, onnx: ModuleType, subject: str) -> None:
-        """Refuse a probability that was declared a logit: above 0, it would always be class 1."""
+    def _last_operator(self) -> str | None:
+        subject = f"{self.name} ({self.path})"
+        _, onnx = _import_onnx(subject)
         try:
             model = onnx.load(str(self.path), load_external_data=False)
             graph = onnx.inliner.inline_local_functions(model).graph
         except Exception as error:
             raise ModelError(f"{subject}: cannot be read: {_first_line(error)}") from error
-        if _last_operator(graph, self._output.name) == "Sigmoid":
-            raise ModelError(
-                f"{subject}: its outputs were declared logits, but {self._output.name} comes out "
-                "of a Sigmoid; declare outputs='probabilities', or leave it out"
-            )
+        return _last_operator(graph, self.output_name)
 
 
 def _last_operator(graph: Any, output: str) -> str | None:

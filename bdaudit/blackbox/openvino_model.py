@@ -18,15 +18,14 @@ from torch import Tensor
 
 from bdaudit.blackbox.base import Feedback, Identity
 from bdaudit.blackbox.file_model import FileBlackBox, time_limit
-from bdaudit.blackbox.layout import TensorSpec, choose_output, place_images
+from bdaudit.blackbox.layout import TensorSpec
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.errors import ModelError
 from bdaudit.foundation.opening import LIST_BYTES, MODEL_BYTES, is_file, read_bytes
-from bdaudit.models import ONE_SCORE, ModelSettings
+from bdaudit.models import ModelSettings
 
 __all__ = ["OpenVinoBlackBox", "weights_beside"]
 
-_BATCH_SIZE = 256
 _NUMPY_NAMES = {
     "f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8",
     **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("i", "int"), ("u", "uint"))
@@ -91,51 +90,24 @@ class OpenVinoBlackBox(FileBlackBox):
                 f"{subject}: expected one input that takes images, got {len(model.inputs)}: "
                 f"{'; '.join(str(_spec_of(port, k)) for k, port in enumerate(model.inputs))}"
             )
-        self.layout = place_images(
-            _spec_of(model.inputs[0], 0),
-            subject=subject,
-            settings=options.settings,
-            order=options.layout,
-            fallback_image_shape=fallback.image_shape,
-        )
-        outputs = [_spec_of(port, k) for k, port in enumerate(model.outputs)]
-        self._output = choose_output(
-            outputs,
-            subject=subject,
-            name=options.output_name,
-            labels_only=feedback == "labels",
-        )
-        self._index = outputs.index(self._output)
-        self.batch_size = self.layout.batch or options.request_size or _BATCH_SIZE
+        self._outputs = model.outputs
         super().__init__(
+            _spec_of(model.inputs[0], 0),
+            [_spec_of(port, k) for k, port in enumerate(model.outputs)],
             name=name,
-            num_classes=self._find_num_classes(
-                options.settings.num_classes, fallback.num_classes, subject, self.notes
-            ),
-            image_shape=self.layout.image_shape,
             feedback=feedback,
-            grid=self.layout.grid or options.grid,
-            scale=options.known_scale,
-            notes=self.notes,
+            options=options,
+            fallback=fallback,
         )
-        last = _last_operator(model.outputs[self._index].get_node())
-        if ONE_SCORE in self.notes and options.settings.outputs == "logits" and last == "Sigmoid":
-            raise ModelError(
-                f"{subject}: its outputs were declared logits, but {self.output_name} comes out "
-                "of a Sigmoid; declare outputs='probabilities', or leave it out"
-            )
 
     def identity(self) -> Identity:
         """Digest both files."""
-        details = {**self.layout.describe(), "output": self.output_name, "grid": str(self.grid)}
         return Identity(
-            kind="openvino", source=str(self.path), sha256=self._sha256, details=details
+            kind="openvino", source=str(self.path), sha256=self._sha256, details=self._details()
         )
 
-    @property
-    def output_name(self) -> str:
-        """The output with the scores or labels."""
-        return self._output.name
+    def _last_operator(self) -> str | None:
+        return _last_operator(self._outputs[self._place].get_node())
 
     def _call(self, images: Tensor) -> Any:
         tensor = np.ascontiguousarray(self.layout.encode(images))
@@ -145,7 +117,7 @@ class OpenVinoBlackBox(FileBlackBox):
             self._request.start_async()
             if self._request.wait_for(int(seconds * 1000)):
                 # The runtime writes the next answer into the same memory.
-                return np.array(self._request.get_output_tensor(self._index).data)
+                return np.array(self._request.get_output_tensor(self._place).data)
             self._request.cancel()
         except Exception as error:
             raise ModelError(
