@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.panel import Panel
 from rich.text import Text
 
 from bdaudit.records import Inversion, InversionRun, Rate, RecoveredTrigger, TargetScore
+from bdaudit.report.panels import outcome_panel
 from bdaudit.report.tables import Column, FittedTable
 
 __all__ = ["inversion_parts"]
@@ -47,7 +46,9 @@ def inversion_parts(
             ("Search for the trigger: ", "bold"), (word, "bold"), f"\n{inversion.why}"
         )
         return [head, _candidate_table(inversion, names, console), *_made(inversion)]
-    parts: list[RenderableType] = [_panel(inversion, console)]
+    color, word, gist = _HEADLINES[inversion.outcome]
+    panel = outcome_panel(word, gist, inversion.why, color=color, console=console)
+    parts: list[RenderableType] = [panel]
     parts.append(_candidate_table(inversion, names, console))
     parts += [_ranking(run, names, console) for run in inversion.runs]
     parts += _made(inversion)
@@ -63,21 +64,6 @@ def _made(inversion: Inversion) -> list[RenderableType]:
         said.append(f"Innocent models made for the search: {names}")
     said += [f"{name} left out: {why}" for name, why in inversion.left_out.items()]
     return [Text("; ".join(said), style="dim")] if said else []
-
-
-def _panel(inversion: Inversion, console: Console) -> Panel:
-    color, word, gist = _HEADLINES[inversion.outcome]
-    ascii_only = not console.encoding.lower().startswith("utf")
-    return Panel(
-        Group(
-            Text.assemble((f" {word} ", f"bold reverse {color}"), "  ", (gist, f"bold {color}")),
-            Text(""),
-            Text(inversion.why),
-        ),
-        border_style=color,
-        box=box.ASCII if ascii_only else box.ROUNDED,
-        padding=(0, 1),
-    )
 
 
 def _candidate_table(

@@ -6,8 +6,7 @@ reports its reader, or a mention that calls somebody.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from bdaudit.records import (
     AuditRecord,
@@ -18,6 +17,7 @@ from bdaudit.records import (
     Verdict,
 )
 from bdaudit.report.curves import Attack, list_attacks
+from bdaudit.report.markdown_parts import diagnostics, notes, origin, row
 from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.release import lead, limits_in_order, release_line
 from bdaudit.report.untrusted import markdown
@@ -65,7 +65,7 @@ def render(record: AnyRecord) -> str:
             f"**Backdoor existence coefficient** {values}. It explains and never decides.",
             "",
         ]
-    lines += [*_diagnostics(record), *_notes(record)]
+    lines += [*diagnostics(record), *notes(record)]
     if audit is not None:
         lines += ["**What this does not prove**", ""]
         lines += [f"- {markdown(line)}" for line in not_proved(audit)]
@@ -74,7 +74,7 @@ def render(record: AnyRecord) -> str:
         if lead(audit) is not None:
             lines += [markdown(audit.verdict.why), ""]
         lines += _policy(audit.verdict)
-    lines += [*_origin(record), "", "</details>"]
+    lines += [*origin(record), "", "</details>"]
     return "\n".join(lines) + "\n"
 
 
@@ -164,16 +164,16 @@ def _policy(verdict: Verdict) -> Iterator[str]:
 def _attack_table(attack: Attack, audit: AuditRecord | None) -> Iterator[str]:
     yield f"**Re-activation, {attack.name}**: share taken to the target"
     yield ""
-    yield _row([f"eps ({norm_name(attack.norm)})", *(f"{eps:g}" for eps in attack.ladder)])
-    yield _row(["---", *("---:" for _ in attack.ladder)])
+    yield row([f"eps ({norm_name(attack.norm)})", *(f"{eps:g}" for eps in attack.ladder)])
+    yield row(["---", *("---:" for _ in attack.ladder)])
     for curve in attack.curves:
         own = curve.label == curve.model
         name = markdown(curve.label) if own else f"&emsp;{markdown(curve.label)}"
-        yield _row([name, *(share(curve.by_eps.get(eps)) for eps in attack.ladder)])
+        yield row([name, *(share(curve.by_eps.get(eps)) for eps in attack.ladder)])
     lifts = {} if audit is None else weakest_lifts(audit, attack.mode)
     if lifts:
         cells = [points(lifts[e].value) if e in lifts else "-" for e in attack.ladder]
-        yield _row(["**lift over the strongest control, points**", *cells])
+        yield row(["**lift over the strongest control, points**", *cells])
 
 
 def _relearning_table(relearning: Relearning) -> Iterator[str]:
@@ -181,66 +181,20 @@ def _relearning_table(relearning: Relearning) -> Iterator[str]:
     role = 'no verdict by itself; where the trigger is remembered there is no "removed"'
     yield f"**Relearning** ({role}): {markdown(relearning.why)}"
     yield ""
-    yield _row(["ASR after steps", *map(str, evidence.steps)])
-    yield _row(["---", *("---:" for _ in evidence.steps)])
+    yield row(["ASR after steps", *map(str, evidence.steps)])
+    yield row(["---", *("---:" for _ in evidence.steps)])
     rows = [("defended", evidence.asr), (f"&emsp;{SAME_IMAGES}", evidence.clean_target_rate)]
     rows += [(markdown(model), asr) for model, asr in evidence.innocent_asr.items()]
     for name, values in rows:
         if values:
-            yield _row([name, *(f"{100 * value:.1f}%" for value in values)])
+            yield row([name, *(f"{100 * value:.1f}%" for value in values)])
 
 
 def _baseline_table(record: AnyRecord) -> Iterator[str]:
     yield "**Without any perturbation**"
     yield ""
-    yield _row(["model", "clean accuracy", "trigger alone", "no trigger"])
-    yield _row(["---", "---:", "---:", "---:"])
+    yield row(["model", "clean accuracy", "trigger alone", "no trigger"])
+    yield row(["---", "---:", "---:", "---:"])
     for b in record.baselines:
         cells = [share(b.clean_acc), share_with_interval(b.asr), share(b.clean_target_rate)]
-        yield _row([markdown(b.model), *cells])
-
-
-def _diagnostics(record: AnyRecord) -> Iterator[str]:
-    if not record.diagnostics:
-        return
-    yield "**Diagnostics**"
-    yield ""
-    for d in record.diagnostics:
-        code, subject, message = map(markdown, (d.code, d.subject, d.message))
-        yield f"- **{d.severity}** {code} ({subject}): {message}"
-    yield ""
-
-
-def _notes(record: AnyRecord) -> Iterator[str]:
-    notes = record.input_notes()
-    if notes:
-        yield "**How the inputs were read**"
-        yield ""
-        yield from (f"- {markdown(note)}" for note in notes)
-        yield ""
-
-
-def _origin(record: AnyRecord) -> Iterator[str]:
-    yield "**Reproduce**"
-    yield ""
-    if record.command is not None:
-        # In a block of its own, whose characters mean nothing to Markdown once they are escaped.
-        yield f"<pre>{markdown(shlex.join(record.command))}</pre>"
-        yield ""
-    yield _row(["what", "sha256"])
-    yield _row(["---", "---"])
-    for model in record.models:
-        yield _row(
-            [markdown(model.name), f"<code>{markdown(model.weights_sha256 or 'unknown')}</code>"]
-        )
-    yield _row(["images", f"<code>{markdown(record.data.sha256)}</code>"])
-    yield _row(["trigger", f"<code>{markdown(record.trigger.sha256)}</code>"])
-    yield ""
-    yield (
-        f"bdaudit {markdown(record.environment.bdaudit)}, seed {record.seed}, "
-        f"{markdown(record.environment.device)}, {record.elapsed_s:.0f} s"
-    )
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        yield row([markdown(b.model), *cells])

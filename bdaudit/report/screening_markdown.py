@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from bdaudit.records import ScreenRecord
+from bdaudit.report.markdown_parts import diagnostics, notes, origin
 from bdaudit.report.screening import (
     GISTS_OF_SCREENING,
     LEFT_OPEN,
@@ -44,36 +44,12 @@ def _lines(record: ScreenRecord) -> Iterator[str]:
     for row in screening.margins:
         yield f"| {markdown(name(row.label))} | {row.margin:.2f} | {row.start:.2f} | {row.steps} |"
     yield ""
-    if record.diagnostics:
-        yield "**Diagnostics**"
-        yield ""
-        for d in record.diagnostics:
-            code, subject, message = map(markdown, (d.code, d.subject, d.message))
-            yield f"- **{d.severity}** {code} ({subject}): {message}"
-        yield ""
-    notes = record.input_notes()
-    if notes:
-        yield "**How the model was read**"
-        yield ""
-        yield from (f"- {markdown(note)}" for note in notes)
-        yield ""
+    yield from diagnostics(record)
+    yield from notes(record, "How the model was read")
     yield "**What this does not prove**"
     yield ""
     yield from (f"- {markdown(line)}" for line in LEFT_OPEN)
     yield ""
-    yield "**Reproduce**"
-    yield ""
-    if record.command is not None:
-        yield f"<pre>{markdown(shlex.join(record.command))}</pre>"
-        yield ""
-    yield "| what | sha256 |"
-    yield "|---|---|"
-    for model in record.models:
-        yield f"| {markdown(model.name)} | <code>{markdown(model.weights_sha256 or '')}</code> |"
-    yield ""
-    yield (
-        f"bdaudit {markdown(record.environment.bdaudit)}, seed {record.seed}, "
-        f"{markdown(record.environment.device)}, {record.elapsed_s:.0f} s"
-    )
+    yield from origin(record)
     yield ""
     yield "</details>"

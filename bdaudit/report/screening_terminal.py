@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.panel import Panel
 from rich.text import Text
 
 from bdaudit.records import ScreenRecord
+from bdaudit.report.panels import outcome_panel
 from bdaudit.report.screening import GISTS_OF_SCREENING, LEFT_OPEN, class_namer, p_value
 from bdaudit.report.tables import Column, FittedTable
+from bdaudit.report.wording import weights_of
 
 __all__ = ["screening_footer", "screening_parts"]
 
@@ -23,18 +23,8 @@ def screening_parts(record: ScreenRecord, console: Console) -> list[RenderableTy
     """Return what there is to show, fitted to the console's width."""
     screening = record.screening
     color, word = _COLORS[screening.outcome], screening.outcome.upper()
-    ascii_only = not console.encoding.lower().startswith("utf")
     gist = GISTS_OF_SCREENING[screening.outcome]
-    panel = Panel(
-        Group(
-            Text.assemble((f" {word} ", f"bold reverse {color}"), "  ", (gist, f"bold {color}")),
-            Text(""),
-            Text(screening.why),
-        ),
-        border_style=color,
-        box=box.ASCII if ascii_only else box.ROUNDED,
-        padding=(0, 1),
-    )
+    panel = outcome_panel(word, gist, screening.why, color=color, console=console)
     bar = Column("0 ... largest", text=True, spare=True)
     table = FittedTable("class", "maximum margin", "at the start", "steps", bar)
     name = class_namer(screening)
@@ -59,14 +49,10 @@ def screening_parts(record: ScreenRecord, console: Console) -> list[RenderableTy
 
 def screening_footer(record: ScreenRecord) -> RenderableType:
     """Return what it was measured with."""
-    models = ", ".join(
-        f"{m.name} {m.weights_sha256[:12] if m.weights_sha256 else 'unknown'}"
-        for m in record.models
-    )
     return Text(
         f"no images and no trigger; {record.screening.n_images} random images a class; seed "
         f"{record.seed}; {record.environment.device}; {record.elapsed_s:.0f} s; "
-        f"bdaudit {record.environment.bdaudit}\nweights: {models}",
+        f"bdaudit {record.environment.bdaudit}\n{weights_of(record)}",
         style="dim",
     )
 

@@ -45,6 +45,7 @@ from bdaudit.report.wording import (
     share_with_interval,
     telling_eps,
     weakest_lifts,
+    weights_of,
 )
 
 __all__ = ["print_record"]
@@ -466,17 +467,13 @@ def _note_parts(notes: Sequence[str]) -> list[RenderableType]:
 def _footer(record: AnyDocument) -> RenderableType:
     if isinstance(record, ScreenRecord):
         return screening_footer(record)
-    models = ", ".join(
-        f"{m.name} {m.weights_sha256[:12] if m.weights_sha256 else 'unknown'}"
-        for m in record.models
-    )
     trigger = record.trigger
     origin = "recovered" if trigger.recovered else "given"
     return Text(
         f"images: {record.data.n_craft} to craft on, {record.data.n_held_out} tested on, of "
         f"{record.data.source}; {trigger.kind} trigger ({origin}, {trigger.target_rule}); seed "
         f"{record.seed}; {record.environment.device}; {record.elapsed_s:.0f} s; "
-        f"bdaudit {record.environment.bdaudit}\nweights: {models}",
+        f"bdaudit {record.environment.bdaudit}\n{weights_of(record)}",
         style="dim",
     )
 

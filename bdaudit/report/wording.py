@@ -11,6 +11,7 @@ from bdaudit.records import (
     AuditRecord,
     Baseline,
     Comparison,
+    Heading,
     InversionRecord,
     Mode,
     Outcome,
@@ -40,6 +41,7 @@ __all__ = [
     "share_with_interval",
     "telling_eps",
     "weakest_lifts",
+    "weights_of",
 ]
 
 AnyRecord = AuditRecord | ScoreRecord | ReactivationRecord | RelearnRecord
@@ -199,3 +201,12 @@ def defended_file(record: AnyRecord) -> str:
     if defended is None:
         return "defended"
     return defended.path or defended.name
+
+
+def weights_of(record: Heading) -> str:
+    """Name the models with the beginnings of their weights' digests."""
+    models = (
+        f"{m.name} {m.weights_sha256[:12] if m.weights_sha256 else 'unknown'}"
+        for m in record.models
+    )
+    return f"weights: {', '.join(models)}"
