@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from bdaudit.errors import ModelError
-from bdaudit.foundation.opening import LIST_BYTES, is_file, read_bytes
-from bdaudit.foundation.texts import decode_text, parse_json
+from bdaudit.foundation.opening import LIST_BYTES, is_file
+from bdaudit.models.beside import read_beside
 from bdaudit.models.checkpoint import ReadFile
-from bdaudit.models.shards import linked_within
 from bdaudit.models.transformers_clip import TOKENIZER, read_tokenizer
 from bdaudit.models.transformers_models import quiet_library, structure_of
 
@@ -123,7 +122,7 @@ def find_text_tower(arch: str, text: Mapping[str, Any], folder: Path | None) -> 
             + f"; fetch it where there is a network (hf download {name!s:.80} {_CONFIG}) and put "
             "it there"
         )
-    document, file = _read_json(path, "the config of a text tower")
+    document, file = read_beside(path, "the config of a text tower", limit=LIST_BYTES)
     kind = document.get("model_type")
     if kind not in arch_dict:
         raise ModelError(
@@ -198,7 +197,7 @@ def _special_tokens(folder: Path) -> tuple[dict[str, Any], list[ReadFile]]:
     files = []
     for name in reversed(_TOKENIZER_SETTINGS):
         if is_file(folder / name):
-            document, file = _read_json(folder / name, "a tokenizer's settings")
+            document, file = read_beside(folder / name, "a tokenizer's settings", limit=LIST_BYTES)
             special |= {k: v for k, v in document.items() if k.endswith("_token")}
             files.append(file)
     return special, files
@@ -214,14 +213,3 @@ def _token(tokenizer: Any, special: Mapping[str, Any], name: str, folder: Path) 
             f"that the tokenizer knows, got {said!r:.40}"
         )
     return found
-
-
-def _read_json(path: Path, what: str) -> tuple[dict[str, Any], ReadFile]:
-    content = read_bytes(
-        path, limit=LIST_BYTES, what=what, error=ModelError, within=linked_within(path.parent)
-    )
-    text = decode_text(content, where=str(path), what=what, error=ModelError)
-    document = parse_json(text, where=str(path), what=what, error=ModelError)
-    if not isinstance(document, dict):
-        raise ModelError(f"{path}: expected {what}, got {type(document).__name__}")
-    return document, ReadFile.of(path, content)

@@ -20,9 +20,8 @@ from bdaudit.foundation.opening import (
     check_file,
     is_file,
     is_folder,
-    read_bytes,
 )
-from bdaudit.foundation.texts import decode_text, parse_json
+from bdaudit.models.beside import read_beside
 from bdaudit.models.checkpoint import ReadFile
 from bdaudit.models.open_clip_folder import (
     OPEN_CLIP_WEIGHTS,
@@ -160,14 +159,8 @@ def _is_of_timm(config: Mapping[str, Any]) -> bool:
 
 
 def _read(path: Path, what: str, files: list[ReadFile]) -> dict[str, Any]:
-    content = read_bytes(
-        path, limit=_CONFIG_BYTES, what=what, error=ModelError, within=linked_within(path.parent)
-    )
-    text = decode_text(content, where=str(path), what=what, error=ModelError)
-    document = parse_json(text, where=str(path), what=what, error=ModelError)
-    files.append(ReadFile.of(path, content))
-    if not isinstance(document, dict):
-        raise ModelError(f"{path}: expected {what}, got {type(document).__name__}")
+    document, file = read_beside(path, what, limit=_CONFIG_BYTES)
+    files.append(file)
     for key in _ASKS_FOR_CODE:
         if document.get(key):
             raise ModelError(

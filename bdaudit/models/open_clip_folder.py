@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit.errors import ConfigError, ModelError
-from bdaudit.foundation.opening import SETTINGS_BYTES, is_file, read_bytes
-from bdaudit.foundation.texts import decode_text, parse_json
+from bdaudit.foundation.opening import SETTINGS_BYTES, is_file
+from bdaudit.models.beside import read_beside
 from bdaudit.models.checkpoint import ReadFile
 from bdaudit.models.settings import ModelSettings
-from bdaudit.models.shards import linked_within
 
 __all__ = [
     "OPEN_CLIP_CONFIG",
     "OPEN_CLIP_WEIGHTS",
-    "_ARCH",
     "is_published_by_open_clip",
     "read_open_clip_settings",
 ]
@@ -40,14 +38,9 @@ def read_open_clip_settings(folder: Path, notes: list[str]) -> tuple[ModelSettin
         ModelError: Its config cannot be read.
     """
     path = folder / OPEN_CLIP_CONFIG
-    what = "an open_clip config"
-    content = read_bytes(
-        path, limit=SETTINGS_BYTES, what=what, error=ModelError, within=linked_within(folder)
-    )
-    text = decode_text(content, where=str(path), what=what, error=ModelError)
-    document = parse_json(text, where=str(path), what=what, error=ModelError)
-    if not isinstance(document, dict) or not isinstance(document.get("model_cfg"), dict):
-        raise ModelError(f"{path}: expected {what} with a model_cfg")
+    document, file = read_beside(path, "an open_clip config", limit=SETTINGS_BYTES)
+    if not isinstance(document.get("model_cfg"), dict):
+        raise ModelError(f"{path}: expected an open_clip config with a model_cfg")
     said = document.get("preprocess_cfg") or {}
     if not isinstance(said, dict):
         raise ModelError(f"{path}: expected preprocess_cfg to be a table")
@@ -66,7 +59,7 @@ def read_open_clip_settings(folder: Path, notes: list[str]) -> tuple[ModelSettin
             "its own preprocessing cuts or pads what is not square; here the whole image is "
             "resized, so that a trigger at the edge is not cut off"
         )
-    return settings, ReadFile.of(path, content)
+    return settings, file
 
 
 def is_published_by_open_clip(folder: Path) -> bool:
