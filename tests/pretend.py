@@ -9,7 +9,7 @@ memory, speed, rounding, and what the backward pass mixes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -25,8 +25,6 @@ __all__ = ["CARD", "WrongDeviceError", "pretended_card"]
 CARD = torch.device("cuda", 0)
 
 _aten = torch.ops.aten
-_ACROSS = {_aten._to_copy.default, _aten.copy_.default}
-"""What may take tensors of both devices."""
 _INDEXES = {
     _aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default,
     _aten._unsafe_index.Tensor, _aten._index_put_impl_.default,
@@ -164,23 +162,18 @@ class _Card(TorchDispatchMode):
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-    on_card = any(isinstance(x, OnCard) for x in tensors)
-    wanted = kwargs.get("device")
-    if wanted is not None:
-        on_card_after = torch.device(wanted).type == "cuda"
+    if (wanted := kwargs.get("device")) is not None:
+        on_card = torch.device(wanted).type == "cuda"
         kwargs = {**kwargs, "device": torch.device("cpu")}
-        _check_generator(func, kwargs, on_card=on_card_after)
+    elif func is _aten.copy_.default:  # which takes tensors of both devices
+        on_card = isinstance(args[0], OnCard)
     else:
-        on_card_after = on_card
-        if func not in _ACROSS:
-            _check(func, args, tensors)
-        elif func is _aten.copy_.default:
-            on_card_after = isinstance(args[0], OnCard)
-        _check_generator(func, kwargs, on_card=on_card)
+        on_card = any(isinstance(x, OnCard) for x in tensors)
+        _check(func, args, tensors)
+    if on_card and isinstance(kwargs.get("generator"), torch.Generator):
+        raise WrongDeviceError(f"{func}: drawn on the card by a generator of the processor")
     told = func(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
-    if func is _aten._to_copy.default and on_card_after == on_card:
-        on_card_after = on_card
-    return tree_map(lambda x: _put(x, args, on_card=on_card_after), told)
+    return tree_map(lambda x: _put(x, args, on_card=on_card), told)
 
 
 def _put(value: Any, args: Iterable[Any], *, on_card: bool) -> Any:
@@ -214,12 +207,6 @@ def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
                 f"{func}: tensors on both devices, one of them {tuple(tensor.shape)} on the "
                 "processor"
             )
-
-
-def _check_generator(func: Any, kwargs: Mapping[str, Any], *, on_card: bool) -> None:
-    generator = kwargs.get("generator")
-    if on_card and isinstance(generator, torch.Generator):
-        raise WrongDeviceError(f"{func}: drawn on the card by a generator of the processor")
 
 
 def _without_gradients(mode: Any) -> None:

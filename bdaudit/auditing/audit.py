@@ -354,7 +354,7 @@ class _Audit:
             self.diagnostics.append(_extended(self.settings.ladder, self._lower))
         if self.settings.placebos and self.only is None:
             yield from self._compare_with_placebos()
-        if self.settings.relearn is not None and self.only is None:
+        if self._relearns:
             yield from self._step("relearning", self._relearning(), self._relearning_cost())
         self.diagnostics += check_runs(self.runs)
         self.statuses = _merged(self.statuses)
@@ -387,7 +387,7 @@ class _Audit:
         if settings.placebos:
             words = f"{settings.placebos} placebos, as far as attacks tell something"
             steps.append(PlannedStep(words, self._placebo_cost()))
-        if settings.relearn is not None:
+        if self._relearns:
             steps.append(PlannedStep("relearning", self._relearning_cost()))
         return Plan(steps, str(self.compute.device))
 
@@ -685,10 +685,15 @@ class _Audit:
         references = len(self.inputs.with_role("reference")) + self._awaited
         return (3.0 + references) * len(self.inputs.held_out_poisoned) * self.speed.forward
 
+    @property
+    def _relearns(self) -> bool:
+        return self.settings.relearn is not None and self.only is None
+
     def _relearning_cost(self) -> float:
         references = len(self.inputs.with_role("reference")) + self._awaited
-        if self.settings.relearn is None or self.only is not None or references == 0:
+        if not self._relearns or references == 0:
             return 0.0
+        assert self.settings.relearn is not None
         return relearning_cost(references, self.settings.relearn) * self.speed.training
 
     def _stand_in_cost(self) -> float:

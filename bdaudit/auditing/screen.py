@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bdaudit.auditing.session import Session
-from bdaudit.cases.fetching import in_public
+from bdaudit.cases.fetching import naming_origins
 from bdaudit.cases.opening import open_model
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import ModelSource, Sources, can_only_be_asked
 from bdaudit.cases.subjects import Subject
 from bdaudit.data.loading import name_classes
-from bdaudit.errors import DataError, InputError, ModelError
+from bdaudit.errors import DataError, ModelError
 from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.inversion import MaximumMarginConfig
 from bdaudit.measuring.screening import screening_steps
@@ -100,18 +99,12 @@ def screen_steps(
         sources, compute=compute, split=SplitSettings(), command=command
     )
     sources, run = session.sources, session.compute
-    begun = time.perf_counter()
-    try:
+    with naming_origins(sources.origins):
         subject = open_model(sources, device=run.device, seed=compute.seed)
         names = _class_names(sources, subject)
-    except InputError as error:
-        if not sources.origins:
-            raise
-        raise type(error)(in_public(str(error), sources.origins)) from error
     screening, doubts = yield from screening_steps(
         subject.white, run, config=config, limit=limit, class_names=names
     )
-    screening = screening.model_copy(update={"elapsed_s": time.perf_counter() - begun})
     return session.seal_model(
         ScreenRecord,
         ScreenFindings(screening=screening),

@@ -21,7 +21,7 @@ from bdaudit.foundation.texts import read_json
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.attacking import KINDS, rests_on_surrogates
 from bdaudit.measuring.sharing import SharingStore
-from bdaudit.records import AuditRecord, Condition, Mode, read_record, to_json
+from bdaudit.records import AuditRecord, Condition, Mode, demand_audit, read_record, to_json
 from bdaudit.records.sweeps import ReportedFigures, SweepRecord, SweptAudit
 from bdaudit.report.sweeps import compare_reported, describe_audit
 from bdaudit.version import __version__
@@ -104,7 +104,10 @@ def sweep_steps(
         board.over[request.key].model_copy(update={"reported": reported.get(request.key)})
         for request in requests
     )
-    records = {a.key: _record_of(a, folder) for a in audits if reported and a.record is not None}
+    records = {}
+    if reported:  # else they need not be read again
+        paths = {a.key: record_path(folder, a.key) for a in audits if a.record is not None}
+        records = {key: demand_audit(read_record(path), path) for key, path in paths.items()}
     return SweepRecord(
         created=datetime.now(UTC),
         bdaudit=__version__,
@@ -112,12 +115,6 @@ def sweep_steps(
         elapsed_s=time.perf_counter() - started,
         notes=(*notes, *compare_reported(reported, records), *board.notes),
     )
-
-
-def _record_of(audit: SweptAudit, folder: Path) -> AuditRecord:
-    record = read_record(record_path(folder, audit.key))
-    assert isinstance(record, AuditRecord)
-    return record
 
 
 def _ignore(_: SweptAudit) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdaudit.errors import TriggerError
+from bdaudit.errors import InputError, TriggerError
 from bdaudit.fetching import (
     fetch_beside,
     fetch_repository,
@@ -23,7 +24,7 @@ from bdaudit.triggers.files import companion_names
 if TYPE_CHECKING:
     from bdaudit.cases.sources import Sources
 
-__all__ = ["fetch_sources", "fetch_trigger", "in_public"]
+__all__ = ["fetch_sources", "fetch_trigger", "in_public", "naming_origins"]
 
 
 _MODELS = ("defended", "original", "references", "surrogates")
@@ -89,6 +90,21 @@ def fetch_trigger(url: str) -> Steps[Path]:
     for name in companion_names(document):
         yield from fetch_beside(url, name)
     return path
+
+
+@contextmanager
+def naming_origins(origins: Mapping[str, str]) -> Iterator[None]:
+    """Have errors about fetched files name their addresses, and not where the files lie here.
+
+    Raises:
+        InputError: As it was raised inside.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not origins:
+            raise
+        raise type(error)(in_public(str(error), origins)) from error
 
 
 def in_public(value: Any, origins: Mapping[str, str]) -> Any:

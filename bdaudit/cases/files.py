@@ -18,6 +18,7 @@ from bdaudit.foundation.opening import is_file, is_folder
 from bdaudit.foundation.sources import (
     FileSource,
     InMemory,
+    LocalFile,
     OnnxFile,
     OpenVinoFile,
     PythonFunction,
@@ -208,7 +209,7 @@ def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
         models += [(f"{role} {number}", model) for number, model in enumerate(several, start=1)]
     for name, model in models:
         yield name, InMemory(None) if model is None else model
-        if not isinstance(model, FileSource | OnnxFile | OpenVinoFile) or not is_file(model.path):
+        if not isinstance(model, LocalFile) or not is_file(model.path):
             continue
         for number, shard in enumerate(shard_files(model.path), start=1):
             yield f"shard {number} of {name}", shard

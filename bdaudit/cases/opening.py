@@ -12,7 +12,7 @@ from torch import nn
 
 from bdaudit.blackbox import BlackBox, TorchBlackBox, open_black_box
 from bdaudit.cases.description import describe_sources
-from bdaudit.cases.fetching import fetch_sources, in_public
+from bdaudit.cases.fetching import fetch_sources, naming_origins
 from bdaudit.cases.files import digest_inputs
 from bdaudit.cases.settings import SplitSettings
 from bdaudit.cases.sources import FileLike, Sources, can_only_be_asked
@@ -21,9 +21,9 @@ from bdaudit.cases.target import class_index, with_target
 from bdaudit.data import Sample, from_arrays, load_sample, split_sample, with_classes
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
-from bdaudit.errors import ConfigError, DataError, InputError, ModelError, TriggerError
+from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.foundation.progress import finish
-from bdaudit.foundation.sources import FileSource, InMemory, OnnxFile, OpenVinoFile, Source
+from bdaudit.foundation.sources import FileSource, InMemory, LocalFile, Source
 from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model, wrap_module
 from bdaudit.records import Role
 from bdaudit.triggers import Trigger, poison, read_trigger
@@ -55,12 +55,8 @@ def open_inputs(
         InputError: Something cannot be read, or does not fit; nothing has been computed yet.
     """
     sources = finish(fetch_sources(sources))  # nothing is left to fetch where that was a step
-    try:
+    with naming_origins(sources.origins):
         return _open_local(sources, split=split, seed=seed, device=device)
-    except InputError as error:
-        if not sources.origins:
-            raise
-        raise type(error)(in_public(str(error), sources.origins)) from error
 
 
 def _open_local(
@@ -264,7 +260,7 @@ def _open_model(
             outputs=options.outputs,
             device=device,
         )
-    if not isinstance(source, FileSource | OnnxFile | OpenVinoFile):
+    if not isinstance(source, LocalFile):
         raise ModelError(
             f"{name}: expected a checkpoint, whose weights can be read, got {source}; only the "
             "defended model may be a black-box model (predictions only)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from bdaudit.cli.output import JsonSink, files_of_reports, tell_written, write_f
 from bdaudit.cli.streams import stdout_console
 from bdaudit.errors import ConfigError
 from bdaudit.settings import Attack, Output
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["register"]
 

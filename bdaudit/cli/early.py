@@ -6,6 +6,7 @@ from bdaudit.errors import DataError, InputError, ModelError, TriggerError
 from bdaudit.foundation.opening import demand_there
 from bdaudit.foundation.sources import (
     FileSource,
+    LocalFile,
     OnnxFile,
     OpenVinoFile,
     PythonFunction,
@@ -30,7 +31,7 @@ def refuse_missing(inputs: Inputs) -> None:
     models = (inputs.defended, inputs.original, *inputs.reference)
     for named in models:
         source = None if named is None else parse_model(named)
-        if isinstance(source, FileSource | OnnxFile | OpenVinoFile):
+        if isinstance(source, LocalFile):
             what = _FILES.get(type(source), "a checkpoint")
             demand_there(source.path, what=what, error=ModelError)
         elif isinstance(source, PythonFunction):

@@ -17,6 +17,7 @@ from bdaudit.foundation.usercode import split_reference
 __all__ = [
     "FileSource",
     "InMemory",
+    "LocalFile",
     "LocalSource",
     "OnnxFile",
     "OpenVinoFile",
@@ -29,10 +30,10 @@ __all__ = [
     "parse_model",
 ]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|hf[-_]hub:(?=[\w.-]+/[\w.-])")
 # What timm and open_clip call a model of the hub, and one in a folder.
 _HUB_NAME = re.compile(r"hf[-_]hub:(?=[\w.-]+/[\w.-])")
 _LOCAL_NAME = "local-dir:"
+_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]+://|{_HUB_NAME.pattern}")
 _INFERENCE_PATH = "/v2/models/"
 _PIN = "#sha256="
 
@@ -123,9 +124,10 @@ class InMemory:
         return "in memory"
 
 
-LocalSource: TypeAlias = (
-    FileSource | OnnxFile | OpenVinoFile | PythonFunction | ServedModel | InMemory
-)
+LocalFile: TypeAlias = FileSource | OnnxFile | OpenVinoFile
+"""A file or folder of a model, which is read and not run."""
+
+LocalSource: TypeAlias = LocalFile | PythonFunction | ServedModel | InMemory
 """What can be opened as it is."""
 
 Source: TypeAlias = LocalSource | RemoteFile
@@ -168,7 +170,7 @@ def parse_model(value: object) -> Source:
     return kind(path)
 
 
-_BY_SUFFIX: dict[str, type[FileSource | OnnxFile | OpenVinoFile]] = {
+_BY_SUFFIX: dict[str, type[LocalFile]] = {
     ".onnx": OnnxFile,
     ".xml": OpenVinoFile,
 }

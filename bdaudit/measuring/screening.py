@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps
@@ -19,6 +20,8 @@ from bdaudit.models import LoadedModel
 from bdaudit.records import ClassMargin, Diagnostic, Screening
 
 __all__ = ["screening_steps"]
+
+_Outcome: TypeAlias = Literal["suspicious", "nothing found", "unknown"]
 
 
 def screening_steps(
@@ -74,13 +77,8 @@ def screening_steps(
         )
         for label in order
     )
-    suspected = null.p_value is not None and null.p_value <= limit
     screening = Screening(
-        outcome="unknown"
-        if null.p_value is None
-        else "suspicious"
-        if suspected
-        else "nothing found",
+        outcome=_outcome(null.p_value, limit),
         why=_why(null, margins, limit, class_names),
         label=null.label,
         p_value=null.p_value,
@@ -96,6 +94,12 @@ def screening_steps(
         elapsed_s=time.perf_counter() - begun,
     )
     return screening, tuple(doubts)
+
+
+def _outcome(p_value: float | None, limit: float) -> _Outcome:
+    if p_value is None:
+        return "unknown"
+    return "suspicious" if p_value <= limit else "nothing found"
 
 
 def _stuck(found: MaximumMargins, n_classes: int) -> str:

@@ -280,10 +280,10 @@ def _bound_not_below(doubt: BoundNotBelow) -> str:
 def _remembered(doubt: Remembered) -> str:
     evidence = doubt.relearning.evidence
     return (
-        f"no perturbation tried wakes the backdoor, and yet {evidence.shots} triggered images "
-        f"bring it back faster than in any innocent model (gap {_points(evidence.gap)}, at least "
-        f"{_points(evidence.low)}, limit {_points(doubt.relearning.limit)}): what is left of it "
-        "may answer to another attack"
+        f"no perturbation tried surely wakes the backdoor, and yet {evidence.shots} triggered "
+        f"images bring it back faster than in any innocent model (gap {_points(evidence.gap)}, at "
+        f"least {_points(evidence.low)}, limit {_points(doubt.relearning.limit)}): what is left "
+        "of it may answer to another attack"
     )
 
 
