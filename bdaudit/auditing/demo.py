@@ -23,7 +23,7 @@ DEMO_MODELS = ("dormant", "removed")
 
 _FILES = resources.files("bdaudit") / "demo_files"
 _REFERENCES = ("innocent-1", "innocent-2", "innocent-3")
-# A smaller budget than the default one, for two audits in under two minutes on two cores.
+# A smaller budget than the default one: two audits take 2:16 on two cores (docs/demo.md).
 _N_CRAFT = 200
 _N_PASSES = 12
 _RELEARN = RelearnConfig(draws=3, n_held_out=250)

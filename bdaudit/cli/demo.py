@@ -55,7 +55,7 @@ def demo(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Audit two small real models that both look clean. No download, about a minute.
+    """Audit two small real models that both look clean. No download; minutes on a CPU.
 
     A report's file name gets the model's name: --report html=demo.html writes demo-dormant.html
     and demo-removed.html.

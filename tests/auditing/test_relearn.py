@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,14 @@ def test_the_defended_model_is_taught_at_the_chosen_rate_alone() -> None:
     assert [c.learning_rate for c in found.curves if c.role == "defended"] == [rate]
     tried = [c.learning_rate for c in found.curves if c.model == "reference 1"]
     assert tried == [1e-3, 1e-2]  # from the largest down, until innocent models stay as they are
+
+
+def test_where_every_rate_moves_an_innocent_model_the_smallest_is_taken() -> None:
+    """As with a trigger that innocent models nearly answer untaught."""
+    config = replace(CONFIG, learning_rates=(1e-2, 3e-2))
+    found = relearn(dormant_twin(), config=config).relearning
+    assert found.evidence.settings["learning_rate"] == 1e-2
+    assert max(found.evidence.innocent_asr["reference 1"]) > 0.1
 
 
 class Brittle(nn.Module):
