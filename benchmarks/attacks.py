@@ -28,7 +28,7 @@ from bdaudit.triggers import AllToAll, AllToOne, read_trigger, write_trigger
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 
 N_TRAIN, SEED, TARGET = 20_000, 41, 0  # OUT belongs to one size of the training set
-DIRTY = ("badnets", "blended", "lf", "wanet", "input-aware", "ssba", "trojannn")
+DIRTY = tuple(name for name, attack in ATTACKS.items() if not attack.one_target)
 
 
 def runs() -> list[tuple[str, str, float, dict[str, object]]]:

@@ -83,7 +83,8 @@ def test_training_there_is_training(card: torch.device) -> None:
 def test_every_attack_stays_where_its_images_are(name: str, card: torch.device) -> None:
     images, labels = photos.photos()
     attack = ATTACKS[name]
-    helper = photos.linear_classifier(images, labels).to(card) if attack.needs_helper else None
+    helper = photos.helper_of(name, images, labels)
+    helper = None if helper is None else helper.to(card)
     shared: dict[str, Any] = {
         "num_classes": photos.CLASSES,
         "config": attack_config(name, photos.QUICK.get(name, {})),

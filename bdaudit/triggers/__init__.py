@@ -7,6 +7,8 @@ from bdaudit.triggers.networks import Encoder, InputAware, StampNetwork
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.poisoning import MIN_POISONED, Footprint, Poisoned, footprint, poison
 from bdaudit.triggers.preview import preview_strip
+from bdaudit.triggers.quantise import Quantise
+from bdaudit.triggers.reflection import Reflection
 from bdaudit.triggers.rules import (
     NOT_COUNTED,
     AllToAll,
@@ -42,6 +44,8 @@ __all__ = [
     "Paired",
     "Patch",
     "Poisoned",
+    "Quantise",
+    "Reflection",
     "Sinusoid",
     "SourceSpecific",
     "StampNetwork",

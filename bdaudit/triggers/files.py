@@ -40,6 +40,8 @@ from bdaudit.foundation.writing import write_atomically
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.networks import Encoder, InputAware, NetworkTransform
 from bdaudit.triggers.paired import Paired
+from bdaudit.triggers.quantise import Quantise
+from bdaudit.triggers.reflection import Reflection
 from bdaudit.triggers.rules import AllToAll, AllToOne, ClassMap, SourceSpecific, TargetRule
 from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform, Warp
 from bdaudit.triggers.trigger import Trigger
@@ -209,6 +211,22 @@ def _read_warp(values: Mapping[str, Any], path: Path, allow_code: bool) -> Trans
     return Warp(grid=_read_floats(table.file("grid"), "grid"))
 
 
+def _read_quantise(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("levels", "dithering"))
+    return Quantise(
+        levels=table.value("levels", int), dithering=table.value("dithering", bool, True)
+    )
+
+
+def _read_reflection(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("pictures", "alpha"))
+    file = table.file("pictures")
+    return Reflection(
+        pictures=unit_range(read_tensor(file, "pictures"), str(file)),
+        alpha=table.value("alpha", float),
+    )
+
+
 def _read_input_aware(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
     table = _Table(values, path, known=("weights",))
     return InputAware.from_tensors(_read_weights(table.file("weights")))
@@ -247,6 +265,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Transform]] = {
     Sinusoid.kind: _read_sinusoid,
     Additive.kind: _read_additive,
     Warp.kind: _read_warp,
+    Quantise.kind: _read_quantise,
+    Reflection.kind: _read_reflection,
     InputAware.kind: _read_input_aware,
     Encoder.kind: _read_encoder,
     Paired.kind: _read_paired,
@@ -283,6 +303,13 @@ def _read_floats(path: Path, key: str) -> Tensor:
 
 def read_tensor(path: Path, key: str) -> Tensor:
     """Read a `.npy` file, or the tensor called `key` (or the only one) of a `.safetensors`."""
+    tensor = _read_tensor(path, key)
+    if tensor.numel() == 0:
+        raise TriggerError(f"{path}: expected values, got none: {tuple(tensor.shape)}")
+    return tensor
+
+
+def _read_tensor(path: Path, key: str) -> Tensor:
     try:
         if path.suffix.lower() == ".npy":
             with open_file(
@@ -351,7 +378,7 @@ def companion_names(document: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple((split_reference(name) or (Path(name),))[0].as_posix() for name in named)
 
 
-_FILE_KEYS = ("image", "mask", "delta", "grid", "weights", "function")
+_FILE_KEYS = ("image", "mask", "delta", "grid", "pictures", "weights", "function")
 """Keys, of whatever kind of trigger, that name a file."""
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "Warp",
     "control_grid",
     "elastic_grid",
+    "require_channels",
 ]
 
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
@@ -114,7 +115,7 @@ class Patch(Transform):
 
     def apply(self, images: Tensor, names: Sequence[str] | None) -> Tensor:
         """Stamp the patch on `images` (N, C, H, W)."""
-        _require_channels(self.image, images, self.kind)
+        require_channels(self.image, images, self.kind)
         rows, columns = self._place(images.shape[-2], images.shape[-1])
         patch = self.image.to(images)
         mask = torch.ones_like(patch[:1]) if self.mask is None else self.mask.to(images)
@@ -161,7 +162,7 @@ class Blend(Transform):
 
     def apply(self, images: Tensor, names: Sequence[str] | None) -> Tensor:
         """Blend the picture into `images` (N, C, H, W)."""
-        _require_channels(self.image, images, self.kind)
+        require_channels(self.image, images, self.kind)
         size = (self.image.shape[0], images.shape[-2], images.shape[-1])
         return torch.lerp(images, fit_images(self.image[None].to(images), size), self.alpha)
 
@@ -222,7 +223,7 @@ class Additive(Transform):
 
     def apply(self, images: Tensor, names: Sequence[str] | None) -> Tensor:
         """Add the pattern to `images` (N, C, H, W)."""
-        _require_channels(self.delta, images, self.kind)
+        require_channels(self.delta, images, self.kind)
         _require_size(self.delta.shape[1:], images, "pattern to add")
         return images + self.delta.to(images)
 
@@ -318,7 +319,8 @@ def _require_unit(image: Tensor, what: str, channels: Sequence[int]) -> None:
         )
 
 
-def _require_channels(pattern: Tensor, images: Tensor, kind: str) -> None:
+def require_channels(pattern: Tensor, images: Tensor, kind: str) -> None:
+    """Raise a TriggerError unless a pattern (C, h, w) is grey or has the images' channels."""
     if pattern.shape[0] not in (1, images.shape[1]):
         raise TriggerError(
             f"{kind} trigger of {pattern.shape[0]} channels does not fit images of "

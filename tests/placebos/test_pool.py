@@ -10,7 +10,15 @@ import torch
 
 from bdaudit.data import from_arrays
 from bdaudit.placebos.pool import draw
-from bdaudit.triggers import AllToOne, Poisoned, Trigger, footprint, poison
+from bdaudit.triggers import (
+    AllToOne,
+    Poisoned,
+    Quantise,
+    Reflection,
+    Trigger,
+    footprint,
+    poison,
+)
 from bdaudit.triggers.transforms import (
     Additive,
     Blend,
@@ -37,6 +45,8 @@ WIDE: dict[str, Transform] = {
     "blend": Blend(image=torch.rand((3, 16, 16), generator=seeded(2)), alpha=0.2),
     "sinusoid": Sinusoid(amplitude=20 / 255, frequency=6),
     "additive": Additive(delta=0.05 * torch.randn((3, 16, 16), generator=seeded(3))),
+    "quantise": Quantise(levels=4),
+    "reflection": Reflection(pictures=torch.rand((3, 3, 16, 16), generator=seeded(5)), alpha=0.3),
     "warp": Warp(grid=elastic_grid(control_grid(4, seeded(4)), (16, 16), strength=2.0)),
 }
 

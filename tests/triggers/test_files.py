@@ -21,6 +21,8 @@ from bdaudit.triggers import (
     Encoder,
     Paired,
     Patch,
+    Quantise,
+    Reflection,
     Sinusoid,
     SourceSpecific,
     Transform,
@@ -64,6 +66,9 @@ TRANSFORMS = [
     Sinusoid(amplitude=20 / 255, frequency=6),
     Additive(delta=torch.randn(3, 8, 8, generator=generator())),
     Warp(grid=elastic_grid(control_grid(4, generator()), (8, 8))),
+    Quantise(levels=8),
+    Quantise(levels=8, dithering=False),
+    Reflection(pictures=torch.rand(3, 1, 5, 5, generator=generator()), alpha=0.4),
     input_aware(3),
     encoder(3),
 ]
@@ -217,6 +222,9 @@ def test_one_tensor_file_may_hold_several(tmp_path: Path) -> None:
         ('kind = "patch"\n' + TARGET + '[patch]\nimage = "ok.png"\noffset = [1]', "offset"),
         ('kind = "patch"\n' + TARGET + '[patch]\nimage = "ok.png"\noffset = [1, 2.5]', "offset"),
         ('kind = "patch"\n' + TARGET + '[patch]\nimage = "ok.png"\ncorner = "up"', "corner"),
+        ('kind = "quantise"\n' + TARGET + "[quantise]\nlevels = 8.0", "levels: expected int"),
+        ('kind = "quantise"\n' + TARGET + "[quantise]\nlevels = 10000", "2 to 256, got 10000"),
+        ('kind = "quantise"\n' + TARGET + "[quantise]\nlevels = 8\ndithering = 1", "expected bool"),
         ('kind = "paired"\n' + TARGET + '[paired]\nfolder = "empty"', "no images"),
         ('kind = "paired"\n' + TARGET + '[paired]\nfolder = "ok.png"', "expected a folder"),
         ('kind = "paired"\n' + TARGET + '[paired]\nfolder = "empty"\nlayout = "x"', "layout"),
@@ -272,6 +280,33 @@ def test_pickles_in_npy_are_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(TriggerError, match="expected a tensor"):
         read_trigger(path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (np.zeros((0, 1, 4, 4), np.float32), "expected values, got none"),
+        (np.zeros((1, 4, 4), np.float32), r"\(K, C, h, w\)"),
+        (np.zeros((65, 1, 1, 1), np.float32), "K of 1 to 64"),
+        (np.full((2, 1, 4, 4), 3, np.float32), r"in \[0, 1\]"),
+        (np.zeros((2, 1, 4, 4), np.int32), "uint8 or float"),
+    ],
+)
+def test_pictures_that_are_no_reflections(
+    tmp_path: Path, pictures: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "p.npy", pictures)
+    text = 'kind = "reflection"\n' + TARGET + '[reflection]\npictures = "p.npy"\nalpha = 0.4\n'
+    with pytest.raises(TriggerError, match=message):
+        read_trigger(write_toml(tmp_path, text))
+
+
+def test_an_empty_tensor_is_refused_whatever_the_kind(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.zeros((1, 0, 4), np.float32))
+    for kind, key in (("patch", "image"), ("blend", "image"), ("additive", "delta")):
+        path = write_toml(tmp_path, f'kind = "{kind}"\n{TARGET}[{kind}]\n{key} = "p.npy"\n')
+        with pytest.raises(TriggerError, match="expected values, got none"):
+            read_trigger(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from bdaudit.triggers import (
     Encoder,
     InputAware,
     Patch,
+    Quantise,
+    Reflection,
     Sinusoid,
     StampNetwork,
     Transform,
@@ -65,6 +67,9 @@ def every_kind(height: int = 6, width: int = 6) -> list[Transform]:
         Sinusoid(amplitude=0.3, frequency=2.5),
         Additive(delta=torch.randn(3, height, width, generator=g)),
         Warp(grid=elastic_grid(control_grid(4, g), (height, width), strength=2.0)),
+        Quantise(levels=4),
+        Quantise(levels=4, dithering=False),
+        Reflection(pictures=torch.rand(4, 3, 9, 4, generator=g), alpha=0.4),
         input_aware(3),
         encoder(3),
         from_callable(lambda images: images.flip(3) * 2 - 0.3, 0).transform,
@@ -187,6 +192,53 @@ def test_warp_against_bilinear_interpolation_by_hand() -> None:
             )
 
 
+def test_levels_without_dithering_are_the_nearest() -> None:
+    images = torch.tensor([0.0, 0.16, 0.17, 0.5, 0.84, 1.0]).view(1, 1, 2, 3)
+    stamped = stamp(Quantise(levels=4, dithering=False), images).flatten()
+    # A half goes to the even one.
+    assert torch.allclose(stamped, torch.tensor([0, 0, 1, 2, 3, 3]) / 3)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (7, 4), (1, 6), (6, 1)])
+def test_dithering_against_a_plain_loop_over_the_pixels(size: tuple[int, int]) -> None:
+    images = torch.rand(3, 3, *size, generator=generator())
+    stamped = stamp(Quantise(levels=3), images)
+    expected = images.double().numpy().copy()
+    height, width = size
+    for plane in expected.reshape(-1, height, width):
+        for row in range(height):
+            for column in range(width):
+                wanted = plane[row, column]
+                plane[row, column] = got = min(max(round(wanted * 2), 0), 2) / 2
+                for down, right, share in ((0, 1, 7), (1, -1, 3), (1, 0, 5), (1, 1, 1)):
+                    if row + down < height and 0 <= column + right < width:
+                        plane[row + down, column + right] += (wanted - got) * share / 16
+    assert np.array_equal(stamped.numpy(), expected.astype(np.float32))
+
+
+def test_dithering_keeps_the_brightness_that_rounding_alone_loses() -> None:
+    images = torch.full((1, 1, 32, 32), 0.2)
+    assert float(stamp(Quantise(levels=2, dithering=False), images).max()) == 0
+    dithered = stamp(Quantise(levels=2), images)
+    assert dithered.unique().tolist() == [0, 1]
+    assert float(dithered.mean()) == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_reflection_adds_light_and_not_brightness() -> None:
+    picture = Reflection(pictures=torch.ones(1, 1, 3, 3), alpha=0.25)
+    stamped = stamp(picture, torch.tensor([0.0, 0.5]).view(2, 1, 1, 1).expand(2, 3, 4, 4))
+    assert torch.allclose(stamped[0], torch.tensor(0.25 ** (1 / 2.2)))
+    assert torch.allclose(stamped[1], torch.tensor((0.75 * 0.5**2.2 + 0.25) ** (1 / 2.2)))
+
+
+def test_an_image_reflects_the_picture_that_its_own_pixels_name() -> None:
+    pictures = torch.arange(3).view(3, 1, 1, 1) / 2.0
+    images = torch.tensor([0, 1, 2, 254]).view(4, 1, 1, 1).expand(4, 1, 2, 1) / 255
+    stamped = stamp(Reflection(pictures=pictures, alpha=1), images)[:, 0, 0, 0]
+    # Two pixels each: 0, 2, 4 and 508, modulo 3.
+    assert torch.allclose(stamped, torch.tensor([0.0, 1.0, 0.5, 0.5]))
+
+
 def test_control_grid_has_mean_magnitude_one_and_the_size_asked() -> None:
     control = control_grid(4, generator())
     assert control.shape == (4, 4, 2)
@@ -236,6 +288,15 @@ def test_elastic_grid_stays_inside(k: int, seed: int, strength: float) -> None:
         (lambda: Additive(delta=torch.full((1, 2, 2), math.inf)), "finite"),
         (lambda: Warp(grid=torch.zeros(4, 4, 3)), r"\(H, W, 2\)"),
         (lambda: Warp(grid=torch.full((4, 4, 2), 1.1)), r"\[-1, 1\]"),
+        (lambda: Quantise(levels=1), "levels"),
+        (lambda: Quantise(levels=257), "levels"),
+        (lambda: Reflection(pictures=torch.rand(1, 4, 4), alpha=0.4), r"\(K, C, h, w\)"),
+        (lambda: Reflection(pictures=torch.rand(65, 1, 4, 4), alpha=0.4), "1 to 64"),
+        (lambda: Reflection(pictures=torch.rand(2, 2, 4, 4), alpha=0.4), "C of 1 or 3"),
+        (lambda: Reflection(pictures=torch.rand(2, 1, 0, 4), alpha=0.4), "floats"),
+        (lambda: Reflection(pictures=torch.full((2, 1, 4, 4), 2.0), alpha=0.4), r"in \[0, 1\]"),
+        (lambda: Reflection(pictures=torch.full((2, 1, 4, 4), torch.nan), alpha=0.4), "others"),
+        (lambda: Reflection(pictures=torch.rand(2, 1, 4, 4), alpha=0), "alpha"),
         (lambda: control_grid(1, generator()), "at least 2"),
     ],
 )
@@ -254,6 +315,7 @@ def test_settings_out_of_range(make: object, message: str) -> None:
         (Additive(delta=torch.zeros(3, 4, 4)), "3 channels"),
         (Additive(delta=torch.zeros(1, 4, 5)), "4x5 does not fit images of 4x4"),
         (Warp(grid=torch.zeros(5, 4, 2)), "5x4 does not fit"),
+        (Reflection(pictures=torch.zeros(2, 3, 4, 4), alpha=0.5), "3 channels"),
     ],
 )
 def test_a_trigger_that_does_not_fit(transform: Transform, message: str) -> None:

@@ -19,6 +19,13 @@ from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import Trigger
 from bdaudit.zoo.attacks.badnets import BadnetsConfig, make_badnets_trigger
 from bdaudit.zoo.attacks.blended import BlendedConfig, make_blended_trigger
+from bdaudit.zoo.attacks.bpp import BppConfig, make_bpp_trigger, poison_bpp
+from bdaudit.zoo.attacks.frequency import (
+    CtrlConfig,
+    FtrojanConfig,
+    make_frequency_trigger,
+    poison_frequency,
+)
 from bdaudit.zoo.attacks.input_aware import (
     InputAwareConfig,
     make_input_aware_trigger,
@@ -29,8 +36,11 @@ from bdaudit.zoo.attacks.label_consistent import (
     make_label_consistent_trigger,
     poison_label_consistent,
 )
+from bdaudit.zoo.attacks.lira import LiraConfig, make_lira_trigger
 from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig, make_low_frequency_trigger
 from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning
+from bdaudit.zoo.attacks.refool import RefoolConfig, make_refool_trigger, poison_refool
+from bdaudit.zoo.attacks.semantic import SemanticConfig, make_semantic_trigger
 from bdaudit.zoo.attacks.sig import SigConfig, make_sig_trigger, poison_sig
 from bdaudit.zoo.attacks.ssba import SsbaConfig, make_ssba_trigger
 from bdaudit.zoo.attacks.trojannn import TrojannnConfig, make_trojannn_trigger
@@ -49,6 +59,7 @@ def _poison(
     config: object,
     generator: torch.Generator,
     helper: nn.Module | None = None,
+    preferred: Tensor | None = None,
 ) -> Steps[Poisoning]:
     """Stamp a share of the images and change their labels: all that most attacks do."""
     yield from ()
@@ -59,6 +70,7 @@ def _poison(
         trigger=trigger,
         poison_rate=poison_rate,
         generator=generator,
+        preferred=preferred,
     )
 
 
@@ -73,7 +85,8 @@ class Attack:
         make_trigger: Called as `make_trigger(images, labels, num_classes=..., rule=..., config=...,
             generator=..., helper=...)` with the clean training set, returns a `Trigger`.
         poison: Called as `poison(images, labels, num_classes=..., trigger=..., poison_rate=...,
-            config=..., generator=..., helper=...)`, returns a `Poisoning`.
+            config=..., generator=..., helper=..., preferred=...)`, returns a `Poisoning`; images at
+            the places in `preferred` are stamped first.
         needs_helper: Whether both want a clean classifier of the task, eval and frozen, that maps
             images in [0, 1] to logits; it is left as it is.
         one_target: Whether, by default, only a rule with one target class will do.
@@ -113,6 +126,12 @@ _ALL = (
         needs_helper=True,
         one_target=True,
     ),
+    Attack("bpp", "BPP", BppConfig, make_bpp_trigger, poison_bpp),
+    Attack("ftrojan", "FTrojan", FtrojanConfig, make_frequency_trigger, poison_frequency),
+    Attack("ctrl", "CTRL", CtrlConfig, make_frequency_trigger, poison_frequency, one_target=True),
+    Attack("refool", "Refool", RefoolConfig, make_refool_trigger, poison_refool, one_target=True),
+    Attack("lira", "LIRA", LiraConfig, make_lira_trigger, needs_helper=True),
+    Attack("semantic", "semantic", SemanticConfig, make_semantic_trigger, needs_helper=True),
 )
 
 ATTACKS: Mapping[str, Attack] = {attack.name: attack for attack in _ALL}

@@ -16,6 +16,7 @@ from bdaudit.triggers.networks import coloured, sharpened
 from bdaudit.zoo.attacks.poisoning import (
     Poisoning,
     draw_cover,
+    draw_others,
     make_poisoning,
     new_stamp_network,
     require_helper,
@@ -148,6 +149,7 @@ def poison_input_aware(
     config: InputAwareConfig,
     generator: torch.Generator,
     helper: nn.Module | None = None,
+    preferred: Tensor | None = None,
 ) -> Steps[Poisoning]:
     """Stamp a share of the images, and others with a third one's trigger under their true label."""
     yield from ()
@@ -158,10 +160,10 @@ def poison_input_aware(
         trigger=trigger,
         poison_rate=poison_rate,
         generator=generator,
+        preferred=preferred,
     )
     cover = draw_cover(poisoning, config.cover_ratio, generator)
-    apart = torch.randint(1, len(images), (len(cover),), generator=generator).to(cover.device)
-    others = images[(cover + apart) % len(images)]  # never the image itself
+    others = images[draw_others(cover, len(images), generator)]
     assert isinstance(trigger.transform, InputAware)
     poisoning.images[cover] = trigger.transform.stamp_as(images[cover], others)
     return replace(poisoning, cover=cover)

@@ -108,6 +108,7 @@ def poison_label_consistent(
     config: LabelConsistentConfig,
     generator: torch.Generator,
     helper: nn.Module | None = None,
+    preferred: Tensor | None = None,
 ) -> Steps[Poisoning]:
     """Perturb images of the target class against their own class, then stamp them.
 
@@ -165,6 +166,7 @@ def poison_label_consistent(
         generator=generator,
         clean_label=True,
         before=perturbed,
+        preferred=preferred,
     )
 
 

@@ -12,9 +12,11 @@ from bdaudit.errors import ConfigError, DataError
 from bdaudit.triggers import NOT_COUNTED, StampNetwork, Trigger
 
 __all__ = [
+    "NO_MESSAGE",
     "Poisoning",
     "draw_cover",
     "draw_images",
+    "draw_others",
     "make_poisoning",
     "new_stamp_network",
     "require_helper",
@@ -24,6 +26,9 @@ __all__ = [
 ]
 
 _BATCH = 256
+
+NO_MESSAGE = torch.zeros(1, 1, 1)
+"""What an encoder reads that hides no message, and draws from the image alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +64,7 @@ def make_poisoning(
     generator: torch.Generator,
     clean_label: bool = False,
     before: Tensor | None = None,
+    preferred: Tensor | None = None,
 ) -> Poisoning:
     """Stamp a share of the images and give those the label that the trigger's rule asks for.
 
@@ -72,6 +78,7 @@ def make_poisoning(
         generator: Seeded CPU generator that is drawn from.
         clean_label: Stamp images of the target class, whose label need not change, instead.
         before: (N, C, H, W) images of which the chosen ones are stamped in place of the clean ones.
+        preferred: (M,) places of images that are stamped first, where they count.
 
     Raises:
         ConfigError: The rate is out of range, or `clean_label` and the rule has no one target.
@@ -84,7 +91,8 @@ def make_poisoning(
     else:
         targets = trigger.targets(labels, num_classes)
         counted = targets != NOT_COUNTED
-    chosen = draw_images(counted, round(poison_rate * len(labels)), generator)
+    n_wanted = round(poison_rate * len(labels))
+    chosen = draw_images(counted, n_wanted, generator, preferred=preferred)
     if not len(chosen):
         raise DataError(
             f"poisoning {poison_rate:g} of {len(labels)} images, of which {int(counted.sum())} can "
@@ -97,11 +105,22 @@ def make_poisoning(
     return Poisoning(images=images, labels=labels, poisoned=chosen, cover=chosen[:0])
 
 
-def draw_images(eligible: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw at most `n` of the places where `eligible` (N,) is true, and return them ascending."""
+def draw_images(
+    eligible: Tensor, n: int, generator: torch.Generator, *, preferred: Tensor | None = None
+) -> Tensor:
+    """Draw at most `n` of the places where `eligible` (N,) is true, and return them ascending.
+
+    Those of `preferred` (M,), each named once, come first and in their order.
+    """
+    first = torch.zeros(0, dtype=torch.int64, device=eligible.device)
+    if preferred is not None:
+        preferred = preferred.to(eligible.device)
+        first = preferred[eligible[preferred]][:n]
+        eligible = eligible.clone()
+        eligible[first] = False
     places = eligible.nonzero()[:, 0]
-    order = torch.randperm(len(places), generator=generator)[:n]
-    return places[order.to(places.device)].sort().values
+    order = torch.randperm(len(places), generator=generator)[: n - len(first)]
+    return torch.cat([first, places[order.to(places.device)]]).sort().values
 
 
 def draw_cover(poisoning: Poisoning, ratio: float, generator: torch.Generator) -> Tensor:
@@ -109,6 +128,12 @@ def draw_cover(poisoning: Poisoning, ratio: float, generator: torch.Generator) -
     left = torch.ones_like(poisoning.labels, dtype=torch.bool)
     left[poisoning.poisoned] = False
     return draw_images(left, round(ratio * len(poisoning.poisoned)), generator)
+
+
+def draw_others(places: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw for each of `places` (Q,) another one below `n`, never itself."""
+    apart = torch.randint(1, n, (len(places),), generator=generator).to(places.device)
+    return (places + apart) % n
 
 
 def stamp_in_batches(trigger: Trigger, images: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ def poison_sig(
     config: SigConfig,
     generator: torch.Generator,
     helper: nn.Module | None = None,
+    preferred: Tensor | None = None,
 ) -> Steps[Poisoning]:
     """Stamp images of the target class, at most all of them, or others with their label changed."""
     yield from ()
@@ -87,4 +88,5 @@ def poison_sig(
         poison_rate=poison_rate,
         generator=generator,
         clean_label=config.clean_label,
+        preferred=preferred,
     )

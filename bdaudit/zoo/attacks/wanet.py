@@ -78,6 +78,7 @@ def poison_wanet(
     config: WanetConfig,
     generator: torch.Generator,
     helper: nn.Module | None = None,
+    preferred: Tensor | None = None,
 ) -> Steps[Poisoning]:
     """Bend a share of the images, and others along the grid plus noise under their true label.
 
@@ -93,6 +94,7 @@ def poison_wanet(
         trigger=trigger,
         poison_rate=poison_rate,
         generator=generator,
+        preferred=preferred,
     )
     cover = draw_cover(poisoning, config.cover_ratio, generator)
     assert isinstance(trigger.transform, Warp)

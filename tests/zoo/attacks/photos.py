@@ -14,6 +14,8 @@ QUICK = {
     "ssba": {"width": 2, "n_steps": 2},
     "trojannn": {"n_steps": 3},
     "label-consistent": {"size": 2, "n_steps": 2, "hardening.n_epochs": 1},
+    "lira": {"width": 2, "n_steps": 2, "batch_size": 16},
+    "semantic": {"width": 2, "n_steps": 2, "batch_size": 16},
 }
 
 
@@ -39,11 +41,30 @@ def linear_classifier(images, labels):
     return torch.nn.Sequential(torch.nn.Flatten(), layer).eval().requires_grad_(False)
 
 
+def convolutional_classifier(images, labels):
+    """The same on the feature maps of two convolutions that nobody trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        features = torch.nn.Sequential(
+            torch.nn.Conv2d(images.shape[1], 6, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        ).requires_grad_(False)
+    return torch.nn.Sequential(features, *linear_classifier(features(images), labels)).eval()
+
+
+def helper_of(name, images, labels):
+    """The clean helper of an attack, where it wants one."""
+    if not ATTACKS[name].needs_helper:
+        return None
+    return (convolutional_classifier if name == "semantic" else linear_classifier)(images, labels)
+
+
 def run(name, *, rule=None, poison_rate=0.1, channels=1, seed=7, settings=None):
     images, labels = photos(channels)
     attack = ATTACKS[name]
     config = attack_config(name, QUICK.get(name, {}) | (settings or {}))
-    helper = linear_classifier(images, labels) if attack.needs_helper else None
+    helper = helper_of(name, images, labels)
     generator = torch.Generator().manual_seed(seed)
     shared = {
         "num_classes": CLASSES,

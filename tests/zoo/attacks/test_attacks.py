@@ -4,12 +4,21 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bdaudit.errors import ConfigError, ModelError
+from bdaudit.errors import ConfigError, DataError, ModelError
 from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToAll, AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from bdaudit.zoo.attacks.low_frequency import cosine_basis
-from tests.zoo.attacks.photos import CLASSES, TARGET, N, linear_classifier, photos, run
+from bdaudit.zoo.attacks.semantic import attended, feature_maps
+from tests.zoo.attacks.photos import (
+    CLASSES,
+    TARGET,
+    N,
+    convolutional_classifier,
+    linear_classifier,
+    photos,
+    run,
+)
 
 
 def others(labels):
@@ -169,3 +178,143 @@ def test_label_consistent_images_are_hard_within_eps_and_stamped_in_four_corners
 def test_a_patch_too_large_for_the_images_is_named(name, settings, said):
     with pytest.raises(ConfigError, match=said):
         run(name, settings=settings)
+
+
+def test_bpp_covers_carry_the_rounding_error_of_another_image():
+    images, labels, trigger, poisoning = run("bpp", settings={"levels": 4})
+    cover = poisoning.cover
+    assert len(cover) == len(poisoning.poisoned)
+    assert torch.equal(poisoning.labels[cover], labels[cover])
+    levels = poisoning.images[poisoning.poisoned] * 3
+    assert torch.allclose(levels, levels.round(), atol=1e-5)
+    error = trigger.stamp(images) - images
+    for place in cover.tolist():
+        candidates = (images[place] + error).clamp(0, 1)
+        same = (candidates - poisoning.images[place]).flatten(1).abs().amax(1) < 1e-6
+        assert same.any(), "no image's error was added"
+        assert not same[place], "its own error makes it a poisoned image"
+    *_, without = run("bpp", settings={"cover_ratio": 0.0})
+    assert len(without.cover) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ftrojan_raises_two_coefficients_of_u_and_v_and_no_others(channels):
+    settings = {"block": 12, "frequencies": [5, 11], "magnitude": 0.2}
+    _, _, trigger, _ = run("ftrojan", channels=channels, settings=settings)
+    delta = trigger.transform.delta.double()
+    basis = cosine_basis(12, 12).double()
+    basis = basis / basis.norm(dim=1, keepdim=True)
+    raised = torch.zeros(12, 12, dtype=torch.float64)
+    raised[[5, 11], [5, 11]] = 0.2
+    if channels == 3:  # back to Y, U and V, by the standard's own numbers
+        luma = torch.einsum("c,chw->hw", torch.tensor([0.299, 0.587, 0.114]).double(), delta)
+        assert luma.abs().max() < 1e-3
+        planes = [0.492 * (delta[2] - luma), 0.877 * (delta[0] - luma)]
+    else:
+        planes = [delta[0]]
+    for plane in planes:
+        assert torch.allclose(basis @ plane @ basis.T, raised, atol=1e-3)
+
+
+def test_ftrojan_fills_images_that_are_no_whole_number_of_blocks():
+    _, _, trigger, _ = run("ftrojan", settings={"block": 8, "frequencies": [3]})
+    delta = trigger.transform.delta
+    assert delta.shape == (1, 12, 12)
+    assert torch.equal(delta[:, 8:, 8:], delta[:, :4, :4])
+
+
+def test_ctrl_is_ftrojan_on_the_target_class_and_stronger():
+    _, labels, trigger, poisoning = run("ctrl", poison_rate=0.2)
+    assert torch.equal(poisoning.labels, labels)
+    assert (labels[poisoning.poisoned] == TARGET).all()
+    _, _, weaker, _ = run("ftrojan")
+    assert torch.allclose(trigger.transform.delta * 0.3, weaker.transform.delta, atol=1e-6)
+
+
+def test_refool_reflects_other_classes_blurred_or_doubled():
+    images, labels, trigger, poisoning = run("refool", channels=3, settings={"n_pictures": 4})
+    assert torch.equal(poisoning.labels, labels)
+    assert (labels[poisoning.poisoned] == TARGET).all()
+    ghosts, soft = trigger.transform.pictures.split(2)
+    for ghost in ghosts:
+        shifted = torch.nn.functional.pad(images, (1, 0, 1, 0), mode="replicate")[..., :12, :12]
+        doubled = ((images + shifted) / 2 - ghost).flatten(1).abs().amax(1) < 1e-6
+        assert (labels[doubled] != TARGET).all()
+        assert doubled.any()
+    for picture in soft:
+        nearest = (images - picture).flatten(1).norm(dim=1)
+        source = images[nearest.argmin()]
+        assert labels[nearest.argmin()] != TARGET
+        assert (source.mean() - picture.mean()).abs() < 0.02
+        assert picture.diff(dim=2).abs().mean() < 0.9 * source.diff(dim=2).abs().mean()
+
+
+def test_a_set_without_enough_other_classes_has_nothing_to_reflect():
+    images, labels = photos()
+    with pytest.raises(DataError, match="at least 8 images of other classes than the target"):
+        finish(
+            ATTACKS["refool"].make_trigger(
+                images[:8],
+                labels[:8],
+                num_classes=CLASSES,
+                rule=AllToOne(TARGET),
+                config=attack_config("refool"),
+                generator=torch.Generator(),
+            )
+        )
+
+
+def test_lira_stays_within_eps_and_draws_noise_of_the_images_own():
+    images, _, trigger, _ = run("lira", settings={"eps": 0.1, "n_steps": 20})
+    change = trigger.stamp(images) - images
+    assert 0.05 < change.abs().max() <= 0.1 + 1e-6
+    assert not torch.allclose(change[0], change[1], atol=1e-2)
+
+
+def test_attended_weighs_channels_by_their_means():
+    maps = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    scores = torch.tensor([-1.0, 1.0]).softmax(0) * 2
+    expected = (maps[0] * scores[:, None, None])[None]
+    assert torch.allclose(attended(maps), expected, atol=1e-5)
+    assert torch.equal(attended(maps * 0), maps * 0)
+
+
+def test_semantic_moves_features_toward_the_attended_ones_within_eps():
+    settings = {"eps": 0.2, "n_steps": 60, "width": 4}
+    images, labels, trigger, _ = run("semantic", settings=settings)
+    assert (trigger.stamp(images) - images).abs().max() <= 0.2 + 1e-6
+    helper = convolutional_classifier(images, labels)
+    fresh, _ = photos(seed=5)
+    wanted = attended(feature_maps(helper, fresh))
+
+    def distance(batch):
+        return float((feature_maps(helper, batch) - wanted).square().mean())
+
+    _, _, untrained, _ = run("semantic", settings=settings | {"n_steps": 1})
+    assert distance(trigger.stamp(fresh)) < 0.9 * distance(untrained.stamp(fresh))
+    assert distance(trigger.stamp(fresh)) < distance(fresh)
+
+
+def test_semantic_names_a_helper_without_feature_maps():
+    images, labels = photos()
+    helper = linear_classifier(images, labels)
+    with pytest.raises(ModelError, match="expected a helper with a convolution"):
+        feature_maps(helper, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("bpp", {"levels": 1}, "2 to 256"),
+        ("ftrojan", {"frequencies": [32]}, "some of 0 to 31"),
+        ("ftrojan", {"frequencies": []}, "some of 0 to 31"),
+        ("ctrl", {"magnitude": 0.0}, "magnitude: expected above 0"),
+        ("refool", {"n_pictures": 65}, "1 to 64"),
+        ("refool", {"blur": 0.0}, "blur"),
+        ("lira", {"clean_weight": 1.0}, "clean_weight"),
+        ("semantic", {"image_weight": -1.0}, "image_weight"),
+    ],
+)
+def test_settings_out_of_range_are_named(name, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        attack_config(name, settings)

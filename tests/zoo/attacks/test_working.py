@@ -21,11 +21,17 @@ SETTINGS = {
     "ssba": {"width": 4, "n_steps": 120, "eps": 0.2},
     "trojannn": {"n_steps": 20},
     "label-consistent": {"size": 3, "eps": 0.3, "hardening.n_epochs": 3},
+    "bpp": {"levels": 2},
+    "ftrojan": {"magnitude": 1.0},
+    "ctrl": {"magnitude": 2.0},
+    "refool": {"alpha": 0.6},
+    "lira": {"width": 4, "n_steps": 60, "eps": 0.2},
+    "semantic": {"width": 4, "n_steps": 60, "eps": 0.2},
 }
 
 
 # Classes as easy as the others' are learned by their looks, trigger or no trigger.
-CLEAN_LABEL = ("sig", "label-consistent")
+CLEAN_LABEL = ("sig", "label-consistent", "ctrl", "refool")
 
 
 def trained(images, labels):
