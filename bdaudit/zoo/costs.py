@@ -9,7 +9,7 @@ import torch
 
 from bdaudit.zoo.building import Build
 from bdaudit.zoo.making import Workshop
-from bdaudit.zoo.planning import Recipe
+from bdaudit.zoo.planning import FUS, Recipe
 from bdaudit.zoo.training import gradients_in, new_classifier
 
 __all__ = ["Estimate", "estimate_costs"]
@@ -68,7 +68,8 @@ def _passes(recipe: Recipe, shop: Workshop) -> float:
     if recipe.method in ("defense", "unlearned"):
         epochs = [value for key, value in settings.items() if key.endswith("n_epochs")]
         return float(len(shop.parts.defense) * (sum(epochs) or 10))
-    return float(from_scratch * training.epochs)
+    selecting = settings.get(f"{FUS}n_rounds", 0) * settings.get(f"{FUS}n_epochs", 0)
+    return float(from_scratch * (training.epochs + selecting))
 
 
 def _time_an_image(shop: Workshop) -> float:

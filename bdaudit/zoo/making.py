@@ -35,7 +35,7 @@ from bdaudit.triggers import (
     read_trigger,
     write_trigger,
 )
-from bdaudit.zoo.attacks import ATTACKS, Attack, attack_config
+from bdaudit.zoo.attacks import ATTACKS, Attack, Poisoning, attack_config
 from bdaudit.zoo.cleanends import (
     HardeningConfig,
     UnlearningConfig,
@@ -46,7 +46,8 @@ from bdaudit.zoo.cleanends import (
 from bdaudit.zoo.folder import FamilyFolder, Made, Measured
 from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.parts import Part, Parts
-from bdaudit.zoo.planning import HELPER, Recipe
+from bdaudit.zoo.planning import FUS, HELPER, Recipe
+from bdaudit.zoo.selection import FusConfig, select_images
 from bdaudit.zoo.training import TrainingConfig, gradients_in, new_classifier, train
 
 __all__ = ["Workshop", "make_task", "measurement_key"]
@@ -211,19 +212,34 @@ class _Making:
     def _attacked(self) -> Steps[tuple[nn.Module, float]]:
         attack = self._attack
         images, labels = self._drawn_for_attack()
-        config, trigger = self._attack_config(), self._trigger()
-        poisoning = yield from self._in_precision(
-            lambda: attack.poison(
-                images,
-                labels,
-                num_classes=self.shop.parts.num_classes,
-                trigger=trigger,
-                poison_rate=self.recipe.poison_rate,
-                config=config,
-                generator=self.generator,
-                helper=self._helper(),
+        config, trigger, helper = self._attack_config(), self._trigger(), self._helper()
+
+        def poison(preferred: Tensor | None) -> Steps[Poisoning]:
+            return self._in_precision(
+                lambda: attack.poison(
+                    images,
+                    labels,
+                    num_classes=self.shop.parts.num_classes,
+                    trigger=trigger,
+                    poison_rate=self.recipe.poison_rate,
+                    config=config,
+                    generator=self.generator,
+                    helper=helper,
+                    preferred=preferred,
+                )
             )
-        )
+
+        preferred = None
+        fus = self._settings_of(FUS)
+        if fus:
+            preferred = yield from select_images(
+                poison,
+                self._new_classifier,
+                config=config_from(FusConfig, fus, "fus"),
+                training=self.shop.training,
+                generator=self.generator,
+            )
+        poisoning = yield from poison(preferred)
         classifier = yield from self._trained(poisoning.images, poisoning.labels)
         return classifier, poisoning.poison_rate
 
@@ -317,8 +333,17 @@ class _Making:
     def _attack_config(self) -> object:
         assert self.recipe.type is not None
         settings = self.recipe.settings
-        own = {k: v for k, v in settings.items() if k not in _FROM_ATTACK_SETTINGS}
+        own = {
+            key: value
+            for key, value in settings.items()
+            if key not in _FROM_ATTACK_SETTINGS and not key.startswith(FUS)
+        }
         return attack_config(self.recipe.type, own)
+
+    def _settings_of(self, group: str) -> dict[str, object]:
+        """Return the settings whose names begin with `group`, without it."""
+        settings = self.recipe.settings.items()
+        return {key.removeprefix(group): value for key, value in settings if key.startswith(group)}
 
     @property
     def _rule(self) -> TargetRule:

@@ -22,6 +22,7 @@ from bdaudit.relearning import RelearnConfig
 from bdaudit.triggers import AllToAll, AllToOne, TargetRule
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from bdaudit.zoo.cleanends import HardeningConfig, UnlearningConfig
+from bdaudit.zoo.selection import FusConfig
 from bdaudit.zoo.training import TrainingConfig
 
 __all__ = [
@@ -140,6 +141,7 @@ class AttackEntry(Table):
         target: The class that images are taken to, or "all-to-all".
         rates: Poison rates, one original each.
         seeds: For each rate, one original each; they differ in images, weights and poisoned images.
+        selection: How the images to poison are chosen: at "random", or by "fus", as [fus] says.
         settings: Of the attack, where they differ from its defaults.
     """
 
@@ -148,6 +150,7 @@ class AttackEntry(Table):
     target: Annotated[int, Field(ge=0)] | Literal["all-to-all"] = 0
     rates: list[_Rate] = Field(default=[0.1], min_length=1)
     seeds: list[_Seed] = Field(default=[1], min_length=1)
+    selection: Literal["random", "fus"] = "random"
     settings: dict[str, Any] = {}
 
     @field_validator("rates", mode="before")
@@ -256,6 +259,7 @@ class Manifest(Table):
         attack: Originals.
         defense: Defences.
         clean: Clean ends and references.
+        fus: Of originals whose `selection` is "fus", as `FusConfig` names it.
         hardening: Of `clean.hardened`, as `HardeningConfig` names it.
         distillation: Of `clean.distilled`, as `StandInConfig` names it.
         unlearning: Of `clean.unlearned`, as `UnlearningConfig` names it.
@@ -269,6 +273,7 @@ class Manifest(Table):
     attack: list[AttackEntry] = Field(min_length=1)
     defense: list[DefenseEntry] = []
     clean: CleanTable = CleanTable()
+    fus: dict[str, Any] = {}
     hardening: dict[str, Any] = {}
     distillation: dict[str, Any] = {}
     unlearning: dict[str, Any] = {}
@@ -289,6 +294,7 @@ class Manifest(Table):
                 known = [UNDEFENDED, *(entry.name for entry in self.defense)]
                 raise ValueError(f"clean.references: {unknown_key(name, known)}")
         self.training_config()
+        self.fus_config()
         self.hardening_config()
         self.distillation_config()
         self.unlearning_config()
@@ -328,6 +334,10 @@ class Manifest(Table):
     def training_config(self) -> TrainingConfig:
         """Build the settings of training."""
         return _config(TrainingConfig, self.training, "training")
+
+    def fus_config(self) -> FusConfig:
+        """Build the settings of the selection of images."""
+        return _config(FusConfig, self.fus, "fus")
 
     def hardening_config(self) -> HardeningConfig:
         """Build the settings of adversarial training."""

@@ -19,10 +19,13 @@ from bdaudit.zoo.manifest import UNDEFENDED, AttackEntry, Manifest
 from bdaudit.zoo.parts import Parts
 from bdaudit.zoo.seeds import derive_seed
 
-__all__ = ["HELPER", "Kind", "Recipe", "plan_family"]
+__all__ = ["FUS", "HELPER", "Kind", "Recipe", "plan_family"]
 
 HELPER = "helper:attacks"
 """The clean model that some triggers are made with."""
+
+FUS = "fus."
+"""Before the names of settings of the selection of images, among those of an original."""
 
 Kind = Literal["trigger", "helper", "member"]
 
@@ -108,7 +111,12 @@ class _Planner:
                 draw_seed=self._seed(f"{name} images"),
                 needs=self._of_attack(entry),
                 type=entry.type,
-                settings={**flat_settings(entry.config()), "poison_rate": rate, "seed": seed},
+                settings={
+                    **flat_settings(entry.config()),
+                    "poison_rate": rate,
+                    "seed": seed,
+                    **self._of_selection(entry),
+                },
                 lineage="original",
                 attack=entry.name,
                 poison_rate=rate,
@@ -130,6 +138,13 @@ class _Planner:
         """What poisoning needs: the trigger, and the helper where the attack wants one."""
         trigger = f"trigger:{entry.name}"
         return (trigger, HELPER) if ATTACKS[entry.type].needs_helper else (trigger,)
+
+    def _of_selection(self, entry: AttackEntry) -> dict[str, Any]:
+        """Say how images are selected; nothing where it is by chance, as it always was."""
+        if entry.selection == "random":
+            return {}
+        fus = flat_settings(self._manifest.fus_config())
+        return {f"{FUS}{key}": value for key, value in fus.items()}
 
     def _add_trigger(self, entry: AttackEntry) -> None:
         needs = self._of_attack(entry)[1:]
