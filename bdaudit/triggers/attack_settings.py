@@ -1,9 +1,9 @@
 """BackdoorBench's settings of an attack, as a trigger.
 
 They are a YAML file (`config/attack/<attack>/<name>.yaml`), or `info.pickle` in a record folder,
-where `torch.save` put them. The patch, the blend, the sinusoid and the low-frequency pattern stamp
-every image alike, and are read; what other attacks draw or train while they run is not in the
-settings. Source: BackdoorBench's `utils/aggregate_block/bd_attack_generate.py`.
+where `torch.save` put them. The patch, the blend, the sinusoid, the low-frequency pattern and the
+quantisation of BPP are all in the settings, and are read; what other attacks draw or train while
+they run is not. Source: BackdoorBench's `utils/aggregate_block/bd_attack_generate.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bdaudit.foundation.opening import SETTINGS_BYTES, is_file, path_inside
 from bdaudit.foundation.texts import read_text
 from bdaudit.models.checkpoint import read_tree
 from bdaudit.triggers.files import read_picture, read_tensor
+from bdaudit.triggers.quantise import Quantise
 from bdaudit.triggers.rules import AllToAll, AllToOne, TargetRule
 from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform
 from bdaudit.triggers.trigger import Trigger
@@ -159,11 +160,22 @@ def _low_frequency(settings: Mapping[str, Any], where: Path) -> Transform:
     return Additive(delta=pattern.permute(2, 0, 1).contiguous() / 255)
 
 
+def _quantisation(settings: Mapping[str, Any], where: Path) -> Transform:
+    levels, dithering = settings.get("squeeze_num"), settings.get("dithering", False)
+    if type(levels) is not int or type(dithering) is not bool:
+        raise TriggerError(
+            f"{where}: expected a whole number for squeeze_num and true or false for "
+            f"dithering, got {levels!r:.40} and {dithering!r:.40}"
+        )
+    return Quantise(levels=levels, dithering=dithering)
+
+
 _ATTACKS = {
     "badnet": _patch,
     "blended": _blend,
     "sig": _sinusoid,
     "lowFrequency": _low_frequency,
+    "bpp": _quantisation,
 }
 
 

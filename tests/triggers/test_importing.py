@@ -155,6 +155,19 @@ def test_settings_of_a_blend_and_of_stripes(tmp_path: Path) -> None:
     close_to(read_trigger(sig).stamp(BYTES), as_bytes(BYTES) + stripes[None, None, :, None])
 
 
+def test_settings_of_a_quantisation(tmp_path: Path) -> None:
+    trigger = read_trigger(import_trigger(repository(tmp_path, "bpp", squeeze_num=8)))
+    close_to(trigger.stamp(BYTES), np.round(as_bytes(BYTES) / 255 * 7) / 7 * 255)
+    dithered = read_trigger(
+        import_trigger(repository(tmp_path, "bpp", squeeze_num=8, dithering=True))
+    )
+    assert dithered.transform.settings() == {"levels": 8, "dithering": True}
+    with pytest.raises(TriggerError, match="2 to 256, got 1000"):
+        import_trigger(repository(tmp_path, "bpp", squeeze_num=1000))
+    with pytest.raises(TriggerError, match="squeeze_num"):
+        import_trigger(repository(tmp_path, "bpp", squeeze_num="many"))
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (2, 8, 8, 3)])
 def test_settings_of_a_low_frequency_pattern(tmp_path: Path, shape: tuple[int, ...]) -> None:
     pattern = np.random.default_rng(0).integers(-20, 20, shape).astype(np.float32)
