@@ -5,11 +5,16 @@
         --models MODELS/{patch7,blend,lowfreq,warp,sinusoid}.safetensors \
         bdaudit/demo_files/original.safetensors --methods nad anp --seeds 0 1
 
-A model's trigger is `triggers/<its name>.toml` in its folder, or `trigger.toml` there. The clean
-images are those that no model of these was trained on (places 40,000 to 60,000 of one fixed
-shuffle), and rates are counted on 4,000 test images. What OUT.json has already is not measured
-again, so a killed run goes on. `--set` changes a setting of the methods, and `--table` prints what
-has been measured, one line a method. One CPU thread, float32 unless `--bf16`.
+    python benchmarks/defenses.py OUT.json --data FAMILY/clean.npz --images 1000 --test 1400 \
+        --models FAMILY/models/{badnets,blended}-r10-s1.safetensors --methods seam mm-bm
+
+A model's trigger is `triggers/<its name>.toml` in its folder, or `trigger.toml` there; in a family
+of `bdaudit zoo` that of its attack. Of Fashion-MNIST the clean images are those that no model of
+these was trained on (places 40,000 to 60,000 of one fixed shuffle), and rates are counted on 4,000
+test images; a file of images, on which no model was trained, is divided between the two. What
+OUT.json has already is not measured again, so a killed run goes on. `--set` changes a setting of
+the methods, and `--table` prints what has been measured, one line a method. One CPU thread, float32
+unless `--bf16`.
 """
 
 from __future__ import annotations
@@ -45,7 +50,16 @@ def clean_images(train: Sample, n: int) -> Sample:
     return train.take(pool[order[:n]])
 
 
+def divided(sample: Sample, n: int, n_test: int) -> tuple[Sample, Sample]:
+    """Take images to defend with and others to count on."""
+    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(500))
+    return sample.take(order[:n]), sample.take(order[n : n + n_test])
+
+
 def trigger_of(model: Path) -> Trigger:
+    of_family = model.parent.parent / "triggers" / f"{model.stem.split('-r')[0]}.toml"
+    if of_family.exists():
+        return read_trigger(of_family)
     named = model.parent / "triggers" / f"{model.stem}.toml"
     return read_trigger(named if named.exists() else model.parent / "trigger.toml")
 
@@ -121,7 +135,7 @@ def label_of(row: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, help="folder of the idx files")
+    parser.add_argument("--data", type=Path, help="folder of the idx files, or one file")
     parser.add_argument("--models", type=Path, nargs="+", default=[])
     parser.add_argument("--methods", nargs="+", choices=DEFENSES, default=list(DEFENSES))
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=JSON")
@@ -136,8 +150,11 @@ def main() -> None:
     if arguments.table:
         table(rows)
         return
-    train, test = (load_sample(arguments.data, split=split) for split in ("train", "test"))
-    clean, test = clean_images(train, arguments.images), test.take(torch.arange(arguments.test))
+    if arguments.data.is_file():
+        clean, test = divided(load_sample(arguments.data), arguments.images, arguments.test)
+    else:
+        train, test = (load_sample(arguments.data, split=split) for split in ("train", "test"))
+        clean, test = clean_images(train, arguments.images), test.take(torch.arange(arguments.test))
     changed = {key: json.loads(value) for key, value in (one.split("=") for one in arguments.set)}
     for seed in arguments.seeds:
         for method in arguments.methods:

@@ -99,7 +99,10 @@ def test_every_attack_stays_where_its_images_are(name: str, card: torch.device) 
     assert poisoning.images.device == card
 
 
-_SHORT = {"tuning.n_epochs": 1, "tuning.batch_size": 30, "n_rounds": 1, "n_steps": 2, "n_passes": 1}
+_SHORT = {
+    "tuning.n_epochs": 1, "tuning.batch_size": 30, "n_rounds": 1, "n_steps": 2, "n_passes": 1,
+    "max_unlearning_epochs": 1, "max_forgetting_epochs": 1, "recovery_epochs": 1, "n_epochs": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in DEFENSES if name != "nc-unlearn"])

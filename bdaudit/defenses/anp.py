@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, isfinite
 
@@ -12,21 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.augmentation import shift_and_flip
+from bdaudit.defenses.pruning import batch_norms, normalising_by_batch, prune_lowest
 from bdaudit.defenses.tuning import (
     check_images,
     device_of,
     seeded_globals,
-    statistics_held,
     trainable_copy,
 )
-from bdaudit.errors import ConfigError, ModelError, NumericsError
+from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.perturbation import NeuronNoise, Neurons
-from bdaudit.scoring import evaluating, predict
 
 __all__ = ["AnpConfig", "prune_perturbed_neurons"]
 
-_BATCH = 256
 _STEPS_A_REPORT = 25
 
 
@@ -118,37 +115,22 @@ def prune_perturbed_neurons(
     check_images(images, labels)
     title = "adversarial neuron pruning"
     pruned = trainable_copy(classifier).requires_grad_(False)
-    neurons, norms = batch_norms(pruned)
+    neurons, norms = batch_norms(pruned, title)
     device = device_of(pruned)
     images, labels = images.to(device=device, dtype=torch.float32), labels.to(device)
     masks = yield from _learn_masks(neurons, norms, images, labels, config, generator, title)
     pruned.eval()
-    _prune(
-        pruned, [neurons.shaken[f"{name}.weight"] for name in norms], masks, images, labels, config
+    prune_lowest(
+        pruned,
+        [neurons.shaken[f"{name}.weight"] for name in norms],
+        masks,
+        images,
+        labels,
+        threshold=config.threshold,
+        max_acc_loss=config.max_acc_loss,
     )
     yield Progress(title, config.n_steps, config.n_steps)
     return pruned
-
-
-def batch_norms(classifier: nn.Module) -> tuple[Neurons, list[str]]:
-    """Return the neurons of the batch-norm layers, and the layers' names."""
-    norms = {
-        name: part
-        for name, part in classifier.named_modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.affine
-    }
-    if not norms:
-        raise ModelError(
-            "adversarial neuron pruning: expected a network with batch norm, whose channels it "
-            "perturbs and prunes, found none (transformers have layer norm); use another defence, "
-            "such as fine-tuning"
-        )
-    shaken = {
-        f"{name}.{kind}": parameter
-        for name, norm in norms.items()
-        for kind, parameter in norm.named_parameters()
-    }
-    return Neurons(classifier, shaken), list(norms)
 
 
 def _learn_masks(
@@ -177,7 +159,7 @@ def _learn_masks(
             images[chosen], max_shift=config.max_shift, flip=config.flip, generator=generator
         )
         answers = labels[chosen]
-        with _training(neurons.classifier), seeded_globals(images.device, generator):
+        with normalising_by_batch(neurons.classifier), seeded_globals(images.device, generator):
             noise = neurons.random(config.eps, generator)
             leaves = {name: value.requires_grad_() for name, value in noise.items()}
             harm = loss_of(leaves, batch, answers)
@@ -206,49 +188,3 @@ def _batches(n_images: int, config: AnpConfig, generator: torch.Generator) -> It
         if step % n_batches == 0:
             dealt = torch.randperm(n_images, generator=generator).tensor_split(n_batches)
         yield dealt[step % n_batches]
-
-
-@contextmanager
-def _training(classifier: nn.Module) -> Iterator[None]:
-    """Normalise by the mini-batch, as in training, but leave the running statistics alone."""
-    classifier.train()
-    with statistics_held(classifier):
-        yield
-
-
-def _prune(
-    classifier: nn.Module,
-    weights: list[nn.Parameter],
-    masks: list[Tensor],
-    images: Tensor,
-    labels: Tensor,
-    config: AnpConfig,
-) -> None:
-    """Zero the weights of neurons, lowest mask first, while accuracy lasts."""
-    before = torch.cat([weight.detach() for weight in weights])
-    values, sizes = torch.cat(masks), [len(mask) for mask in masks]
-    order = values.argsort(stable=True)
-    order = order[values[order] <= config.threshold]
-
-    def zero(n: int) -> None:
-        kept = before.index_fill(0, order[:n], 0.0)
-        with torch.no_grad():
-            for weight, part in zip(weights, torch.split(kept, sizes), strict=True):
-                weight.copy_(part)
-
-    least = _accuracy(classifier, images, labels) - config.max_acc_loss
-    low, high = 0, len(order)
-    # Accuracy falls as neurons go, by and large, so the number that may go is found by halving;
-    # the one that is taken was tried.
-    while low < high:
-        middle = (low + high + 1) // 2
-        zero(middle)
-        enough = _accuracy(classifier, images, labels) >= least
-        low, high = (middle, high) if enough else (low, middle - 1)
-    zero(low)
-
-
-def _accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    with evaluating(classifier):
-        answers = predict(classifier, images, batch_size=_BATCH, device=device_of(classifier))
-    return float((answers == labels.cpu()).double().mean())

@@ -13,15 +13,20 @@ from torch import nn
 
 from bdaudit.defenses.anp import AnpConfig, prune_perturbed_neurons
 from bdaudit.defenses.ban import BanConfig, ban_finetune
+from bdaudit.defenses.clp import ClpConfig, prune_by_lipschitz
+from bdaudit.defenses.etf import EtfConfig, tune_behind_simplex
 from bdaudit.defenses.fine_pruning import FinePruningConfig, fine_prune
 from bdaudit.defenses.finetune import FinetuneConfig, finetune
 from bdaudit.defenses.fst import FstConfig, feature_shift_tune
 from bdaudit.defenses.ft_sam import FtSamConfig, ft_sam
 from bdaudit.defenses.i_bau import IBauConfig, unlearn_worst_trigger
+from bdaudit.defenses.mm_bm import MmBmConfig, bound_activations
 from bdaudit.defenses.nad import NadConfig, distil_attention
 from bdaudit.defenses.nc_unlearning import NcUnlearnConfig, nc_unlearn
 from bdaudit.defenses.pam import PamConfig, minimise_along_path
+from bdaudit.defenses.rnp import RnpConfig, prune_unrecovered_neurons
 from bdaudit.defenses.sau import SauConfig, shared_adversarial_unlearn
+from bdaudit.defenses.seam import SeamConfig, forget_and_recover
 from bdaudit.defenses.tsbd import TsbdConfig, tsbd
 from bdaudit.errors import ConfigError, unknown_key
 from bdaudit.foundation.plain_settings import Setting, config_from, flat_settings
@@ -67,6 +72,11 @@ _ALL = (
     Defense("anp", "ANP", AnpConfig, prune_perturbed_neurons),
     Defense("i-bau", "i-BAU", IBauConfig, unlearn_worst_trigger),
     Defense("pam", "PAM", PamConfig, minimise_along_path),
+    Defense("clp", "CLP", ClpConfig, prune_by_lipschitz),
+    Defense("rnp", "RNP", RnpConfig, prune_unrecovered_neurons),
+    Defense("seam", "SEAM", SeamConfig, forget_and_recover),
+    Defense("etf-ft", "ETF-FT", EtfConfig, tune_behind_simplex),
+    Defense("mm-bm", "MM-BM", MmBmConfig, bound_activations),
 )
 
 DEFENSES: Mapping[str, Defense] = {defense.name: defense for defense in _ALL}

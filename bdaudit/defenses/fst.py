@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdaudit.defenses.layers import classifier_head
-from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy, tune
-from bdaudit.errors import ConfigError, ModelError
+from bdaudit.defenses.layers import logit_head
+from bdaudit.defenses.tuning import TuningConfig, trainable_copy, tune
+from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps
-from bdaudit.scoring import evaluating
 
 __all__ = ["FstConfig", "feature_shift_tune"]
 
@@ -73,7 +72,7 @@ def feature_shift_tune(
     one-cycle schedule.
     """
     tuned = trainable_copy(classifier)
-    head = _head_of(tuned, images)
+    head = logit_head(tuned, images, "feature-shift tuning")
     original = head.weight.detach().clone()
     _reinitialise(head, generator)
     length = torch.linalg.vector_norm(original)
@@ -101,19 +100,6 @@ def feature_shift_tune(
         after_step=keep_length,
     )
     return tuned
-
-
-def _head_of(classifier: nn.Module, images: Tensor) -> nn.Linear:
-    """Find the head, and make sure that the logits come out of it."""
-    head = classifier_head(classifier)
-    with evaluating(classifier), torch.no_grad():
-        num_classes = classifier(images[:1].to(device_of(classifier))).shape[1]
-    if head.out_features != num_classes:
-        raise ModelError(
-            f"feature-shift tuning: expected the last linear layer to give the {num_classes} "
-            f"logits, got one with {head.out_features} outputs; use another defence"
-        )
-    return head
 
 
 def _reinitialise(head: nn.Linear, generator: torch.Generator) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bdaudit.errors import ModelError
 from bdaudit.models import ZeroShotNetwork, is_on_shortcut
+from bdaudit.scoring import evaluating
 
-__all__ = ["Weighted", "classifier_head", "hidden_layers", "last_feature_layer"]
+__all__ = ["Weighted", "classifier_head", "hidden_layers", "last_feature_layer", "logit_head"]
 
 Weighted: TypeAlias = nn.Linear | nn.Conv2d
 """A layer whose weight has one row an output channel."""
@@ -33,6 +35,29 @@ def classifier_head(classifier: nn.Module) -> nn.Linear:
             "defence that needs none, such as fine-tuning"
         )
     return linear[-1]
+
+
+def logit_head(classifier: nn.Module, images: Tensor, title: str) -> nn.Linear:
+    """Return the linear layer that the logits come out of.
+
+    Args:
+        classifier: Maps images to logits.
+        images: One or more that it takes, on any device.
+        title: The defence that asks.
+
+    Raises:
+        ModelError: The last linear layer does not give the logits, or there is none.
+    """
+    head = classifier_head(classifier)
+    device = next(classifier.parameters()).device
+    with evaluating(classifier), torch.no_grad():
+        num_classes = classifier(images[:1].to(device)).shape[1]
+    if head.out_features != num_classes:
+        raise ModelError(
+            f"{title}: expected the last linear layer to give the {num_classes} logits, got one "
+            f"with {head.out_features} outputs; use another defence"
+        )
+    return head
 
 
 def last_feature_layer(classifier: nn.Module) -> Weighted:

@@ -5,31 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil, isfinite
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bdaudit.defenses.forgetting import forget, negated_cross_entropy
 from bdaudit.defenses.layers import hidden_layers
 from bdaudit.defenses.tuning import (
     TuningConfig,
     backpropagate,
     check_images,
-    device_of,
-    seeded_globals,
     statistics_held,
     trainable_copy,
     tune,
     weights_moved,
 )
-from bdaudit.errors import ConfigError, NumericsError
-from bdaudit.foundation.progress import Progress, Steps
-from bdaudit.scoring import evaluating, predict
+from bdaudit.errors import ConfigError
+from bdaudit.foundation.progress import Steps
 
 __all__ = ["TsbdConfig", "tsbd"]
-
-_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +35,7 @@ class TsbdConfig:
         neuron_share: Share of all neurons, over all layers together, whose weights may be reset.
         weight_share: Share of those neurons' weights that is.
         unlearning_rate: Learning rate of the unlearning.
+        unlearning_batch_size: Most images in a mini-batch of it.
         max_unlearning_epochs: Passes over the images after which unlearning ends at the latest; it
             ends as soon as the accuracy on them is that of always guessing the commonest class.
         radius: How far each parameter is moved up the loss along its gradient for the second
@@ -55,6 +51,7 @@ class TsbdConfig:
     neuron_share: float = 0.15
     weight_share: float = 0.7
     unlearning_rate: float = 1e-3
+    unlearning_batch_size: int = 128
     max_unlearning_epochs: int = 20
     radius: float = 0.05
     alpha: float = 0.7
@@ -66,10 +63,9 @@ class TsbdConfig:
                 raise ConfigError(f"{name}: expected in (0, 1], got {getattr(self, name)}")
         if not (isfinite(self.unlearning_rate) and self.unlearning_rate > 0):
             raise ConfigError(f"unlearning_rate: expected above 0, got {self.unlearning_rate}")
-        if self.max_unlearning_epochs < 1:
-            raise ConfigError(
-                f"max_unlearning_epochs: expected 1 or more, got {self.max_unlearning_epochs}"
-            )
+        for name, least in (("unlearning_batch_size", 2), ("max_unlearning_epochs", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         if not (isfinite(self.radius) and self.radius >= 0):
             raise ConfigError(f"radius: expected a finite number of at least 0, got {self.radius}")
         if not 0 <= self.alpha <= 1:
@@ -116,9 +112,13 @@ def tsbd(
     the choice open; we take 0.15. The penalty on the gradient's length is that of Zhao et al.,
     "Penalizing Gradient Norm for Efficiently Improving Generalization in Deep Learning", ICML 2022.
     We unlearn at 0.001, which on 2,000 images is at chance after a few epochs where 0.0001 is
-    still far from it after 20; take batch norm's statistics from the unmoved weights; and train
-    for fewer epochs at a larger rate. Where there is no convolution past the stem, neurons are the
-    rows of the hidden linear layers.
+    still far from it after 20, in mini-batches of 128; take batch norm's statistics from the
+    unmoved weights; and train for fewer epochs at a larger rate that rises and falls, with decay,
+    in smaller mini-batches and with augmentation. Their schedule is `neuron_share` to choose,
+    `unlearning_rate = 0.0001`, `unlearning_batch_size = 256`, `max_unlearning_epochs = 1000`,
+    `tuning.schedule = "constant"`, `tuning.learning_rate = 0.01`, `tuning.n_epochs = 20`,
+    `tuning.weight_decay = 0`, `tuning.batch_size = 256`, without shifts and flips. Where there is
+    no convolution past the stem, neurons are the rows of the hidden linear layers.
     """
     tuned = yield from with_weights_reset(classifier, images, labels, config, generator)
 
@@ -152,7 +152,18 @@ def with_weights_reset(
     reset = trainable_copy(classifier)
     unlearned = trainable_copy(classifier)
     layers = list(zip(hidden_layers(reset), hidden_layers(unlearned), strict=True))
-    yield from _unlearn(unlearned, images, labels, config, generator)
+    yield from forget(
+        unlearned,
+        images,
+        labels,
+        loss=negated_cross_entropy,
+        learning_rate=config.unlearning_rate,
+        batch_size=config.unlearning_batch_size,
+        max_epochs=config.max_unlearning_epochs,
+        generator=generator,
+        title="TSBD: unlearning",
+        rate_setting="unlearning_rate",
+    )
     with torch.no_grad():
         changes = [(moved.weight - layer.weight).abs().flatten(1) for layer, moved in layers]
         for (layer, _), zero in zip(layers, most_changed(changes, config), strict=True):
@@ -189,44 +200,6 @@ def most_changed(changes: list[Tensor], config: TsbdConfig) -> list[Tensor]:
     reset[pool.argsort(descending=True, stable=True)[:n_weights]] = True
     parts = torch.split(reset, [change.numel() for change in changes])
     return [part.view_as(change) for part, change in zip(parts, changes, strict=True)]
-
-
-def _unlearn(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: TsbdConfig,
-    generator: torch.Generator,
-) -> Steps[None]:
-    """Raise the loss on clean images until the accuracy on them is down to a guess."""
-    title = "TSBD: unlearning"
-    device = device_of(model)
-    images, labels = images.to(device=device, dtype=torch.float32), labels.to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.unlearning_rate, momentum=0.9)
-    # Not one over the number of classes: where classes differ in size, a network that has
-    # forgotten all and answers one class stays above that, and its weights would grow for ever.
-    guess = int(labels.bincount().max()) / len(labels)
-    for epoch in range(config.max_unlearning_epochs):
-        yield Progress(title, epoch, config.max_unlearning_epochs)
-        model.train()
-        order = torch.randperm(len(labels), generator=generator)
-        with seeded_globals(device, generator):
-            for chosen in order.tensor_split(ceil(len(labels) / _BATCH)):
-                optimizer.zero_grad(set_to_none=True)
-                loss = functional.cross_entropy(model(images[chosen]).float(), labels[chosen])
-                (-loss).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        try:
-            with evaluating(model):
-                right = predict(model, images, batch_size=_BATCH, device=device) == labels.cpu()
-        except NumericsError as error:
-            raise NumericsError(
-                f"{title}: {error} after {epoch + 1} epochs; lower unlearning_rate "
-                f"({config.unlearning_rate:g})"
-            ) from error
-        if float(right.double().mean()) <= guess:
-            break
-    yield Progress(title, config.max_unlearning_epochs, config.max_unlearning_epochs)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, cos, isfinite, pi
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from bdaudit.models import training_order
 
 __all__ = [
     "Gradients",
+    "Schedule",
     "TuningConfig",
     "backpropagate",
     "check_images",
@@ -39,6 +41,9 @@ __all__ = [
 Gradients = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Classifier, images (n, C, H, W) and labels (n,) to the loss; adds to the parameters' `.grad`."""
 
+Schedule = Literal["one-cycle", "constant"]
+"""How the learning rate changes from step to step."""
+
 _RATE_FOR_ATTENTION = 0.01  # a peak, as 0.02 is for convolutions
 _LEAST_RATE = 0.02  # of the peak: the first step of the warm-up is not a step of length zero
 
@@ -48,8 +53,9 @@ class TuningConfig:
     """Settings of stochastic gradient descent on clean images.
 
     Attributes:
-        learning_rate: Peak of a one-cycle schedule: up linearly during `warm_up`, then down to
-            about 0 as a cosine.
+        learning_rate: Peak of the schedule.
+        schedule: "one-cycle" goes up linearly during `warm_up`, then down to about 0 as a cosine;
+            "constant" stays at the peak from the first step to the last.
         n_epochs: Passes over the images.
         batch_size: Most images in a mini-batch; an epoch is dealt out evenly.
         momentum: Of SGD.
@@ -64,6 +70,7 @@ class TuningConfig:
     """
 
     learning_rate: float = 0.02
+    schedule: Schedule = "one-cycle"
     n_epochs: int = 5
     batch_size: int = 32
     momentum: float = 0.9
@@ -78,12 +85,18 @@ class TuningConfig:
                 raise ConfigError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         if not (isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"learning_rate: expected above 0, got {self.learning_rate}")
+        if self.schedule not in get_args(Schedule):
+            raise ConfigError(
+                f"schedule: expected one of {', '.join(get_args(Schedule))}, got {self.schedule!r}"
+            )
         for name in ("momentum", "weight_decay", "warm_up", "max_shift"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected in [0, 1), got {getattr(self, name)}")
 
     def rate_at(self, done: float) -> float:
         """Return the learning rate after a share `done` in [0, 1) of all steps."""
+        if self.schedule == "constant":
+            return self.learning_rate
         if done < self.warm_up:
             scale = done / self.warm_up
         else:

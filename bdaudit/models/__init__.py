@@ -8,6 +8,7 @@ from bdaudit.models.backdoorbench import (
     open_record,
 )
 from bdaudit.models.checkpoint import Checkpoint, open_checkpoint
+from bdaudit.models.clamps import Clampable, OutputClamp, clamp_output
 from bdaudit.models.classifier import Classifier, LoadedModel
 from bdaudit.models.clip_settings import ClipSettings
 from bdaudit.models.inspection import ArchitectureGuess, Inspection, inspect_checkpoint
@@ -26,16 +27,19 @@ __all__ = [
     "ArchitectureGuess",
     "BackdoorBenchRecord",
     "Checkpoint",
+    "Clampable",
     "Classifier",
     "ClipSettings",
     "Inspection",
     "KeptClassifiers",
     "LoadedModel",
     "ModelSettings",
+    "OutputClamp",
     "PreActResNet",
     "ZeroShotNetwork",
     "build_network",
     "check_outputs",
+    "clamp_output",
     "describe_classifier",
     "find_records",
     "inspect_checkpoint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from bdaudit.models.architectures import (
     training_only_prefixes,
 )
 from bdaudit.models.checkpoint import Checkpoint, ReadFile
+from bdaudit.models.clamps import put_clamps, without_clamps
 from bdaudit.models.clip import (
     ClipPlan,
     as_zero_shot,
@@ -81,7 +82,8 @@ def build_and_fill(
 ) -> Fitted:
     """Build the architecture that is named, or recognised, and give it the checkpoint's weights.
 
-    Shapes are compared before memory is taken, so that a file cannot ask for more than it holds.
+    Bounds on the outputs of its layers are put where the file names them (`clamps`). Shapes are
+    compared before memory is taken, so that a file cannot ask for more than it holds.
 
     Args:
         checkpoint: The tensors.
@@ -94,10 +96,19 @@ def build_and_fill(
         ModelError: No architecture fits, or the one named does not; the message lists the first
             differences and the closest known architecture.
     """
-    if settings.arch is not None and is_python_factory(settings.arch):
-        return _fill_from_factory(checkpoint, settings.arch, settings, notes)
     if is_clip(settings.arch):
         return _fill_clip(checkpoint, settings, notes, device)
+    tensors, bounds = without_clamps(checkpoint.tensors)
+    plain = replace(checkpoint, tensors=tensors)
+    if settings.arch is not None and is_python_factory(settings.arch):
+        fitted = _fill_from_factory(plain, settings.arch, settings, notes)
+    else:
+        fitted = _fill_named(plain, settings, notes)
+    put_clamps(fitted.network, bounds, checkpoint.path, notes)
+    return fitted
+
+
+def _fill_named(checkpoint: Checkpoint, settings: ModelSettings, notes: list[str]) -> Fitted:
     path = checkpoint.path
     arch, match, tensors = _settle_architecture(path, settings.arch, checkpoint.tensors, notes)
     if match.num_classes is None or match.in_channels is None:

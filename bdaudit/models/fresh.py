@@ -10,6 +10,7 @@ from torch import nn
 
 from bdaudit.errors import ModelError
 from bdaudit.models.architectures import build_network, canonical_name, is_python_factory
+from bdaudit.models.clamps import remove_clamps
 from bdaudit.models.classifier import Classifier, LoadedModel
 from bdaudit.models.transformers_models import HubNetwork
 from bdaudit.models.zeroshot import ZeroShotNetwork
@@ -22,7 +23,8 @@ def fresh_classifier(model: LoadedModel, *, generator: torch.Generator) -> nn.Mo
 
     An architecture known by name is built anew; of a CLIP the image tower, which is held against
     the same text embeddings. Of any other network a copy is taken, and every layer's own
-    `reset_parameters` draws its weights.
+    `reset_parameters` draws its weights. Bounds that a defence has put on layers are left out: they
+    are learned.
 
     Args:
         model: Left as it is.
@@ -38,6 +40,7 @@ def fresh_classifier(model: LoadedModel, *, generator: torch.Generator) -> nn.Mo
     device = next((p.device for p in model.classifier.parameters()), torch.device("cpu"))
     classifier = copy.deepcopy(model.classifier).cpu()
     network = classifier.network if isinstance(classifier, Classifier) else classifier
+    remove_clamps(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         if isinstance(network, ZeroShotNetwork):

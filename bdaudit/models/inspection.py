@@ -24,6 +24,7 @@ from bdaudit.models.checkpoint import (
     read_checkpoint,
     read_content,
 )
+from bdaudit.models.clamps import describe_clamps, without_clamps
 from bdaudit.models.clip_fingerprint import ClipShape, clip_shape, matching_configs
 from bdaudit.models.fingerprint import closest_architectures, drop_wrapper_prefix
 from bdaudit.models.hub_folder import CONFIG, HubFolder, is_hub_folder, read_hub_folder
@@ -159,7 +160,11 @@ def inspect_checkpoint(
         n_parameters=sum(t.numel() for t in tensors.values() if t.is_floating_point()),
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
         metadata=checkpoint.metadata,
-        notes=(*checkpoint.notes, *(_notes_of_plug(file) if hub is None else _notes_of(hub))),
+        notes=(
+            *checkpoint.notes,
+            *_notes_of_clamps(tensors),
+            *(_notes_of_plug(file) if hub is None else _notes_of(hub)),
+        ),
         non_finite=tuple(non_finite_tensors(tensors)),
         guesses=_guesses(checkpoint) if clip is None else _guesses_of_clip(clip),
         clip=clip,
@@ -174,6 +179,11 @@ def _notes_of(hub: HubFolder) -> tuple[str, ...]:
         return (f"{hub.folder / OPEN_CLIP_CONFIG} describes a model of open_clip", *hub.notes)
     named = hub.config.get("architectures") or hub.config.get("architecture")
     return (f"{hub.folder / CONFIG} describes {named!r:.200}", *hub.notes)
+
+
+def _notes_of_clamps(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    _, bounds = without_clamps(tensors)
+    return (describe_clamps(bounds),) if bounds else ()
 
 
 def _notes_of_plug(file: Path) -> tuple[str, ...]:
@@ -207,8 +217,9 @@ def _guesses_of_clip(shape: ClipShape) -> tuple[ArchitectureGuess, ...]:
 
 
 def _guesses(checkpoint: Checkpoint) -> tuple[ArchitectureGuess, ...]:
-    matches = closest_architectures(checkpoint.tensors)
-    unwrapped = drop_wrapper_prefix(checkpoint.tensors)
+    tensors, _ = without_clamps(checkpoint.tensors)
+    matches = closest_architectures(tensors)
+    unwrapped = drop_wrapper_prefix(tensors)
     if not matches and unwrapped is not None:
         matches = closest_architectures(unwrapped[0])
     return tuple(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bdaudit.defenses import TsbdConfig, tsbd
+from bdaudit.defenses import TsbdConfig, TuningConfig, tsbd
+from bdaudit.defenses.catalogue import defense_config, flat_settings
 from bdaudit.defenses.layers import hidden_layers
 from bdaudit.defenses.tsbd import most_changed, moved_up_the_loss, with_weights_reset
 from bdaudit.defenses.tuning import backpropagate, trainable_copy
@@ -177,3 +178,27 @@ def test_what_cannot_be_ranked_or_does_not_fit_or_diverges_says_so():
 def test_bad_settings_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         TsbdConfig(**settings)
+
+
+def test_the_schedule_of_the_paper_can_be_set():
+    settings = {
+        "neuron_share": 0.5,
+        "unlearning_rate": 1e-4,
+        "unlearning_batch_size": 256,
+        "tuning": {
+            "schedule": "constant",
+            "learning_rate": 0.01,
+            "n_epochs": 20,
+            "batch_size": 256,
+            "weight_decay": 0.0,
+        },
+    }
+    config = defense_config("tsbd", settings)
+    assert {config.tuning.rate_at(done) for done in (0.0, 0.3, 0.99)} == {0.01}
+    assert defense_config("tsbd", flat_settings(config)) == config
+    with pytest.raises(ConfigError, match="schedule"):
+        defense_config("tsbd", {"tuning.schedule": "cosine"})
+    with pytest.raises(ConfigError, match="schedule: expected one of one-cycle, constant"):
+        TuningConfig(schedule="cosine")
+    with pytest.raises(ConfigError, match="unlearning_batch_size"):
+        TsbdConfig(unlearning_batch_size=1)
