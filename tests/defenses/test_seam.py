@@ -4,10 +4,13 @@ from statistics import mean
 
 import pytest
 import torch
+from torch import nn
 
 from bdaudit.defenses.seam import SeamConfig, forget_and_recover, other_labels
 from bdaudit.errors import ConfigError, NumericsError
+from bdaudit.foundation.progress import finish
 from tests.defenses.digits import SEEDS, TUNING
+from tests.defenses.pictures import pictures
 
 
 def test_random_labels_are_others_and_all_others():
@@ -28,9 +31,12 @@ def test_the_task_comes_back_and_the_trigger_less_than_after_fine_tuning(victim,
     assert mean(asrs) < mean(plain_asrs) - 0.1
 
 
-def test_a_rate_that_diverges_is_an_error_that_names_it(victim):
+def test_a_rate_that_diverges_is_an_error_that_names_it():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3))
+    config = SeamConfig(forgetting_share=1.0, forgetting_rate=1e30)
+    draw = torch.Generator().manual_seed(0)
     with pytest.raises(NumericsError, match=r"lower forgetting_rate \(1e\+30\)"):
-        victim.defend(forget_and_recover, SeamConfig(forgetting_rate=1e30))
+        finish(forget_and_recover(net, *pictures(30, 0), config=config, generator=draw))
 
 
 @pytest.mark.parametrize(
