@@ -155,7 +155,8 @@ def test_every_step_of_an_audit_stays_on_the_card(kind: str, card: torch.device)
 
 
 @pytest.mark.parametrize(
-    "method", ["universal", "warp", "neural-cleanse", "feature-decoupling", "neuron-noise"]
+    "method",
+    ["universal", "warp", "neural-cleanse", "embedded", "feature-decoupling", "neuron-noise"],
 )
 def test_every_search_stays_on_the_card(method: str, card: torch.device) -> None:
     images, labels = pictures(60, seed=2)

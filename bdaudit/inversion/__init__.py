@@ -1,7 +1,8 @@
 """Trigger inversion: find the trigger and the target when nobody knows them."""
 
 from bdaudit.inversion.arms import ANY_OTHER, Arm, describe, make_arms
-from bdaudit.inversion.config import NOMINATORS, RACED, InversionConfig, Method
+from bdaudit.inversion.config import AUTO, NOMINATORS, RACED, InversionConfig, Method
+from bdaudit.inversion.embedded import EmbeddedConfig
 from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
 from bdaudit.inversion.invert import Inverted, invert_with
 from bdaudit.inversion.maximum_margin import MaximumMarginConfig
@@ -12,9 +13,11 @@ from bdaudit.inversion.universal import UniversalConfig
 
 __all__ = [
     "ANY_OTHER",
+    "AUTO",
     "NOMINATORS",
     "RACED",
     "Arm",
+    "EmbeddedConfig",
     "FeatureDecouplingConfig",
     "InversionConfig",
     "Inverted",

@@ -6,17 +6,22 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from bdaudit.errors import ConfigError
+from bdaudit.inversion.embedded import EmbeddedConfig
 from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
 from bdaudit.inversion.neural_cleanse import NeuralCleanseConfig
 from bdaudit.inversion.neuron_noise import NeuronNoiseConfig
 from bdaudit.inversion.universal import UniversalConfig
 from bdaudit.inversion.warp import WARP_LADDER
 
-__all__ = ["NOMINATORS", "RACED", "InversionConfig", "Method"]
+__all__ = ["AUTO", "NOMINATORS", "RACED", "InversionConfig", "Method"]
 
-Method = Literal["universal", "warp", "neural-cleanse", "feature-decoupling", "neuron-noise"]
-RACED: tuple[Method, ...] = ("universal", "warp", "neural-cleanse")
-"""Methods that try every target in a race, and whose sizes carry p-values; the default."""
+Method = Literal[
+    "universal", "warp", "neural-cleanse", "embedded", "feature-decoupling", "neuron-noise"
+]
+AUTO: tuple[Method, ...] = ("universal", "warp", "neural-cleanse")
+"""The default methods."""
+RACED: tuple[Method, ...] = (*AUTO, "embedded")
+"""Methods that try every target in a race, and whose sizes carry p-values."""
 NOMINATORS: tuple[Method, ...] = ("feature-decoupling", "neuron-noise")
 """Methods that need no hypothesis about the target and point at one."""
 
@@ -41,6 +46,7 @@ class InversionConfig:
         universal: Settings of the universal perturbation.
         warp: Settings of the smallest warp; its radii are in pixels.
         neural_cleanse: Settings of the masks.
+        embedded: Settings of the embedded perturbations.
         feature_decoupling: Settings of what moves all but the benign features.
         neuron_noise: Settings of the noise on neurons.
 
@@ -48,7 +54,7 @@ class InversionConfig:
         ConfigError: A setting is out of range.
     """
 
-    methods: tuple[Method, ...] = RACED
+    methods: tuple[Method, ...] = AUTO
     min_arms: int = 12
     n_candidates: int = 2
     n_passes: int = 12
@@ -60,6 +66,7 @@ class InversionConfig:
     universal: UniversalConfig = field(default_factory=UniversalConfig)
     warp: UniversalConfig = field(default_factory=lambda: UniversalConfig(ladder=WARP_LADDER))
     neural_cleanse: NeuralCleanseConfig = field(default_factory=NeuralCleanseConfig)
+    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     feature_decoupling: FeatureDecouplingConfig = field(default_factory=FeatureDecouplingConfig)
     neuron_noise: NeuronNoiseConfig = field(default_factory=NeuronNoiseConfig)
 

@@ -14,6 +14,7 @@ from bdaudit.inversion.arms import Arm, is_won, make_arms
 from bdaudit.inversion.batching import Asker
 from bdaudit.inversion.class_map import class_map_of
 from bdaudit.inversion.config import NOMINATORS, InversionConfig, Method
+from bdaudit.inversion.embedded import EmbeddedSearch
 from bdaudit.inversion.feature_decoupling import decouple
 from bdaudit.inversion.neural_cleanse import NeuralCleanseSearch
 from bdaudit.inversion.neuron_noise import shake
@@ -24,7 +25,7 @@ from bdaudit.inversion.warp import WarpSearch
 
 __all__ = ["Inverted", "invert_with", "make_search", "recover_in_full"]
 
-Search = UniversalSearch | WarpSearch | NeuralCleanseSearch
+Search = UniversalSearch | WarpSearch | NeuralCleanseSearch | EmbeddedSearch
 
 _NO_P_VALUES = (
     "{} sends nearly all images to one class on innocent models too, so its figures carry no "
@@ -264,6 +265,14 @@ def make_search(
         return UniversalSearch(asker, arms, config.universal)
     if method == "warp":
         return WarpSearch(asker, arms, config.warp)
+    if method == "embedded":
+        return EmbeddedSearch(
+            asker,
+            arms,
+            config.embedded,
+            universal=config.universal,
+            neural_cleanse=config.neural_cleanse,
+        )
     return NeuralCleanseSearch(asker, arms, config.neural_cleanse)
 
 

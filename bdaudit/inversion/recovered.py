@@ -18,8 +18,9 @@ class Recovered:
         transform: What it does to images.
         own: What the same search gave on each innocent model at the same size, to be scored on
             that model; `None` where a method bounds success and compares sizes.
-        size: In the method's unit.
+        size: In `unit`.
         rule: Where it takes images, of an arm that did not say: read from the original's answers.
+        unit: Of the size, where it is not that of the sizes in the race.
     """
 
     arm: int
@@ -27,3 +28,4 @@ class Recovered:
     own: tuple[Transform, ...] | None
     size: float
     rule: TargetRule | None = None
+    unit: str | None = None

@@ -221,7 +221,7 @@ def _scored(
         target_label=rule.target_label,
         class_map=rule.classes if isinstance(rule, ClassMap) else None,
         size=recovered.size,
-        unit=inverted.unit,
+        unit=recovered.unit or inverted.unit,
         p_value=p_values.get(recovered.arm),
         asr=asr,
         clean_target_rate=bare,

@@ -544,6 +544,7 @@ class Inversion(Table, panel="Search"):
             "universal",
             "warp",
             "neural-cleanse",
+            "embedded",
             "feature-decoupling",
             "neuron-noise",
         ],
@@ -556,7 +557,7 @@ class Inversion(Table, panel="Search"):
     )
     budget: Literal["quick", "standard", "thorough"] = option(
         "standard",
-        help="Effort, for all that no other option says: quick uses one method, thorough all five.",
+        help="Effort, for all that no other option says: quick uses one method, thorough five.",
         in_file=False,
     )
     target: int | str = option(

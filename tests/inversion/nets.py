@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.twins import TwinNet, innocent_twin, original_twin
+from tests.twins import NUM_CLASSES, TwinNet, innocent_twin, original_twin
 
 
 def faint_twin() -> TwinNet:
@@ -89,6 +89,56 @@ class MappedNet(nn.Module):
         logits: Tensor = self.inner(images)
         lit = (2 * functional.relu(images[:, 0, 7, 7:] - 0.05)).clamp(max=1.0)  # (N, 1)
         return (1 - lit) * logits + lit * logits[:, self.order]
+
+
+class _TokenBlock(nn.Module):
+    """Adds to each token's last feature what it finds in the one before, above a threshold."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(17, 1)
+        self.fc2 = nn.Linear(1, 17)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        with torch.no_grad():
+            self.fc1.weight[0, 15] = 1.0
+            self.fc1.bias[0] = -0.03
+            self.fc2.weight[16, 0] = gain
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden: Tensor = self.fc2(functional.relu(self.fc1(tokens)))
+        return tokens + hidden
+
+
+class TokenNet(nn.Module):
+    """The twins' task on tokens: four patches of 4x4 pixels and a feature, through two blocks.
+
+    Args:
+        gain: By which the first block amplifies a bright trigger pixel, which the head reads as
+            class 0; 0 of an innocent one.
+        seed: Of small differences between models.
+    """
+
+    def __init__(self, gain: float, seed: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(_TokenBlock(gain), _TokenBlock(0.0))
+        twin = another_innocent(seed)
+        self.head = nn.Linear(4 * 17, NUM_CLASSES)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            read = twin.linear.weight.view(NUM_CLASSES, 3, 8, 8)[:, 0]
+            patches = read.unflatten(1, (2, 4)).unflatten(3, (2, 4)).transpose(2, 3)
+            weight = self.head.weight.view(NUM_CLASSES, 4, 17)
+            weight.zero_()
+            weight[:, :, :16] = patches.reshape(NUM_CLASSES, 4, 16)
+            weight[0, 3, 16] = 1.0
+        self.requires_grad_(requires_grad=False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = images[:, 0].unflatten(1, (2, 4)).unflatten(3, (2, 4)).transpose(2, 3)
+        tokens = functional.pad(patches.reshape(len(images), 4, 16), (0, 1))
+        logits: Tensor = self.head(self.blocks(tokens).flatten(1))
+        return logits
 
 
 class PixelNet(nn.Module):
