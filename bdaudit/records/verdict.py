@@ -47,7 +47,8 @@ class Verdict(Record):
             `lift (MODE)`) and, over innocent models, of the trigger's contribution (`trigger's part
             (MODE)`); and both beyond the bound of what one more innocent model may reach
             (`one more innocent (MODE)`).
-        telling_eps: Where, by mode, the attack rises above every null.
+        telling_eps: Where, by mode, the attack speaks for "dormant": it rises above every null, or
+            above innocent models where relearning brings the trigger back as well.
         policy: The limits that applied, by name.
         policy_source: Where they came from.
         policy_sha256: Digest over the limits themselves, however they were spelled.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bdaudit.foundation.statistics import paired_difference
-from bdaudit.records import AttackRun, Comparison, Mode, Rate
+from bdaudit.records import AttackRun, Comparison, Mode, Rate, Relearning
 from bdaudit.verdict.case import Case
 from bdaudit.verdict.doubts import NotMeasured
 from bdaudit.verdict.innocent_models import hold_against_innocent_models
@@ -83,6 +83,17 @@ class Attack:
         if self.by_placebos:
             return self.placebos is not None and self.placebos.beaten
         return all(null.beaten for null in self.nulls)
+
+    @cached_property
+    def beats_innocents(self) -> bool:
+        """Whether it surely does more than every null, and anything more than on the same model.
+
+        Too little for "dormant" by itself: see `rules.dormant`. Innocent models it must have been
+        held against, and not placebos.
+        """
+        if self.by_placebos or not any(null.controls for null in self.nulls):
+            return False
+        return self.same_model.exceeded and all(null.beaten for null in self.nulls)
 
     @property
     def may_accuse(self) -> bool:
@@ -173,11 +184,22 @@ class Figures:
         return tuple(self._alone_over(against, asr, other) for against, other in others)
 
     @property
+    def remembered(self) -> Relearning | None:
+        """Relearning, where it surely brings the trigger back faster than in innocent models."""
+        relearning = self.case.record.relearning
+        return relearning if relearning is not None and relearning.outcome == "dormant" else None
+
+    def seconds(self, attack: Attack) -> bool:
+        """Return whether attack and relearning say "dormant" together."""
+        heard = self.remembered is not None and self.case.policy.relearning == "witness"
+        return heard and attack.beats_innocents
+
+    @property
     def telling_eps(self) -> dict[Mode, tuple[float, ...]]:
-        """By mode, every eps at which all controls and nulls are beaten."""
+        """By mode, every eps at which an attack, alone or with relearning, speaks for "dormant"."""
         found: dict[Mode, tuple[float, ...]] = {}
         for attack in self.attacks:
-            if attack.beats_everything:
+            if attack.beats_everything or self.seconds(attack):
                 run = attack.run
                 found[run.mode] = (*found.get(run.mode, ()), run.eps)
         return found

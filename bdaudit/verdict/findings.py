@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bdaudit.records import Baseline, Comparison, Outcome, Rate
+from bdaudit.records import Baseline, Comparison, Outcome, Rate, Relearning
 from bdaudit.verdict.doubts import Doubt
 from bdaudit.verdict.figures import Attack
 from bdaudit.verdict.placebos import PlaceboNull
@@ -39,11 +39,13 @@ class Dormant:
     Attributes:
         alone: ASR of the trigger alone on the defended model.
         attack: The one that tells most.
+        relearning: That it brings the trigger back, where "dormant" rests on it as well.
     """
 
     outcome: ClassVar[Outcome] = "dormant"
     alone: Rate
     attack: Attack
+    relearning: Relearning | None = None
 
     @property
     def deciding(self) -> tuple[Comparison, ...]:

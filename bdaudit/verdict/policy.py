@@ -46,7 +46,9 @@ class Policy(BaseModel):
             docs/placebos.md).
         placebo_spread_wide: The same where it covers the image.
         relearning: What it means that relearning surely brings the trigger back faster than in
-            innocent models: `withhold` gives no "removed", `warn` leaves the verdict as it is.
+            innocent models: `witness` gives no "removed", and "dormant" where the attack beats
+            innocent models as well; `withhold` only gives no "removed"; `warn` leaves the verdict
+            as it is.
         max_clean_acc_loss: Most clean accuracy the defended model may have lost against the
             original.
         max_stand_in_acc_loss: Most clean accuracy that an innocent model, given or made, may lack
@@ -78,7 +80,7 @@ class Policy(BaseModel):
     min_references_wide: Annotated[int, Field(ge=0)] = 3
     placebo_spread: Annotated[float, Field(ge=0.0, le=2.0)] = 0.25
     placebo_spread_wide: Annotated[float, Field(ge=0.0, le=2.0)] = 0.60
-    relearning: Literal["withhold", "warn"] = "withhold"
+    relearning: Literal["witness", "withhold", "warn"] = "witness"
     max_clean_acc_loss: Share = 0.10
     max_stand_in_acc_loss: Share = 0.10
     max_stand_in_asr: Share = 0.10

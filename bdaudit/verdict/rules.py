@@ -79,15 +79,26 @@ def dormant(figures: Figures) -> Dormant | None:
     """Not active, and at some eps the attack surely does more than every control and null.
 
     None of them may be missing, and enough innocent models must be able to support "dormant".
+
+    A backdoor that a perturbation wakes with its trigger often wakes without it too, by the
+    same perturbation or another. Then no attack is far above the controls on the same model, and
+    yet it is far above every innocent model. Where relearning, which changes no image, says that
+    the trigger is remembered, it is enough that the attack surely does more than those controls by
+    however little: two witnesses hold the model against innocent ones, and both speak.
     """
     if any(_no_grounds(figures)) or any(attack.missing for attack in figures.attacks):
         return None
-    telling = [a for a in figures.attacks if a.beats_everything and a.may_accuse]
-    if not telling:
-        return None
     assert figures.case.defended is not None  # or there were no grounds
+    alone = figures.case.defended.asr
+    accusing = [attack for attack in figures.attacks if attack.may_accuse]
     # The smallest eps is the most telling one: there innocent models move least.
-    return Dormant(figures.case.defended.asr, min(telling, key=lambda attack: attack.run.eps))
+    telling = sorted((a for a in accusing if a.beats_everything), key=lambda a: a.run.eps)
+    if telling:
+        return Dormant(alone, telling[0])
+    seconded = sorted((a for a in accusing if figures.seconds(a)), key=lambda a: a.run.eps)
+    if seconded:
+        return Dormant(alone, seconded[0], figures.remembered)
+    return None
 
 
 def removed(figures: Figures) -> Removed | None:
@@ -207,8 +218,5 @@ def _strength_doubts(figures: Figures) -> Iterator[Doubt]:
 
 def _memory_doubts(figures: Figures) -> Iterator[Doubt]:
     """Return that relearning, where it was measured, brings the trigger back too fast."""
-    relearning = figures.case.record.relearning
-    if relearning is None or figures.case.policy.relearning == "warn":
-        return
-    if relearning.outcome == "dormant":
-        yield Remembered(relearning)
+    if figures.remembered is not None and figures.case.policy.relearning != "warn":
+        yield Remembered(figures.remembered)

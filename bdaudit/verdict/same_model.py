@@ -35,6 +35,11 @@ class SameModel:
         return all(lift.holds for lift in self.lifts)
 
     @cached_property
+    def exceeded(self) -> bool:
+        """Whether it is surely above every one of them at all, by however little."""
+        return all(lift.low is not None and lift.low > 0.0 for lift in self.lifts)
+
+    @cached_property
     def least_beaten(self) -> Comparison | None:
         """The lift that is least surely above the limit, `None` where all surely are."""
         left = [lift for lift in self.lifts if not lift.holds]

@@ -88,7 +88,17 @@ def _dormant(finding: Dormant) -> str:
         f"{norm} norm {run.eps:g}{_found_how(run)} takes {_percent(run.asr.value)} of held-out "
         "images to the target"
     )
-    return f"{said}; {', '.join(_compared(finding))}."
+    said = f"{said}; {', '.join(_compared(finding))}."
+    if finding.relearning is None:
+        return said
+    evidence = finding.relearning.evidence
+    nearest = max(finding.attack.same_model.controls, key=lambda c: c.rate.value)
+    return (
+        f"{said} By itself that would not do ({nearest.lift.against}: "
+        f"{_percent(nearest.rate.value)}), but {evidence.shots} triggered images bring the "
+        f"trigger back as well: {_points(evidence.gap)} (at least {_points(evidence.low)}) beyond "
+        "any innocent model."
+    )
 
 
 def _compared(finding: Dormant) -> Iterator[str]:
