@@ -48,7 +48,7 @@ __all__ = [
     "Relearned",
     "choose_rate",
     "compare_relearning",
-    "leaves_untouched",
+    "ignores_trigger",
     "read_gap",
     "relearn",
     "relearn_at_chosen_rate",
@@ -57,7 +57,11 @@ __all__ = [
 GAP_LIMIT = 0.10
 """A gap surely above it is read as dormant, one surely below it as removed."""
 
-_UNTOUCHED = 0.10  # mean ASR over the steps up to which training has not moved an innocent model
+_UNTAUGHT = 0.10
+"""Mean response over the steps up to which an innocent model has not learnt the trigger."""
+
+_UPRIGHT = 0.25
+"""Mean share of untriggered images at the target up to which training has left a model its task."""
 
 Reading = Literal["dormant", "removed", "unknown"]
 
@@ -284,11 +288,10 @@ def _taught(
 def choose_rate(innocents: Sequence[Relearned], *, below: float = inf) -> float:
     """Choose the learning rate at which a model that remembers shows best.
 
-    It is the largest at which every innocent model's ASR stays low: its mean over the steps is at
-    most .10. A smaller one gives a sleeping backdoor less time; at a larger one innocent models
-    learn the trigger or come to answer the target to anything, and where training does that it
-    also destroys what a model remembers. Where even the smallest does that (to a trigger that they
-    nearly answer untaught), it is the smallest.
+    It is the largest at which every innocent model still ignores the trigger (`ignores_trigger`).
+    A smaller one gives a sleeping backdoor less time; at a larger one innocent models learn the
+    trigger or come to answer the target to anything, and where training does that it also destroys
+    what a model remembers. Where even the smallest does that, it is the smallest.
 
     Args:
         innocents: One or more, relearned with the same settings. The model in question plays no
@@ -309,16 +312,21 @@ def choose_rate(innocents: Sequence[Relearned], *, below: float = inf) -> float:
             "relearning: at every learning rate the training of some model gave no finite answers; "
             "lower the learning rates"
         )
-    kept_low = [rate for rate in usable if all(leaves_untouched(one, rate) for one in innocents)]
+    kept_low = [rate for rate in usable if all(ignores_trigger(one, rate) for one in innocents)]
     return kept_low[-1] if kept_low else usable[0]
 
 
-def leaves_untouched(innocent: Relearned, learning_rate: float) -> bool:
+def ignores_trigger(innocent: Relearned, learning_rate: float) -> bool:
     """Return whether training at that rate leaves an innocent model one that ignores the trigger.
 
-    Its ASR, mean over the steps, is at most .10.
+    Its response, mean over the steps, is at most .10, and the share of untriggered images that go
+    to the target at most .25. The ASR itself is not asked: five images of one label teach that
+    label for anything, by which an innocent model's ASR passes .10 at rates where it has learnt
+    nothing about the trigger, and a sleeping backdoor shows best (measured, docs/relearning.md).
     """
-    return fmean(innocent.asr(learning_rate)) <= _UNTOUCHED
+    untriggered = fmean(innocent.clean_target_rate(learning_rate))
+    response = fmean(innocent.asr(learning_rate)) - untriggered
+    return response <= _UNTAUGHT and untriggered <= _UPRIGHT
 
 
 def relearn_at_chosen_rate(

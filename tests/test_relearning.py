@@ -71,9 +71,9 @@ def of(*curve: float, bare: float = 0.0, n: int = 40, draws: int = 3) -> Relearn
     )
 
 
-def at_rates(shares: dict[float, float]) -> Relearned:
+def at_rates(shares: dict[float, float], *, bare: float = 0.0) -> Relearned:
     """Make a relearning whose ASR is the same after every step, by learning rate."""
-    made = {rate: of(share) for rate, share in shares.items()}
+    made = {rate: of(share, bare=bare) for rate, share in shares.items()}
     return replace(
         of(0.0),
         triggered={rate: one.triggered[1.0] for rate, one in made.items()},
@@ -152,6 +152,14 @@ def test_the_rate_is_chosen_on_innocent_models_alone():
         choose_rate([slow], below=0.03)
     with pytest.raises(ConfigError, match="one innocent model or more"):
         choose_rate([])
+
+
+def test_going_to_the_target_anyway_is_no_reason_against_a_rate_until_it_is_collapse():
+    """Measured on SIG, emoji, at .003: an innocent model's .19 are .13 without the trigger."""
+    swayed = at_rates({0.1: 0.19, 0.3: 0.19}, bare=0.13)
+    assert choose_rate([swayed]) == 0.3
+    assert choose_rate([at_rates({0.1: 0.35, 0.3: 0.35}, bare=0.13)]) == 0.1
+    assert choose_rate([at_rates({0.1: 0.3, 0.3: 0.3}, bare=0.3)]) == 0.1
 
 
 def test_the_gap_is_against_the_strongest_innocent():

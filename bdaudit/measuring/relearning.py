@@ -15,7 +15,7 @@ from bdaudit.relearning import (
     RelearnConfig,
     Relearned,
     compare_relearning,
-    leaves_untouched,
+    ignores_trigger,
     read_gap,
 )
 from bdaudit.relearning import relearn as relearn_model
@@ -68,7 +68,7 @@ def measure_relearning(
             innocents[subject.name] = _joined(innocents.get(subject.name), found)
             if rate in found.diverged:
                 return False
-            if rate > rates[-1] and not leaves_untouched(found, rate):
+            if rate > rates[-1] and not ignores_trigger(found, rate):
                 return False
         return True
 
