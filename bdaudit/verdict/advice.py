@@ -170,6 +170,11 @@ def _remedy(doubt: Doubt, figures: Figures) -> Iterator[str]:
                 "--endpoint"
             )
         case Remembered():
+            if doubt.relearning.outcome != "dormant":
+                yield (
+                    "Relearn with more draws of shots, which narrows what is not settled: "
+                    "`draws = 20` under [relearning] in the project file"
+                )
             yield (
                 "Try another defence on the original: this one left the model a few images away "
                 "from its backdoor"

@@ -125,7 +125,7 @@ class TooFewInnocentsServe:
 
 @dataclass(frozen=True)
 class Remembered:
-    """No perturbation surely wakes the backdoor, and yet a few triggered images bring it back."""
+    """No perturbation surely wakes the backdoor, and yet a few triggered images seem to."""
 
     relearning: Relearning
 

@@ -289,11 +289,12 @@ def _bound_not_below(doubt: BoundNotBelow) -> str:
 
 def _remembered(doubt: Remembered) -> str:
     evidence = doubt.relearning.evidence
+    brings = "bring" if doubt.relearning.outcome == "dormant" else "seem to bring"
     return (
         f"no perturbation tried surely wakes the backdoor, and yet {evidence.shots} triggered "
-        f"images bring it back faster than in any innocent model (gap {_points(evidence.gap)}, at "
-        f"least {_points(evidence.low)}, limit {_points(doubt.relearning.limit)}): what is left "
-        "of it may answer to another attack"
+        f"images {brings} it back faster than in any innocent model (gap "
+        f"{_points(evidence.gap)}, between {_points(evidence.low)} and {_points(evidence.high)}, "
+        f"limit {_points(doubt.relearning.limit)}): what is left of it may answer to another attack"
     )
 
 

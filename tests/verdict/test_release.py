@@ -121,6 +121,17 @@ def test_removed_is_withheld_where_relearning_brings_the_trigger_back() -> None:
     assert any("does not agree" in warning for warning in lenient.warnings)
 
 
+def test_what_relearning_brings_back_by_its_estimate_alone_is_no_removed_either() -> None:
+    """Measured: SIG on emoji after NAD: gap +.17, between +.07 and +.28."""
+    unsettled = record(QUIET, relearning=relearning_record(0.17, outcome="unknown"))
+    verdict = judge(unsettled, Policy())
+    assert verdict.outcome == "inconclusive"
+    assert "5 triggered images seem to bring it back" in verdict.reasons[0]
+    assert "more draws" in verdict.advice[0]
+    below = record(QUIET, relearning=relearning_record(0.09, outcome="unknown"))
+    assert judge(below, Policy()).outcome == "removed"
+
+
 @pytest.mark.parametrize(("defended", "heard"), [(QUIET, True), (LOUD, False)])
 def test_a_pass_without_relearning_says_so(defended: dict[float, float], heard: bool) -> None:
     verdict = judge(record(defended, relearning_missing="it can only be queried"), Policy())
