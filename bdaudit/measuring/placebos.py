@@ -14,8 +14,9 @@ from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images
 from bdaudit.measuring.pictures import encode_png
 from bdaudit.models import LoadedModel
+from bdaudit.placebos.making import make
 from bdaudit.placebos.pool import Drawn, draw
-from bdaudit.placebos.screening import Asked, Candidate, screen
+from bdaudit.placebos.screening import ANSWERS, Asked, Candidate, Screening, screen
 from bdaudit.records import Placebo, Placebos
 from bdaudit.scoring import evaluating, predict_logits
 from bdaudit.triggers import Poisoned, TargetRule, Trigger, footprint
@@ -85,22 +86,55 @@ def find_placebos(
             at_most=len(given) + _DRAWN_AT_MOST * wanted,
             limit=_LIMIT,
         )
-    kept, rule = screened.kept, inputs.trigger.rule
+        made = yield from _made(screened, wanted, craft, models, compute)
+    kept, refused = (*screened.kept, *made.kept), (*screened.refused, *made.refused)
+    rule = inputs.trigger.rule
     missing = None
     if len(kept) < FEWEST_PLACEBOS:
         missing = (
-            f"of {len(kept) + len(screened.refused)} patterns as strong as the trigger the "
+            f"of {len(kept) + len(refused)} patterns as strong as the trigger the "
             f"original ignores {len(kept)}, and fewer than {FEWEST_PLACEBOS} are no null; give "
             "your own with --placebo, or three innocent models with --reference"
         )
     record = Placebos(
         kept=tuple(_describe(c, craft.clean, rule, picture=pictures) for c in kept),
-        refused=tuple(_describe(c, craft.clean, rule, picture=False) for c in screened.refused),
+        refused=tuple(_describe(c, craft.clean, rule, picture=False) for c in refused),
         l2=footprint(craft).mean_l2,
         shift=screened.shift,
         missing=missing,
     )
     return FoundPlacebos(tuple(c.drawn for c in kept), record)
+
+
+def _made(
+    screened: Screening,
+    wanted: int,
+    craft: Poisoned,
+    models: Sequence[LoadedModel],
+    compute: Compute,
+) -> Steps[Screening]:
+    """Make what the pool lacks, of patterns that the original answered to, and screen it."""
+    lacking = wanted - len(screened.kept)
+    starts = [c.drawn for c in screened.refused if c.why_not == ANSWERS][: 2 * lacking]
+    if lacking < 1 or not starts:
+        return Screening((), (), screened.shift)
+    original, *innocents = (model.classifier for model in models)
+    made = yield from make(
+        starts,
+        craft,
+        original=original,
+        innocents=innocents,
+        generator=derive_generator(compute.seed, "placebos", "made"),
+    )
+    return screen(
+        iter(made),
+        craft,
+        original=_asking(models[0], compute),
+        innocents=[_asking(model, compute) for model in models[1:]],
+        wanted=lacking,
+        at_most=len(made),
+        limit=_LIMIT,
+    )
 
 
 def placebo_images(pattern: Drawn, inputs: Inputs, compute: Compute) -> AttackImages:

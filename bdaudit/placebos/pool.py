@@ -24,7 +24,7 @@ from bdaudit.triggers import Poisoned, Trigger, footprint
 from bdaudit.triggers.poisoning import CHANGED
 from bdaudit.triggers.transforms import Additive, Patch, Transform
 
-__all__ = ["Drawn", "draw"]
+__all__ = ["Drawn", "as_strong", "draw", "mean_l2"]
 
 _MEASURED_ON = 256
 _TOLERANCE = 0.02
@@ -67,9 +67,9 @@ def draw(
         part[:_MEASURED_ON].detach().float().cpu() for part in (poisoned.clean, poisoned.triggered)
     )
     change = triggered - clean
-    strength = _mean_l2(change)
+    strength = mean_l2(change)
     for trigger in given:
-        l2 = _mean_l2(trigger.transform.apply(clean, None).clamp(0, 1) - clean)
+        l2 = mean_l2(trigger.transform.apply(clean, None).clamp(0, 1) - clean)
         yield Drawn(f"given: {trigger.source}", trigger.transform, l2)
     changed = (change.abs().amax(dim=1) > CHANGED).float().mean(dim=0) > 0.05  # (H, W)
     # A local trigger that lies elsewhere on every image has no shape of its own.
@@ -79,7 +79,8 @@ def draw(
         yield from _wide(clean, change, strength, generator)
 
 
-def _mean_l2(change: Tensor) -> float:
+def mean_l2(change: Tensor) -> float:
+    """Return the mean L2 norm of changes (N, C, H, W), in pixel units."""
     return float(change.flatten(1).double().norm(dim=1).mean())
 
 
@@ -100,7 +101,7 @@ def _wide(
                 ("turned trigger", _turned(change, generator)),
                 (kind, pattern(shape, clean, generator)),
             ):
-                found = _as_strong(clean, values, strength)
+                found = as_strong(clean, values, strength)
                 if found is not None:
                     found_some = True
                     yield Drawn(name, *found)
@@ -127,11 +128,20 @@ def _turned(change: Tensor, generator: torch.Generator) -> Tensor:
     return sign * turned[0]
 
 
-def _as_strong(clean: Tensor, pattern: Tensor, strength: float) -> tuple[Transform, float] | None:
-    """Scale a pattern until it changes images by `strength`; clipping at black and white counts."""
+def as_strong(clean: Tensor, pattern: Tensor, strength: float) -> tuple[Transform, float] | None:
+    """Scale a pattern until it changes images by `strength`; clipping at black and white counts.
+
+    Args:
+        clean: Images (N, C, H, W) in [0, 1], on the CPU.
+        pattern: What is added to each, (C, H, W).
+        strength: Mean L2 norm of the change, in pixel units.
+
+    Returns:
+        The pattern as a transform, and what it reaches; `None` where it cannot be within 2 %.
+    """
 
     def reached(scale: float) -> float:
-        return _mean_l2((clean + scale * pattern).clamp(0, 1) - clean)
+        return mean_l2((clean + scale * pattern).clamp(0, 1) - clean)
 
     size = float(pattern.norm())
     if not size > 0.0:
@@ -265,7 +275,7 @@ def _patches(
             continue
         seen.add(known)
         n_known = 0
-        yield Drawn("patch", patch, _mean_l2(patch.apply(clean, None).clamp(0, 1) - clean))
+        yield Drawn("patch", patch, mean_l2(patch.apply(clean, None).clamp(0, 1) - clean))
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -22,7 +22,10 @@ from torch import Tensor
 from bdaudit.placebos.pool import Drawn
 from bdaudit.triggers import Poisoned
 
-__all__ = ["Asked", "Candidate", "Screening", "screen"]
+__all__ = ["ANSWERS", "Asked", "Candidate", "Screening", "margins_of", "screen"]
+
+ANSWERS = "the original answers to it"
+"""Why a pattern is refused that the backdoor takes for its trigger."""
 
 Asked = Callable[[Tensor], Tensor]
 """Maps images (N, C, H, W) in [0, 1] to scores (N, K)."""
@@ -105,7 +108,7 @@ def screen(
         taken = [_taken(now) - _taken(then) for now, then in zip(after, before, strict=True)]
         why_not = None
         if taken[0] > limits[0]:
-            why_not = "the original answers to it"
+            why_not = ANSWERS
         elif any(t > most for t, most in zip(taken[1:], limits[1:], strict=True)):
             why_not = "it moves an innocent model by itself"
         serving += why_not is None
@@ -128,9 +131,12 @@ def screen(
 
 
 def _margins(model: Asked, images: Tensor, targets: Tensor) -> Tensor:
-    """Return (N,) the target's score less the best other one."""
-    scores = model(images).float().cpu()
-    index = targets.cpu()[:, None]
+    return margins_of(model(images).cpu(), targets.cpu())
+
+
+def margins_of(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return (N,) the target's score less the best other one, of scores (N, K)."""
+    scores, index = scores.float(), targets[:, None]
     others = scores.scatter(1, index, -torch.inf).amax(dim=1)
     return scores.gather(1, index)[:, 0] - others
 
