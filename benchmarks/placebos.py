@@ -35,11 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.data import load_sample
+from bdaudit.foundation.progress import finish
 from bdaudit.foundation.statistics import probit, wilson_interval
 from bdaudit.models import load_model
 from bdaudit.perturbation import make_ball, smoothed_failure
+from bdaudit.placebos.making import make
 from bdaudit.placebos.pool import draw
-from bdaudit.placebos.screening import Asked, screen
+from bdaudit.placebos.screening import ANSWERS, Asked, screen
 from bdaudit.records import Rate
 from bdaudit.scoring import evaluating, predict_logits
 from bdaudit.triggers import AllToOne, Poisoned, Trigger, poison, read_trigger
@@ -74,9 +76,20 @@ def attack_all(
 
 
 def measure(
-    family: Path, original: str, *, eps: float, passes: int, wanted: int, alone: bool
+    family: Path,
+    original: str,
+    *,
+    eps: float,
+    passes: int,
+    wanted: int,
+    alone: bool,
+    made_too: bool,
 ) -> list[dict]:
-    """Return a row for each model; `alone`: no innocent model is asked which placebos serve."""
+    """Return a row for each model.
+
+    `alone`: no innocent model is asked which placebos serve. `made_too`: placebos are also made,
+    from eight patterns at most that the original answered to, and attacked beside those drawn.
+    """
     trigger = read_trigger(family / "triggers" / f"{original.split('-r')[0]}.toml")
     sample = load_sample(family / "clean.npz")
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
@@ -94,16 +107,26 @@ def measure(
         for model in models.values():
             model.requires_grad_(False)
         first = next((n for n in innocents if n.startswith("reference")), innocents[0])
-        found = screen(
-            draw(craft, torch.Generator().manual_seed(7)),
-            craft,
-            original=_asking(models[original]),
-            innocents=[] if alone else [_asking(models[first])],
-            wanted=wanted,
-            at_most=12 * wanted,
-            limit=0.06,
-        )
+        asked = {
+            "original": _asking(models[original]),
+            "innocents": [] if alone else [_asking(models[first])],
+            "limit": 0.06,
+        }
+        pool = draw(craft, torch.Generator().manual_seed(7))
+        found = screen(pool, craft, wanted=wanted, at_most=12 * wanted, **asked)
         transforms = [candidate.drawn.transform for candidate in found.kept]
+        if made_too:
+            steps = make(
+                [c.drawn for c in found.refused if c.why_not == ANSWERS][:8],
+                craft,
+                original=models[original],
+                innocents=[] if alone else [models[first]],
+                generator=torch.Generator().manual_seed(5),
+            )
+            patterns = finish(steps)
+            n = len(patterns)
+            serving = screen(iter(patterns), craft, wanted=n, at_most=n, **asked)
+            transforms += [candidate.drawn.transform for candidate in serving.kept]
         shown = [
             _stack(part, n, transforms) for part, n in ((craft, N_CRAFT), (held_out, N_HELD_OUT))
         ]
@@ -126,7 +149,8 @@ def measure(
                     "n": len(held_out.targets[:N_HELD_OUT]),
                     "alone": _share(models[name], shown[1][0], held_out.targets[:N_HELD_OUT], None),
                     "trigger": reached[0],
-                    "placebos": reached[1:],
+                    "placebos": reached[1 : 1 + len(found.kept)],
+                    "made": reached[1 + len(found.kept) :],
                     "kinds": [candidate.drawn.kind for candidate in found.kept],
                     "drawn": len(found.kept) + len(found.refused),
                     "seconds": time.process_time() - started,
@@ -311,6 +335,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--placebos", type=int, default=8)
     parser.add_argument("--alone", action="store_true", help="screen without an innocent model")
+    parser.add_argument("--made", action="store_true", help="attack made placebos as well")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--calibrate", type=int, metavar="N")
@@ -332,6 +357,7 @@ def main() -> None:
         passes=options.passes,
         wanted=options.placebos,
         alone=options.alone,
+        made_too=options.made,
     )
     if options.out is not None:
         with options.out.open("a") as stream:
