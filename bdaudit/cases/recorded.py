@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from bdaudit.foundation.plain_settings import is_unsaid
+
 __all__ = ["as_given", "as_recorded", "from_recorded"]
 
 _NAMES = {
@@ -26,14 +28,21 @@ _TURNED = ("cold",)
 """Truth values that a record has the other way round."""
 
 
-def as_recorded(settings: Any) -> dict[str, Any]:
-    """Return settings, a dataclass and those within it, as a record has them."""
+def as_recorded(settings: Any, *, unsaid: bool = True) -> dict[str, Any]:
+    """Return settings, a dataclass and those within it, as a record has them.
+
+    Args:
+        settings: The dataclass.
+        unsaid: Whether later settings that are at their default are among them (`is_unsaid`).
+    """
     names = _NAMES.get(type(settings).__name__, {})
     recorded: dict[str, Any] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
+        if not unsaid and is_unsaid(each, value):
+            continue
         if is_dataclass(value):
-            value = as_recorded(value)
+            value = as_recorded(value, unsaid=unsaid)
         elif each.name in _TURNED:
             value = not value
         recorded[names.get(each.name, each.name)] = value

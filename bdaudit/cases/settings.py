@@ -207,9 +207,13 @@ class AuditSettings:
         """The radii in rising order."""
         return tuple(sorted(DEFAULT_EPS[self.norm] if self.eps is None else self.eps))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings for the record, under the names they have there."""
-        recorded = {**as_recorded(self), "eps": list(self.ladder)}
+    def as_dict(self, *, unsaid: bool = True) -> dict[str, Any]:
+        """Return the settings for the record, under the names they have there.
+
+        Args:
+            unsaid: Whether later settings that are at their default are among them.
+        """
+        recorded = {**as_recorded(self, unsaid=unsaid), "eps": list(self.ladder)}
         if self.optimizer == Attack.optimizer:
             del recorded["optimizer"]  # as before audits knew another: kept runs are found by this
         if not self.placebos:
@@ -218,4 +222,4 @@ class AuditSettings:
 
     def as_text(self) -> str:
         """Return the settings as a text that is the same for the same settings."""
-        return json.dumps(self.as_dict(), sort_keys=True, default=str)
+        return json.dumps(self.as_dict(unsaid=False), sort_keys=True, default=str)

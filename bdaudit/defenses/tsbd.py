@@ -22,6 +22,7 @@ from bdaudit.defenses.tuning import (
     weights_moved,
 )
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.plain_settings import LATER
 from bdaudit.foundation.progress import Steps
 
 __all__ = ["TsbdConfig", "tsbd"]
@@ -51,7 +52,7 @@ class TsbdConfig:
     neuron_share: float = 0.15
     weight_share: float = 0.7
     unlearning_rate: float = 1e-3
-    unlearning_batch_size: int = 128
+    unlearning_batch_size: int = field(default=128, metadata=LATER)
     max_unlearning_epochs: int = 20
     radius: float = 0.05
     alpha: float = 0.7

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, cos, isfinite, pi
 from typing import Literal, get_args
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from bdaudit.defenses.augmentation import shift_and_flip
 from bdaudit.errors import ConfigError, DataError, NumericsError
+from bdaudit.foundation.plain_settings import LATER
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.models import training_order
 
@@ -70,7 +71,7 @@ class TuningConfig:
     """
 
     learning_rate: float = 0.02
-    schedule: Schedule = "one-cycle"
+    schedule: Schedule = field(default="one-cycle", metadata=LATER)
     n_epochs: int = 5
     batch_size: int = 32
     momentum: float = 0.9

@@ -5,13 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeAlias, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bdaudit.errors import ConfigError, unknown_key
 
-__all__ = ["Setting", "config_from", "flat_settings"]
+__all__ = ["LATER", "Setting", "config_from", "flat_settings", "is_unsaid", "keyed_settings"]
+
+LATER: Mapping[str, bool] = MappingProxyType({"later": True})
+"""Metadata of a setting that came when work was already kept under keys of the others.
+
+At its default it is no part of a key, so that what was kept before it came is still found.
+"""
 
 Setting: TypeAlias = Any
 """A number, a truth value, a text, or a list of such: what TOML and JSON can say."""
@@ -50,13 +57,21 @@ def config_from(config_type: type, settings: Mapping[str, Setting], where: str) 
         raise ConfigError(f"{where}: {error}") from error
 
 
-def flat_settings(config: object) -> dict[str, Setting]:
-    """List all settings, defaults included, as plain data under dotted names."""
+def flat_settings(config: object, *, unsaid: bool = True) -> dict[str, Setting]:
+    """List all settings, defaults included, as plain data under dotted names.
+
+    Args:
+        config: A dataclass of settings.
+        unsaid: Whether later settings that are at their default are listed (`is_unsaid`).
+    """
     flat: dict[str, Setting] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
+        if not unsaid and is_unsaid(field, value):
+            continue
         if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{key}": each for key, each in flat_settings(value).items()}
+            inner = flat_settings(value, unsaid=unsaid)
+            flat |= {f"{field.name}.{key}": each for key, each in inner.items()}
         else:
             flat[field.name] = list(value) if isinstance(value, tuple) else value
     return flat
@@ -101,3 +116,21 @@ def _checked(expected: Any, value: Setting, where: str) -> Setting:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{where}: {first['msg']}, got {value!r}") from error
+
+
+def is_unsaid(field: dataclasses.Field[Any], value: object) -> bool:
+    """Return whether a field is a later setting (`LATER`) that is at its default."""
+    if "later" not in field.metadata:
+        return False
+    factory = field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
+    return bool(value == default)
+
+
+def keyed_settings(config: object) -> dict[str, Setting]:
+    """List settings under their names, nested, without later ones that are at their default."""
+    return {
+        field.name: keyed_settings(value) if dataclasses.is_dataclass(value) else value
+        for field in dataclasses.fields(config)  # type: ignore[arg-type]
+        if not is_unsaid(field, value := getattr(config, field.name))
+    }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.plain_settings import LATER
 from bdaudit.inversion.embedded import EmbeddedConfig
 from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
 from bdaudit.inversion.neural_cleanse import NeuralCleanseConfig
@@ -66,7 +67,7 @@ class InversionConfig:
     universal: UniversalConfig = field(default_factory=UniversalConfig)
     warp: UniversalConfig = field(default_factory=lambda: UniversalConfig(ladder=WARP_LADDER))
     neural_cleanse: NeuralCleanseConfig = field(default_factory=NeuralCleanseConfig)
-    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
+    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig, metadata=LATER)
     feature_decoupling: FeatureDecouplingConfig = field(default_factory=FeatureDecouplingConfig)
     neuron_noise: NeuronNoiseConfig = field(default_factory=NeuronNoiseConfig)
 

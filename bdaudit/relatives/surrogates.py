@@ -8,7 +8,7 @@ give a query search a start.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -28,6 +28,7 @@ from bdaudit.defenses.catalogue import defense_of
 from bdaudit.defenses.tuning import device_of
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.plain_settings import keyed_settings
 from bdaudit.foundation.progress import Progress, Steps, reworded
 from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier
 from bdaudit.precision import computing_in
@@ -121,7 +122,7 @@ def make_surrogates(
             {
                 **describe_classifier(original),
                 "images": images,
-                "defense": [type(defense).__name__, asdict(defense)],
+                "defense": [type(defense).__name__, keyed_settings(defense)],
                 "seed": seed,
                 **({} if config.precision == "float32" else {"precision": config.precision}),
             }
