@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.augmentation import shift_and_flip
-from bdaudit.defenses.pruning import batch_norms, normalising_by_batch, prune_lowest
+from bdaudit.defenses.pruning import batch_norms, normalising_by_batch, prune_lowest, step_masks
 from bdaudit.defenses.tuning import (
     check_images,
     device_of,
@@ -170,12 +170,7 @@ def _learn_masks(
             }
             loss = (1 - config.alpha) * loss_of(worst, batch, answers)
             loss = loss + config.alpha * loss_of(neurons.still(), batch, answers)
-            for mask, slope in zip(masks, torch.autograd.grad(loss, masks), strict=True):
-                mask.grad = slope
-            optimizer.step()
-            with torch.no_grad():
-                for mask in masks:
-                    mask.clamp_(0.0, 1.0)
+            step_masks(optimizer, masks, loss)
     if not all(bool(mask.isfinite().all()) for mask in masks):
         raise NumericsError(f"{title}: the loss was not finite; lower eps ({config.eps:g})")
     return [mask.detach() for mask in masks]

@@ -13,7 +13,7 @@ from bdaudit.errors import ModelError
 from bdaudit.perturbation import Neurons
 from bdaudit.scoring import evaluating, predict
 
-__all__ = ["accuracy_on", "batch_norms", "normalising_by_batch", "prune_lowest"]
+__all__ = ["accuracy_on", "batch_norms", "normalising_by_batch", "prune_lowest", "step_masks"]
 
 _BATCH = 256
 
@@ -52,6 +52,16 @@ def normalising_by_batch(classifier: nn.Module) -> Iterator[None]:
     classifier.train()
     with statistics_held(classifier):
         yield
+
+
+def step_masks(optimizer: torch.optim.Optimizer, masks: Sequence[Tensor], loss: Tensor) -> None:
+    """Take one step down `loss` with the masks alone, and hold them in [0, 1]."""
+    for mask, slope in zip(masks, torch.autograd.grad(loss, masks), strict=True):
+        mask.grad = slope
+    optimizer.step()
+    with torch.no_grad():
+        for mask in masks:
+            mask.clamp_(0.0, 1.0)
 
 
 def prune_lowest(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.forgetting import forget, negated_cross_entropy
-from bdaudit.defenses.pruning import batch_norms, normalising_by_batch, prune_lowest
+from bdaudit.defenses.pruning import batch_norms, normalising_by_batch, prune_lowest, step_masks
 from bdaudit.defenses.tuning import check_images, device_of, seeded_globals, trainable_copy
 from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps
@@ -170,12 +170,7 @@ def _recover(
                 noise |= {name: mask - 1 for name, mask in zip(weights, masks, strict=True)}
                 answers = neurons.answer(noise, images[chosen]).float()
                 loss = config.alpha * functional.cross_entropy(answers, labels[chosen])
-                for mask, slope in zip(masks, torch.autograd.grad(loss, masks), strict=True):
-                    mask.grad = slope
-                optimizer.step()
-                with torch.no_grad():
-                    for mask in masks:
-                        mask.clamp_(0.0, 1.0)
+                step_masks(optimizer, masks, loss)
     if not all(bool(mask.isfinite().all()) for mask in masks):
         raise NumericsError(
             f"{title}: the loss was not finite; lower recovery_rate ({config.recovery_rate:g})"

@@ -95,7 +95,10 @@ def _nested(where: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
 
 
 def _default_of(config_type: type, key: str) -> object | None:
-    field = next(one for one in dataclasses.fields(config_type) if one.name == key)
+    return _default(next(one for one in dataclasses.fields(config_type) if one.name == key))
+
+
+def _default(field: dataclasses.Field[Any]) -> object | None:
     if field.default_factory is not dataclasses.MISSING:
         made: object = field.default_factory()
         return made
@@ -122,9 +125,7 @@ def is_unsaid(field: dataclasses.Field[Any], value: object) -> bool:
     """Return whether a field is a later setting (`LATER`) that is at its default."""
     if "later" not in field.metadata:
         return False
-    factory = field.default_factory
-    default = field.default if factory is dataclasses.MISSING else factory()
-    return bool(value == default)
+    return bool(value == _default(field))
 
 
 def keyed_settings(config: object) -> dict[str, Setting]:

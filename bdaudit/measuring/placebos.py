@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -39,6 +39,7 @@ _DRAWN_AT_MOST = 12
 
 _SCREENED_ON = 300
 _LIMIT = 0.06
+_NONE = Screening((), (), None)
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,34 @@ def find_placebos(
     innocents = [s for s in inputs.with_role("reference") if s.model is not None]
     craft = _first(inputs.craft_poisoned, _SCREENED_ON)
     models = [s.white for s in (original, *innocents)]
-    with evaluating(*(model.classifier for model in models)):
-        screened = screen(
-            draw(craft, derive_generator(compute.seed, "placebos"), given=given),
+    asked = [_asking(model, compute) for model in models]
+
+    def screening(pool: Iterator[Drawn], wanted: int, at_most: int) -> Screening:
+        return screen(
+            pool,
             craft,
-            original=_asking(models[0], compute),
-            innocents=[_asking(model, compute) for model in models[1:]],
+            original=asked[0],
+            innocents=asked[1:],
             wanted=wanted,
-            at_most=len(given) + _DRAWN_AT_MOST * wanted,
+            at_most=at_most,
             limit=_LIMIT,
         )
-        made = yield from _made(screened, wanted, craft, models, compute)
+
+    with evaluating(*(model.classifier for model in models)):
+        pool = draw(craft, derive_generator(compute.seed, "placebos"), given=given)
+        screened = screening(pool, wanted, len(given) + _DRAWN_AT_MOST * wanted)
+        lacking = wanted - len(screened.kept)
+        starts = [c.drawn for c in screened.refused if c.why_not == ANSWERS][: 2 * lacking]
+        patterns: tuple[Drawn, ...] = ()
+        if starts:
+            patterns = yield from make(
+                starts,
+                craft,
+                original=models[0].classifier,
+                innocents=[model.classifier for model in models[1:]],
+                generator=derive_generator(compute.seed, "placebos", "made"),
+            )
+        made = screening(iter(patterns), lacking, len(patterns)) if patterns else _NONE
     kept, refused = (*screened.kept, *made.kept), (*screened.refused, *made.refused)
     rule = inputs.trigger.rule
     missing = None
@@ -104,37 +122,6 @@ def find_placebos(
         missing=missing,
     )
     return FoundPlacebos(tuple(c.drawn for c in kept), record)
-
-
-def _made(
-    screened: Screening,
-    wanted: int,
-    craft: Poisoned,
-    models: Sequence[LoadedModel],
-    compute: Compute,
-) -> Steps[Screening]:
-    """Make what the pool lacks, of patterns that the original answered to, and screen it."""
-    lacking = wanted - len(screened.kept)
-    starts = [c.drawn for c in screened.refused if c.why_not == ANSWERS][: 2 * lacking]
-    if lacking < 1 or not starts:
-        return Screening((), (), screened.shift)
-    original, *innocents = (model.classifier for model in models)
-    made = yield from make(
-        starts,
-        craft,
-        original=original,
-        innocents=innocents,
-        generator=derive_generator(compute.seed, "placebos", "made"),
-    )
-    return screen(
-        iter(made),
-        craft,
-        original=_asking(models[0], compute),
-        innocents=[_asking(model, compute) for model in models[1:]],
-        wanted=lacking,
-        at_most=len(made),
-        limit=_LIMIT,
-    )
 
 
 def placebo_images(pattern: Drawn, inputs: Inputs, compute: Compute) -> AttackImages:

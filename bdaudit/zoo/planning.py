@@ -112,7 +112,7 @@ class _Planner:
                 needs=self._of_attack(entry),
                 type=entry.type,
                 settings={
-                    **flat_settings(entry.config(), unsaid=False),
+                    **_said(entry.config()),
                     "poison_rate": rate,
                     "seed": seed,
                     **self._of_selection(entry),
@@ -143,7 +143,7 @@ class _Planner:
         """Say how images are selected; nothing where it is by chance, as it always was."""
         if entry.selection == "random":
             return {}
-        fus = flat_settings(self._manifest.fus_config(), unsaid=False)
+        fus = _said(self._manifest.fus_config())
         return {f"{FUS}{key}": value for key, value in fus.items()}
 
     def _add_trigger(self, entry: AttackEntry) -> None:
@@ -159,7 +159,7 @@ class _Planner:
             draw_seed=self._seed(f"{name} images"),
             needs=needs,
             type=entry.type,
-            settings={**flat_settings(entry.config(), unsaid=False), "target": entry.target},
+            settings={**_said(entry.config()), "target": entry.target},
             attack=entry.name,
         )
 
@@ -191,11 +191,11 @@ class _Planner:
                 method=end,
                 draw_seed=source.draw_seed,
                 needs=(original,),
-                settings=flat_settings(self._manifest.distillation_config(), unsaid=False),
+                settings=_said(self._manifest.distillation_config()),
                 **common,
             )
         elif end == "hardened":
-            settings = flat_settings(self._manifest.hardening_config(), unsaid=False)
+            settings = _said(self._manifest.hardening_config())
             self._add_from_scratch(name, method=end, settings=settings, **common)
         else:
             self._add(
@@ -204,7 +204,7 @@ class _Planner:
                 method="unlearned",
                 seed=self._seed(name),
                 needs=(original, trigger),
-                settings=flat_settings(self._manifest.unlearning_config(), unsaid=False),
+                settings=_said(self._manifest.unlearning_config()),
                 lineage="defended",
                 **common,
             )
@@ -232,7 +232,7 @@ class _Planner:
             seed=self._seed(name),
             needs=(parent.name,),
             type=entry.type,
-            settings=flat_settings(entry.config(), unsaid=False),
+            settings=_said(entry.config()),
             lineage="defended" if backdoored else "clean",
             original=parent.original or parent.name,
             attack=parent.attack,
@@ -253,7 +253,7 @@ class _Planner:
             seed=self._seed(name),
             needs=(base,),
             type=entry.type,
-            settings=flat_settings(entry.config(), unsaid=False),
+            settings=_said(entry.config()),
             lineage="clean",
             defense=defense,
             is_reference=True,
@@ -281,7 +281,10 @@ class _Planner:
             "seeds": [recipe.seed, recipe.draw_seed],
             "needs": {name: self._written[name].key for name in recipe.needs},
             "images": parts.pool.sha256 if of_pool else parts.defense.sha256,
-            "training": flat_settings(training, unsaid=False)
-            if of_pool
-            else {"precision": training.precision},
+            "training": _said(training) if of_pool else {"precision": training.precision},
         }
+
+
+def _said(config: object) -> dict[str, Any]:
+    """List settings as a recipe's key has them: later ones only where they differ."""
+    return flat_settings(config, unsaid=False)

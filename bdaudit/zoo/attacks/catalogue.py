@@ -20,12 +20,7 @@ from bdaudit.triggers import Trigger
 from bdaudit.zoo.attacks.badnets import BadnetsConfig, make_badnets_trigger
 from bdaudit.zoo.attacks.blended import BlendedConfig, make_blended_trigger
 from bdaudit.zoo.attacks.bpp import BppConfig, make_bpp_trigger, poison_bpp
-from bdaudit.zoo.attacks.frequency import (
-    CtrlConfig,
-    FtrojanConfig,
-    make_frequency_trigger,
-    poison_frequency,
-)
+from bdaudit.zoo.attacks.frequency import CtrlConfig, FtrojanConfig, make_frequency_trigger
 from bdaudit.zoo.attacks.input_aware import (
     InputAwareConfig,
     make_input_aware_trigger,
@@ -39,9 +34,9 @@ from bdaudit.zoo.attacks.label_consistent import (
 from bdaudit.zoo.attacks.lira import LiraConfig, make_lira_trigger
 from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig, make_low_frequency_trigger
 from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning
-from bdaudit.zoo.attacks.refool import RefoolConfig, make_refool_trigger, poison_refool
+from bdaudit.zoo.attacks.refool import RefoolConfig, make_refool_trigger
 from bdaudit.zoo.attacks.semantic import SemanticConfig, make_semantic_trigger
-from bdaudit.zoo.attacks.sig import SigConfig, make_sig_trigger, poison_sig
+from bdaudit.zoo.attacks.sig import SigConfig, make_sig_trigger
 from bdaudit.zoo.attacks.ssba import SsbaConfig, make_ssba_trigger
 from bdaudit.zoo.attacks.trojannn import TrojannnConfig, make_trojannn_trigger
 from bdaudit.zoo.attacks.wanet import WanetConfig, make_wanet_trigger, poison_wanet
@@ -61,7 +56,11 @@ def _poison(
     helper: nn.Module | None = None,
     preferred: Tensor | None = None,
 ) -> Steps[Poisoning]:
-    """Stamp a share of the images and change their labels: all that most attacks do."""
+    """Stamp a share of the images and change their labels: all that most attacks do.
+
+    Where the settings have a `clean_label` that is true, images of the target class are stamped, at
+    most all of them, and keep their label.
+    """
     yield from ()
     return make_poisoning(
         images,
@@ -70,6 +69,7 @@ def _poison(
         trigger=trigger,
         poison_rate=poison_rate,
         generator=generator,
+        clean_label=getattr(config, "clean_label", False),
         preferred=preferred,
     )
 
@@ -104,7 +104,7 @@ class Attack:
 _ALL = (
     Attack("badnets", "BadNets", BadnetsConfig, make_badnets_trigger),
     Attack("blended", "Blended", BlendedConfig, make_blended_trigger),
-    Attack("sig", "SIG", SigConfig, make_sig_trigger, poison_sig, one_target=True),
+    Attack("sig", "SIG", SigConfig, make_sig_trigger, one_target=True),
     Attack("lf", "LF", LowFrequencyConfig, make_low_frequency_trigger, needs_helper=True),
     Attack("wanet", "WaNet", WanetConfig, make_wanet_trigger, poison_wanet),
     Attack(
@@ -127,9 +127,9 @@ _ALL = (
         one_target=True,
     ),
     Attack("bpp", "BPP", BppConfig, make_bpp_trigger, poison_bpp),
-    Attack("ftrojan", "FTrojan", FtrojanConfig, make_frequency_trigger, poison_frequency),
-    Attack("ctrl", "CTRL", CtrlConfig, make_frequency_trigger, poison_frequency, one_target=True),
-    Attack("refool", "Refool", RefoolConfig, make_refool_trigger, poison_refool, one_target=True),
+    Attack("ftrojan", "FTrojan", FtrojanConfig, make_frequency_trigger),
+    Attack("ctrl", "CTRL", CtrlConfig, make_frequency_trigger, one_target=True),
+    Attack("refool", "Refool", RefoolConfig, make_refool_trigger, one_target=True),
     Attack("lira", "LIRA", LiraConfig, make_lira_trigger, needs_helper=True),
     Attack("semantic", "semantic", SemanticConfig, make_semantic_trigger, needs_helper=True),
 )

@@ -12,9 +12,9 @@ from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import Additive, TargetRule, Trigger
 from bdaudit.zoo.attacks.low_frequency import cosine_basis
-from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning, require_target
+from bdaudit.zoo.attacks.poisoning import require_target
 
-__all__ = ["CtrlConfig", "FtrojanConfig", "make_frequency_trigger", "poison_frequency"]
+__all__ = ["CtrlConfig", "FtrojanConfig", "make_frequency_trigger"]
 
 _FROM_U_AND_V = ((0.0, 1.140), (-0.395, -0.581), (2.032, 0.0))
 """How red, green and blue grow with U and V (BT.601)."""
@@ -105,29 +105,3 @@ def make_frequency_trigger(
     if config.clean_label:
         require_target(trigger)
     return trigger
-
-
-def poison_frequency(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    num_classes: int,
-    trigger: Trigger,
-    poison_rate: float,
-    config: FtrojanConfig,
-    generator: torch.Generator,
-    helper: nn.Module | None = None,
-    preferred: Tensor | None = None,
-) -> Steps[Poisoning]:
-    """Stamp images of any class with their label changed, or of the target class as they are."""
-    yield from ()
-    return make_poisoning(
-        images,
-        labels,
-        num_classes=num_classes,
-        trigger=trigger,
-        poison_rate=poison_rate,
-        generator=generator,
-        clean_label=config.clean_label,
-        preferred=preferred,
-    )

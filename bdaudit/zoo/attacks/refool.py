@@ -13,9 +13,9 @@ from bdaudit.errors import ConfigError, DataError
 from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import Reflection, TargetRule, Trigger
 from bdaudit.triggers.reflection import MOST_PICTURES
-from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning, require_target
+from bdaudit.zoo.attacks.poisoning import require_target
 
-__all__ = ["RefoolConfig", "make_refool_trigger", "poison_refool"]
+__all__ = ["RefoolConfig", "make_refool_trigger"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,32 +97,6 @@ def make_refool_trigger(
     if config.clean_label:
         require_target(trigger)
     return trigger
-
-
-def poison_refool(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    num_classes: int,
-    trigger: Trigger,
-    poison_rate: float,
-    config: RefoolConfig,
-    generator: torch.Generator,
-    helper: nn.Module | None = None,
-    preferred: Tensor | None = None,
-) -> Steps[Poisoning]:
-    """Stamp images of the target class, at most all of them, or others with their label changed."""
-    yield from ()
-    return make_poisoning(
-        images,
-        labels,
-        num_classes=num_classes,
-        trigger=trigger,
-        poison_rate=poison_rate,
-        generator=generator,
-        clean_label=config.clean_label,
-        preferred=preferred,
-    )
 
 
 def _doubled(pictures: Tensor, shift: int) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import Sinusoid, TargetRule, Trigger
-from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning, require_target
+from bdaudit.zoo.attacks.poisoning import require_target
 
-__all__ = ["SigConfig", "make_sig_trigger", "poison_sig"]
+__all__ = ["SigConfig", "make_sig_trigger"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,29 +64,3 @@ def make_sig_trigger(
     if config.clean_label:
         require_target(trigger)
     return trigger
-
-
-def poison_sig(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    num_classes: int,
-    trigger: Trigger,
-    poison_rate: float,
-    config: SigConfig,
-    generator: torch.Generator,
-    helper: nn.Module | None = None,
-    preferred: Tensor | None = None,
-) -> Steps[Poisoning]:
-    """Stamp images of the target class, at most all of them, or others with their label changed."""
-    yield from ()
-    return make_poisoning(
-        images,
-        labels,
-        num_classes=num_classes,
-        trigger=trigger,
-        poison_rate=poison_rate,
-        generator=generator,
-        clean_label=config.clean_label,
-        preferred=preferred,
-    )
