@@ -83,4 +83,4 @@ RECIPES: dict[OptimizerName, Recipe] = {
         make_step=_projected_sgd,
     ),
 }
-"""`default` is measured against `research` in docs/reactivation.md."""
+"""`default` is measured against `research` in docs/reactivation-evidence.md."""
