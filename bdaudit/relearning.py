@@ -52,6 +52,7 @@ __all__ = [
     "read_gap",
     "relearn",
     "relearn_at_chosen_rate",
+    "stays_upright",
 ]
 
 GAP_LIMIT = 0.10
@@ -326,7 +327,15 @@ def ignores_trigger(innocent: Relearned, learning_rate: float) -> bool:
     """
     untriggered = fmean(innocent.clean_target_rate(learning_rate))
     response = fmean(innocent.asr(learning_rate)) - untriggered
-    return response <= _UNTAUGHT and untriggered <= _UPRIGHT
+    return response <= _UNTAUGHT and stays_upright(innocent, learning_rate)
+
+
+def stays_upright(innocent: Relearned, learning_rate: float) -> bool:
+    """Return whether training at that rate leaves a model one that tells classes apart.
+
+    The share of untriggered images that go to the target, mean over the steps, is at most .25.
+    """
+    return fmean(innocent.clean_target_rate(learning_rate)) <= _UPRIGHT
 
 
 def relearn_at_chosen_rate(

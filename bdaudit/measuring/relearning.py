@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.errors import ConfigError, ModelError, NumericsError
-from bdaudit.foundation.progress import Steps, reworded
+from bdaudit.foundation.progress import Progress, Steps, reworded
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.records import RelearnCurve, Relearning, RelearningEvidence
 from bdaudit.relearning import (
@@ -17,6 +17,7 @@ from bdaudit.relearning import (
     compare_relearning,
     ignores_trigger,
     read_gap,
+    stays_upright,
 )
 from bdaudit.relearning import relearn as relearn_model
 
@@ -29,7 +30,8 @@ def measure_relearning(
     """Relearn the trigger on the innocent models, then on the defended one at the rate they chose.
 
     Learning rates are tried from the largest down, so what `choose_rate` would choose is found
-    without teaching anything at the smaller ones: usually all is decided at the first.
+    without teaching anything at the smaller ones: usually all is decided at the first. Where it is
+    not, all are taught at the next larger rate as well, for a look at what more time would show.
 
     Args:
         inputs: Models, images, trigger; what is left out plays no part.
@@ -55,17 +57,21 @@ def measure_relearning(
         )
     innocents: dict[str, Relearned] = {}
     rates = sorted(config.learning_rates, reverse=True)
-    total = len(references) * len(rates) + 1
+    more = len(references) + 1  # at the next larger rate
+    total = len(references) * len(rates) + 1 + more
 
     def taught(subject: Subject, rate: float, done: int) -> Steps[Relearned]:
         at_rate = replace(config, learning_rates=(rate,))
         return _within(_taught(subject, inputs, compute, at_rate), subject, done, total)
 
+    def keep(subject: Subject, found: Relearned) -> None:
+        innocents[subject.name] = _joined(innocents.get(subject.name), found)
+
     def leaves_innocents(rate: float, place: int) -> Steps[bool]:
         """Teach the innocent models; the first that rules the rate out is the last."""
         for number, subject in enumerate(references):
             found = yield from taught(subject, rate, place * len(references) + number)
-            innocents[subject.name] = _joined(innocents.get(subject.name), found)
+            keep(subject, found)
             if rate in found.diverged:
                 return False
             if rate > rates[-1] and not ignores_trigger(found, rate):
@@ -75,7 +81,7 @@ def measure_relearning(
     for place, rate in enumerate(rates):
         if not (yield from leaves_innocents(rate, place)):
             continue
-        mine = yield from taught(defended, rate, total - 1)
+        mine = yield from taught(defended, rate, total - 1 - (more if place else 0))
         if rate not in mine.diverged:
             break
     else:
@@ -83,13 +89,33 @@ def measure_relearning(
             "relearning: at every learning rate the training of some model gave no finite "
             "answers; lower the learning rates"
         )
-    evidence = compare_relearning(
-        mine,
-        innocents,
-        generator=derive_generator(compute.seed, "relearning", "bootstrap"),
-        learning_rate=rate,
-    )
-    curves = [_curve(defended, mine, rate)]
+
+    def compared(at: float) -> RelearningEvidence:
+        return compare_relearning(
+            mine,
+            innocents,
+            generator=derive_generator(compute.seed, "relearning", "bootstrap"),
+            learning_rate=at,
+        )
+
+    def teaches_more(at: float) -> Steps[bool]:
+        """Teach everybody at a rate that was ruled out; False where there is nothing to compare."""
+        for number, subject in enumerate(references):
+            found = innocents[subject.name]
+            if at not in (*found.triggered, *found.diverged):
+                found = yield from taught(subject, at, total - more + number)
+                keep(subject, found)
+            if at in found.diverged or not stays_upright(found, at):
+                return False
+        return True
+
+    evidence, faster = compared(rate), None
+    if place > 0 and (yield from teaches_more(rates[place - 1])):
+        mine = _joined(mine, (yield from taught(defended, rates[place - 1], total - 1)))
+        if rates[place - 1] not in mine.diverged:
+            faster = compared(rates[place - 1])
+    yield Progress("relearning", float(total), float(total))
+    curves = [_curve(defended, mine, tried) for tried in sorted(mine.triggered)]
     for subject in references:
         found = innocents[subject.name]
         curves += [_curve(subject, found, tried) for tried in sorted(found.triggered)]
@@ -98,6 +124,7 @@ def measure_relearning(
         why=_why(evidence),
         limit=GAP_LIMIT,
         evidence=evidence,
+        faster=faster,
         curves=tuple(curves),
         elapsed_s=time.perf_counter() - started,
     )
@@ -106,14 +133,14 @@ def measure_relearning(
 def relearning_cost(n_innocent: int, config: RelearnConfig) -> float:
     """Return what it costs in images forwarded, a backward pass taken as twice a forward one.
 
-    Innocent models are taken to be taught at two learning rates: one where the trigger is local,
-    more where it covers the image.
+    Models are taken to be taught at two learning rates: one where the trigger is local, more where
+    it covers the image.
     """
     once = config.draws * (
         3.0 * config.steps[-1] * (config.shots + config.n_clean)
         + 2.0 * len(config.steps) * config.n_held_out
     )
-    return once * (n_innocent * min(2, len(config.learning_rates)) + 1)
+    return once * (n_innocent + 1) * min(2, len(config.learning_rates))
 
 
 def _taught(

@@ -67,12 +67,23 @@ class Relearning(Record):
         why: One sentence.
         limit: Of the gap.
         evidence: At the learning rate that was chosen on the innocent models.
-        curves: The defended model's at that rate, the innocent models' at every rate tried.
+        faster: At the next larger one that was tried, where innocent models begin to learn the
+            trigger too; `None` where there is none, or where they go to the target anyway.
+        curves: The defended model's at those rates, the innocent models' at every rate tried.
     """
 
     outcome: Literal["dormant", "removed", "unknown"]
     why: str
     limit: float
     evidence: RelearningEvidence
+    faster: RelearningEvidence | None = None
     curves: tuple[RelearnCurve, ...]
     elapsed_s: float
+
+    @property
+    def above_limit(self) -> RelearningEvidence | None:
+        """By which the trigger seems remembered: a gap above the limit by its estimate."""
+        for evidence in (self.evidence, self.faster):
+            if evidence is not None and evidence.gap > self.limit:
+                return evidence
+        return None

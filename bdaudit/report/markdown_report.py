@@ -25,6 +25,7 @@ from bdaudit.report.wording import (
     GISTS,
     SAME_IMAGES,
     AnyRecord,
+    at_the_next_rate,
     defended_file,
     find_decisive,
     norm_name,
@@ -188,6 +189,9 @@ def _relearning_table(relearning: Relearning) -> Iterator[str]:
     for name, values in rows:
         if values:
             yield row([name, *(f"{100 * value:.1f}%" for value in values)])
+    if relearning.faster is not None:
+        yield ""
+        yield at_the_next_rate(relearning.faster)
 
 
 def _baseline_table(record: AnyRecord) -> Iterator[str]:

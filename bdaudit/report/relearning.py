@@ -10,7 +10,7 @@ from rich.text import Text
 from bdaudit.records import Relearning
 from bdaudit.report.chart import Band, Line, draw_chart
 from bdaudit.report.tables import FittedTable
-from bdaudit.report.wording import SAME_IMAGES, points
+from bdaudit.report.wording import SAME_IMAGES, at_the_next_rate, gap_with_interval
 
 __all__ = ["relearning_parts"]
 
@@ -53,9 +53,14 @@ def _table(relearning: Relearning) -> RenderableType:
         table.add_row(Text(model, style=style), *(Text(_share(v), style=style) for v in asr))
         if bare:
             table.add_row(Text(f"  {SAME_IMAGES}", style="dim"), *map(_share, bare))
-    gap = f"{points(evidence.gap)} points ({points(evidence.low)} to {points(evidence.high)})"
     strongest = evidence.settings.get("strongest", "the strongest innocent model")
-    return Group(table, Text.assemble(("gap over ", ""), (f"{strongest}: ", ""), (gap, "bold")))
+    parts: list[RenderableType] = [
+        table,
+        Text.assemble(f"gap over {strongest}: ", (gap_with_interval(evidence), "bold")),
+    ]
+    if relearning.faster is not None:
+        parts.append(Text(at_the_next_rate(relearning.faster)))
+    return Group(*parts)
 
 
 def _chart(relearning: Relearning, console: Console) -> RenderableType:

@@ -17,6 +17,7 @@ from bdaudit.records import (
     Outcome,
     Rate,
     ReactivationRecord,
+    RelearningEvidence,
     RelearnRecord,
     ScoreRecord,
     ScreenRecord,
@@ -29,9 +30,11 @@ __all__ = [
     "SAME_IMAGES",
     "AnyRecord",
     "about_innocents",
+    "at_the_next_rate",
     "attack_name",
     "defended_file",
     "find_decisive",
+    "gap_with_interval",
     "norm_name",
     "not_proved",
     "number",
@@ -115,6 +118,17 @@ def share_with_interval(rate: Rate) -> str:
 def points(difference: float | None) -> str:
     """Write a difference of shares in points, with its sign."""
     return "-" if difference is None else f"{100 * difference:+.1f}"
+
+
+def gap_with_interval(evidence: RelearningEvidence) -> str:
+    """Write a gap of relearning in points, with its interval."""
+    return f"{points(evidence.gap)} points ({points(evidence.low)} to {points(evidence.high)})"
+
+
+def at_the_next_rate(faster: RelearningEvidence) -> str:
+    """Write the gap at the next larger learning rate."""
+    rate = faster.settings.get("learning_rate")
+    return f"At the next larger learning rate, {rate}: {gap_with_interval(faster)}."
 
 
 def number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from bdaudit.records import (
     Diagnostic,
     Rate,
     Relearning,
+    RelearningEvidence,
     StepStatus,
 )
 
@@ -125,9 +126,14 @@ class TooFewInnocentsServe:
 
 @dataclass(frozen=True)
 class Remembered:
-    """No perturbation surely wakes the backdoor, and yet a few triggered images seem to."""
+    """No perturbation surely wakes the backdoor, and yet a few triggered images seem to.
+
+    Attributes:
+        evidence: At the learning rate at which they do.
+    """
 
     relearning: Relearning
+    evidence: RelearningEvidence
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,10 @@ def _memory_doubts(figures: Figures) -> Iterator[Doubt]:
     relearning = figures.case.record.relearning
     if relearning is None or figures.case.policy.relearning == "warn":
         return
-    # "Removed" is the worst thing to be wrong about, so the estimate is enough to withhold it.
-    if relearning.outcome == "dormant" or relearning.evidence.gap > relearning.limit:
-        yield Remembered(relearning)
+    # "Removed" is the worst thing to be wrong about, so the estimate is enough to withhold it, and
+    # so is one at the next larger rate: a backdoor that sleeps deeply needs more time to show, and
+    # an innocent model that learns the trigger early ends the time at the rate it allows.
+    if relearning.above_limit is not None:
+        yield Remembered(relearning, relearning.above_limit)
+    elif relearning.outcome == "dormant":
+        yield Remembered(relearning, relearning.evidence)

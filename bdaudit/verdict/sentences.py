@@ -288,11 +288,14 @@ def _bound_not_below(doubt: BoundNotBelow) -> str:
 
 
 def _remembered(doubt: Remembered) -> str:
-    evidence = doubt.relearning.evidence
+    evidence = doubt.evidence
     brings = "bring" if doubt.relearning.outcome == "dormant" else "seem to bring"
+    rate = ""
+    if evidence is doubt.relearning.faster:
+        rate = f" at the next larger learning rate, {evidence.settings.get('learning_rate')}"
     return (
         f"no perturbation tried surely wakes the backdoor, and yet {evidence.shots} triggered "
-        f"images {brings} it back faster than in any innocent model (gap "
+        f"images {brings} it back faster than in any innocent model{rate} (gap "
         f"{_points(evidence.gap)}, between {_points(evidence.low)} and {_points(evidence.high)}, "
         f"limit {_points(doubt.relearning.limit)}): what is left of it may answer to another attack"
     )

@@ -16,6 +16,7 @@ from bdaudit.errors import ModelError
 from bdaudit.foundation.progress import Progress, finish
 from bdaudit.records import RelearnRecord, read_record, to_json
 from bdaudit.relatives.standins import StandInConfig
+from bdaudit.relearning import read_gap
 from tests.twins import (
     TARGET,
     dormant_twin,
@@ -61,11 +62,47 @@ def test_a_sleeping_backdoor_is_remembered_and_a_removed_one_is_not(tmp_path: Pa
 
 
 def test_the_defended_model_is_taught_at_the_chosen_rate_alone() -> None:
+    """At the next larger one innocent models go to the target anyway."""
     found = relearn(dormant_twin()).relearning
     rate = found.evidence.settings["learning_rate"]
     assert [c.learning_rate for c in found.curves if c.role == "defended"] == [rate]
     tried = [c.learning_rate for c in found.curves if c.model == "reference 1"]
     assert tried == [1e-3, 1e-2]  # from the largest down, until innocent models stay as they are
+    assert found.faster is None
+
+
+class Quick(nn.Module):
+    """An innocent twin that learns the trigger, and nothing else, in a few larger steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = innocent_twin()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(images)
+        seen = twin_trigger(torch.zeros_like(images[:1])).mul(images).sum((1, 2, 3))
+        return logits + (100.0 * self.weight * seen)[:, None] * (
+            torch.arange(logits.shape[1]) == TARGET
+        )
+
+
+def test_all_are_taught_at_the_next_larger_rate_where_innocent_models_begin_to_learn() -> None:
+    config = replace(CONFIG, learning_rates=(1e-4, 1e-3))
+    found = relearn(dormant_twin(), config=config, reference=[Quick()]).relearning
+    assert found.evidence.settings["learning_rate"] == 1e-4
+    assert found.faster is not None
+    assert found.faster.settings["learning_rate"] == 1e-3
+    for name in ("defended", "reference"):
+        assert [c.learning_rate for c in found.curves if c.model == name] == [1e-4, 1e-3]
+    assert found.outcome == read_gap(found.evidence)  # in which the larger rate has no part
+
+
+def test_there_is_no_next_rate_above_the_largest() -> None:
+    config = replace(CONFIG, learning_rates=(1e-4, 1e-3))
+    found = relearn(dormant_twin(), config=config).relearning
+    assert found.evidence.settings["learning_rate"] == 1e-3
+    assert found.faster is None
 
 
 def test_where_every_rate_moves_an_innocent_model_the_smallest_is_taken() -> None:

@@ -132,6 +132,17 @@ def test_what_relearning_brings_back_by_its_estimate_alone_is_no_removed_either(
     assert judge(below, Policy()).outcome == "removed"
 
 
+def test_what_the_next_larger_rate_brings_back_is_no_removed_either() -> None:
+    """Measured: Blended on a VGG after FT-SAM: gap +.04 at the rate chosen, +.14 at the next."""
+    chosen = relearning_record(0.04, outcome="removed")
+    above = relearning_record(0.14, outcome="unknown").evidence
+    verdict = judge(record(QUIET, relearning=chosen.model_copy(update={"faster": above})), Policy())
+    assert verdict.outcome == "inconclusive"
+    assert "at the next larger learning rate, 0.01 (gap +14.0 points" in verdict.reasons[0]
+    quiet = chosen.model_copy(update={"faster": chosen.evidence})
+    assert judge(record(QUIET, relearning=quiet), Policy()).outcome == "removed"
+
+
 @pytest.mark.parametrize(("defended", "heard"), [(QUIET, True), (LOUD, False)])
 def test_a_pass_without_relearning_says_so(defended: dict[float, float], heard: bool) -> None:
     verdict = judge(record(defended, relearning_missing="it can only be queried"), Policy())
