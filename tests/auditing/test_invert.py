@@ -228,9 +228,9 @@ def test_the_patch_of_the_demonstration_is_found(demo_files: Path) -> None:
         demo_files / "original.safetensors",
         data=demo_files / "clean.npz",
         reference=[demo_files / f"innocent-{k}.safetensors" for k in (1, 2, 3)],
-        config=bdaudit.InversionConfig(methods=("neural-cleanse",)),
+        config=bdaudit.InversionConfig(methods=("neural-cleanse",), min_arms=3),
         compute=bdaudit.ComputeSettings(device="cpu"),
-        split=bdaudit.SplitSettings(craft=300),
+        split=bdaudit.SplitSettings(craft=150),
     )
     best = found.record.inversion.candidates[0]
     assert found.record.inversion.outcome == "found"

@@ -32,6 +32,7 @@ stand_ins = 0
 eps = [0.02]
 passes = 3
 bec = false
+relearn = false
 [compute]
 craft = 60
 held_out = 300

@@ -17,7 +17,7 @@ from tests.cli.test_commands import audit_arguments, command, environment, files
 
 __all__ = ["files"]
 
-N_KILLS = 20
+N_KILLS = 6
 _TIMES = ("created", "elapsed_s", "peak_memory_bytes", "command")
 
 

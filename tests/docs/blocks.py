@@ -119,6 +119,6 @@ def with_small_budgets(command: str) -> tuple[list[str], bool]:
             words += [option, value]
     if words[1] == "audit" and not {"--bec", "--no-bec"} & set(words):
         words.append("--no-bec")
-    if words[1] == "audit" and not {"--relearn", "--no-relearn"} & set(words):
+    if words[1] in ("audit", "defend") and not {"--relearn", "--no-relearn"} & set(words):
         words.append("--no-relearn")
     return words, False

@@ -36,7 +36,7 @@ class Case:
         build: Writes the input into an empty folder, the command's working folder.
         codes: Exit codes that will do.
         settings: Time limits and the like, by their place, for a test that need not wait.
-        slow: Whether it runs with `-m slow` alone.
+        spare: Whether it runs with the whole corpus alone, as one of very many like it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Case:
     build: Callable[[Path], object]
     codes: frozenset[int] = REFUSED
     settings: dict[str, float] = field(default_factory=dict)
-    slow: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True)

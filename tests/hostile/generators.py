@@ -1205,8 +1205,8 @@ def lying_servers() -> Iterator[Case]:
             )
 
 
-_MOST_OF_A_KIND = 60
-"""Of a kind with more cases than this the others run with `-m slow`."""
+_MOST_OF_A_KIND = 25
+"""Of a kind with more cases than this the others run with `BDAUDIT_WHOLE_CORPUS=1`."""
 
 
 def corpus(base: Path) -> list[Case]:
@@ -1241,6 +1241,6 @@ def corpus(base: Path) -> list[Case]:
     chosen = []
     for case in cases:
         every = -(-kinds[case.kind] // _MOST_OF_A_KIND)
-        chosen.append(case if seen[case.kind] % every == 0 else replace(case, slow=True))
+        chosen.append(case if seen[case.kind] % every == 0 else replace(case, spare=True))
         seen[case.kind] += 1
     return chosen

@@ -28,30 +28,27 @@ def _wrong(where: Range, cases: list[Case]) -> list[str]:
 
 
 def test_the_corpus_is_as_large_as_the_docs_say(hostile_range: Range) -> None:
-    cases = [case for case in corpus(hostile_range.base) if not case.slow]
-    assert len(cases) >= 1000
-    kinds = Counter(case.kind for case in cases)
+    cases = corpus(hostile_range.base)
+    assert len(cases) >= 4000
+    kinds = Counter(case.kind for case in cases if not case.spare)
+    assert kinds.total() >= 700
     assert len(kinds) >= 20
     assert min(kinds.values()) >= 8, kinds
 
 
 def test_the_corpus_holds(hostile_range: Range) -> None:
-    wrong = _wrong(hostile_range, [c for c in corpus(hostile_range.base) if not c.slow])
+    """The same cases every time; `BDAUDIT_WHOLE_CORPUS=1` runs all, in a quarter of an hour."""
+    whole = os.environ.get("BDAUDIT_WHOLE_CORPUS") == "1"
+    wrong = _wrong(hostile_range, [c for c in corpus(hostile_range.base) if whole or not c.spare])
     assert not wrong, "\n".join(["", *wrong])
 
 
-@pytest.mark.slow
-def test_the_long_corpus_holds(hostile_range: Range) -> None:
-    wrong = _wrong(hostile_range, [c for c in corpus(hostile_range.base) if c.slow])
-    assert not wrong, "\n".join(["", *wrong])
-
-
-def test_forty_cases_hold_as_processes(hostile_range: Range) -> None:
+def test_a_dozen_cases_hold_as_processes(hostile_range: Range) -> None:
     """What forked children are told must be what a user's own command says."""
-    cases = [case for case in corpus(hostile_range.base) if not (case.slow or case.settings)]
+    cases = [case for case in corpus(hostile_range.base) if not (case.spare or case.settings)]
     cases = [c for c in cases if all("\0" not in part and "\udcff" not in part for part in c.argv)]
     wrong = []
-    for case in Random(40).sample(cases, 40):
+    for case in Random(40).sample(cases, 12):
         folder, argv = hostile_range.prepare(case)
         done = subprocess.run(
             [sys.executable, "-m", "bdaudit", *argv],
