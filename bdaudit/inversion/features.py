@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.errors import ModelError
+from bdaudit.foundation.progress import Progress, Steps
 
-__all__ = ["BenignMaskConfig", "FeatureReader", "fit_benign_mask"]
+__all__ = [
+    "BenignMaskConfig",
+    "FeatureMap",
+    "FeatureReader",
+    "find_last_map",
+    "fit_benign_mask",
+    "fit_map_mask",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +93,85 @@ class FeatureReader:
         return scores
 
 
+class FeatureMap:
+    """Masks the last feature map of a classifier, before it is pooled.
+
+    Args:
+        layer: The module that gives the map (n, C, H, W).
+
+    Attributes:
+        shape: (C, H, W) of the map last seen.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.shape: tuple[int, ...] = ()
+        self._mask: Tensor | None = None
+
+    @contextmanager
+    def hooked(self) -> Iterator[FeatureMap]:
+        """Attach to the layer, and let it go afterwards."""
+
+        def answered(_: nn.Module, __: object, output: Tensor) -> Tensor:
+            self.shape = tuple(output.shape[1:])
+            return output if self._mask is None else output * self._mask
+
+        handle = self.layer.register_forward_hook(answered)
+        try:
+            yield self
+        finally:
+            handle.remove()
+            self._mask = None
+
+    def mask_with(self, mask: Tensor | None) -> None:
+        """Multiply the map by `mask` (C, H, W) from now on, whoever calls the model."""
+        self._mask = mask
+
+
+def find_last_map(classifier: nn.Module, images: Tensor) -> nn.Module | None:
+    """Return the module that gives a classifier's last feature map, before any pooling.
+
+    Of the modules that answer with maps (n, C, H, W) once the last layer with weights other than a
+    linear one has answered, it is the last of those with the most places: a residual block rather
+    than its last convolution, and no average of it.
+
+    Args:
+        classifier: Maps images to logits (n, K).
+        images: A few of them, to run it on.
+
+    Returns:
+        The module; `None` where a network has none, as a transformer, whose last layers with
+        weights give tokens.
+    """
+    answered: list[tuple[nn.Module, int]] = []
+    calls: Counter[nn.Module] = Counter()
+
+    def watch(module: nn.Module, _: object, output: object) -> None:
+        calls[module] += 1
+        if not isinstance(module, nn.Linear) and any(
+            True for _ in module.parameters(recurse=False)
+        ):
+            answered.clear()
+        if isinstance(output, Tensor) and output.ndim == 4:
+            answered.append((module, output.shape[2] * output.shape[3]))
+
+    handles = [
+        module.register_forward_hook(watch)
+        for module in classifier.modules()
+        if module is not classifier
+    ]
+    try:
+        with torch.no_grad():
+            classifier(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # One that is called in several places, as a shared activation, gives other maps as well.
+    maps = [(module, places) for module, places in answered if calls[module] == 1]
+    most = max((places for _, places in maps), default=0)
+    return next((module for module, places in reversed(maps) if places == most), None)
+
+
 def fit_benign_mask(
     reader: FeatureReader, features: Tensor, labels: Tensor, config: BenignMaskConfig
 ) -> Tensor:
@@ -104,7 +192,7 @@ def fit_benign_mask(
     Source: Xu et al., "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling
     Benign Features", ICLR 2024, equation 1; with a sparsity term, Xu et al., "BAN: Detecting
     Backdoors Activated by Adversarial Neuron Noise", NeurIPS 2024. Both mask the last feature map;
-    here it is what the last linear layer reads (the map after pooling).
+    here it is what the last linear layer reads (the map after pooling, or a transformer's token).
     """
     logits = torch.zeros(features.shape[1], device=features.device)
     optimizer = torch.optim.Adam([logits], lr=config.learning_rate)
@@ -116,6 +204,66 @@ def fit_benign_mask(
         (logits.grad,) = torch.autograd.grad(kept - rest + config.sparsity * mask.mean(), leaf)
         optimizer.step()
     return logits.sigmoid()
+
+
+def fit_map_mask(
+    classifier: nn.Module,
+    features: FeatureMap,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    n_epochs: int,
+    n_images: int,
+    learning_rate: float,
+    sparsity: float,
+    generator: torch.Generator,
+) -> Steps[Tensor]:
+    """Find which places of the last feature map carry the task.
+
+    The mask m in [0, 1], of the map's shape (C, H, W), lowers CE(m * f, y) - CE((1 - m) * f, y)
+    plus `sparsity` times its L1 norm over that norm's value: a pull whose strength does not hang on
+    how large the mask is.
+
+    Args:
+        classifier: The model.
+        features: Its last map, hooked.
+        images: (N, C, H, W) clean craft images, where the model is.
+        labels: (N,) true labels, there too.
+        n_epochs: Passes over the images.
+        n_images: Images in a mini-batch.
+        learning_rate: Of Adam.
+        sparsity: Weight of the norm.
+        generator: Seeded CPU generator.
+
+    Returns:
+        The mask (C, H, W).
+
+    Source: Xu et al. (BAN), as in `fit_benign_mask`: Adam at .01 from uniform noise, clamped.
+    """
+    title = "mask of benign features"
+    yield Progress(title, 0, n_epochs)
+    with torch.no_grad():
+        classifier(images[:2])  # tells the map's shape
+    mask = torch.rand(features.shape, generator=generator).to(images.device)
+    optimizer = torch.optim.Adam([mask], lr=learning_rate)
+    n_batches = max(1, len(images) // n_images)
+    for epoch in range(n_epochs):
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        for chosen in order.tensor_split(n_batches):
+            leaf = mask.detach().requires_grad_()
+            losses = []
+            for part in (leaf, 1 - leaf):
+                features.mask_with(part)
+                logits = classifier(images[chosen]).float()
+                losses.append(functional.cross_entropy(logits, labels[chosen]))
+            norm = leaf.sum()
+            pull = sparsity * norm / norm.detach().clamp_min(1e-6)
+            (mask.grad,) = torch.autograd.grad(losses[0] - losses[1] + pull, leaf)
+            optimizer.step()
+            mask.clamp_(0, 1)
+        yield Progress(title, epoch + 1, n_epochs)
+    features.mask_with(None)
+    return mask
 
 
 def _last_linear(classifier: nn.Module, images: Tensor) -> nn.Linear:

@@ -23,13 +23,20 @@ from bdaudit.inversion.recovered import Recovered
 from bdaudit.inversion.universal import UniversalSearch
 from bdaudit.inversion.warp import WarpSearch
 
-__all__ = ["Inverted", "invert_with", "make_search", "recover_in_full"]
+__all__ = [
+    "Inverted",
+    "ask_where",
+    "invert_with",
+    "log_odds_against",
+    "make_search",
+    "recover_in_full",
+]
 
 Search = UniversalSearch | WarpSearch | NeuralCleanseSearch | EmbeddedSearch
 
 _NO_P_VALUES = (
-    "{} sends nearly all images to one class on innocent models too, so its figures carry no "
-    "p-value; run the methods of --method auto beside it"
+    "{} looks at where answers go, and how much innocent models differ in that is not known, so "
+    "its figures carry no p-value; run the methods of --method auto beside it"
 )
 _RACE_SHARE = 0.7  # of a method's time, for the progress bar
 
@@ -199,31 +206,22 @@ def _nominate(
     """Ask a method that needs no hypothesis where it sends images, and make a trigger toward that.
 
     Sizes are log2 of the odds against an image of another class being sent to a class. On innocent
-    models nearly all images may go to one class as well, so these are no gains that a normal
+    models many images may go to one class as well, so these are no gains that a normal
     distribution describes, and there are no p-values.
     """
     answers, differentiated = [], 0
     for asker in askers:
-        generator = torch.Generator().manual_seed(seed)
-        if method == "feature-decoupling":
-            _, sent, cost = yield from decouple(
-                asker.classifier,
-                asker.images,
-                labels,
-                config=config.feature_decoupling,
-                generator=generator,
-            )
-        else:
-            sent, cost = yield from shake(
-                asker.classifier,
-                asker.images,
-                labels,
-                config=config.neuron_noise,
-                generator=generator,
-            )
+        sent, cost = yield from ask_where(
+            method,
+            asker.classifier,
+            asker.images,
+            labels,
+            config=config,
+            generator=torch.Generator().manual_seed(seed),
+        )
         answers.append(sent.cpu())
         differentiated += cost
-    sizes = torch.stack([_log_odds_against(sent, arms) for sent in answers])
+    sizes = torch.stack([log_odds_against(sent, arms) for sent in answers])
     gains = residuals(sizes)
     arm = max((k for k in wanted if arms[k].rule), key=lambda k: float(gains[k]))
     searches = [UniversalSearch(asker, arms, config.universal) for asker in askers]
@@ -246,7 +244,38 @@ def _nominate(
     )
 
 
-def _log_odds_against(answers: Tensor, arms: Sequence[Arm]) -> Tensor:
+def ask_where(
+    method: Method,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    config: InversionConfig,
+    generator: torch.Generator,
+) -> Steps[tuple[Tensor, int]]:
+    """Ask one model where it sends images, by a method that needs no hypothesis about the target.
+
+    Args:
+        method: One of `NOMINATORS`.
+        classifier: The model.
+        images: (N, C, H, W) clean craft images, where the model is.
+        labels: (N,) true labels, there too.
+        config: Settings.
+        generator: Seeded CPU generator.
+
+    Returns:
+        The answers (N,); images differentiated.
+    """
+    if method == "neuron-noise":
+        settings = config.neuron_noise
+        return (yield from shake(classifier, images, labels, config=settings, generator=generator))
+    _, answers, cost = yield from decouple(
+        classifier, images, labels, config=config.feature_decoupling, generator=generator
+    )
+    return answers, cost
+
+
+def log_odds_against(answers: Tensor, arms: Sequence[Arm]) -> Tensor:
     """Return log2 of the odds (n,) against an arm's image being sent to its target."""
     odds = []
     for arm in arms:

@@ -19,6 +19,7 @@ from bdaudit.inversion import (
     make_arms,
 )
 from bdaudit.inversion.arms import draw_batches
+from bdaudit.inversion.features import FeatureMap, find_last_map, fit_map_mask
 from bdaudit.inversion.neuron_noise import shake
 from bdaudit.triggers import AllToAll, AllToOne, ClassMap, Patch, TargetRule, Warp
 from tests.inversion.nets import (
@@ -192,6 +193,8 @@ def test_batches_go_through_an_arms_own_images_before_any_comes_twice() -> None:
         lambda: NeuralCleanseConfig(success=0.0),
         lambda: NeuralCleanseConfig(cost_factor=1.0),
         lambda: NeuralCleanseConfig(n_images=0),
+        lambda: NeuronNoiseConfig(n_epochs=0),
+        lambda: NeuronNoiseConfig(mask_rate=0.0),
     ],
 )
 def test_settings_out_of_range_are_refused(build: object) -> None:
@@ -232,7 +235,10 @@ def test_neuron_noise_says_what_it_needs() -> None:
         nominate("neuron-noise", faint_twin(), InversionConfig())
 
 
-def test_neuron_noise_shakes_normalisation_layers_and_leaves_the_model_as_it_was() -> None:
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_neuron_noise_shakes_normalisation_layers_and_leaves_the_model_as_it_was(
+    batch_statistics: bool,
+) -> None:
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, padding=1),
         torch.nn.BatchNorm2d(4),
@@ -248,14 +254,89 @@ def test_neuron_noise_shakes_normalisation_layers_and_leaves_the_model_as_it_was
             net,
             sample.images,
             sample.labels,
-            config=NeuronNoiseConfig(n_steps=3, n_images=10),
+            config=NeuronNoiseConfig(
+                n_steps=3, n_images=10, n_epochs=2, batch_statistics=batch_statistics
+            ),
             generator=torch.Generator().manual_seed(0),
         )
     )
     assert answers.shape == (40,)
     assert cost == 30
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert not net[4]._forward_pre_hooks
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net)
+    norm = net[1]
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    assert not norm.training
+    assert norm.track_running_stats
+
+
+def test_batch_statistics_are_those_of_the_images_that_are_asked() -> None:
+    """Statistics kept from training that fit no image send all to class 1; the batch's do not."""
+    net = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 2)
+    )
+    net.eval().requires_grad_(requires_grad=False)
+    assert isinstance(net[0], torch.nn.BatchNorm2d)
+    assert isinstance(net[3], torch.nn.Linear)
+    net[0].running_mean = torch.tensor([9.0])
+    net[3].weight.copy_(torch.stack([torch.ones(64), torch.zeros(64)]))
+    net[3].bias.copy_(torch.tensor([0.0, 1.0]))
+    sample = twin_sample(40, seed=1)
+    sent = [
+        finish(
+            shake(
+                net,
+                sample.images,
+                torch.zeros(40, dtype=torch.long),
+                config=NeuronNoiseConfig(eps=1e-3, n_epochs=1, batch_statistics=of_batches),
+                generator=torch.Generator().manual_seed(0),
+            )
+        )[0]
+        for of_batches in (False, True)
+    ]
+    assert (sent[0] == 1).all()
+    assert (sent[1] == 0).any()
+
+
+def test_the_mask_tells_places_of_the_map_apart_that_pooling_would_mix() -> None:
+    """The left half says the class, the right half nothing; there is one channel."""
+    net = torch.nn.Sequential(
+        torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.ReLU()),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(1, 2),
+    )
+    net.eval().requires_grad_(requires_grad=False)
+    weights = (1.0, 0.0, 40.0, -40.0, 0.0, 24.0)
+    torch.nn.utils.vector_to_parameters(torch.tensor(weights), net.parameters())
+    images = torch.zeros(40, 1, 4, 4)
+    images[:20, ..., :2] = 1.0
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    layer = find_last_map(net, images[:2])
+    assert layer is net[0]
+    with FeatureMap(layer).hooked() as features:
+        mask = finish(
+            fit_map_mask(
+                net,
+                features,
+                images,
+                labels,
+                n_epochs=30,
+                n_images=40,
+                learning_rate=0.05,
+                sparsity=0.75,
+                generator=torch.Generator().manual_seed(0),
+            )
+        )
+    assert mask.shape == (1, 4, 4)
+    assert mask[..., :2].min() > 0.9
+    assert mask[..., 2:].max() < 0.1
+
+
+def test_tokens_are_no_map() -> None:
+    patches = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 4, 4), torch.nn.Flatten(2))
+    net = torch.nn.Sequential(patches, torch.nn.LayerNorm(4), torch.nn.Flatten())
+    assert find_last_map(net, torch.rand(2, 1, 8, 8)) is None
 
 
 def test_the_smallest_warp_is_found_by_how_far_it_moves_pixels() -> None:
