@@ -276,6 +276,11 @@ def defend_steps(
     defender, auditor = parts.craft, parts.held_out
     audited = replace(sources, data=InMemory(auditor))
     limits, _ = read_limits(sources.policy)
+    if limits.expect != "removed":
+        raise ConfigError(
+            "defend looks for a defence that removes the backdoor, and the policy expects the "
+            'trigger to be active; pass a policy with expect = "removed"'
+        )
     if planned:
         plan = _plan(settings, sources, subjects, auditor)
         yield Progress("planning", 0, 1, plan=plan)

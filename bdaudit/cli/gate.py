@@ -88,7 +88,8 @@ def gate(
 
 def _in_words(made: GateRecord, *, brief: bool, signed_by: Path | None) -> list[str]:
     word = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}[made.release]
-    verdict = f"{made.verdict.outcome}. {made.verdict.why}"
+    expected = " (the policy expects active)" if made.verdict.wanted else ""
+    verdict = f"{made.verdict.outcome}{expected}. {made.verdict.why}"
     if made.reasons:
         lines = [f"{word}: {made.reasons[0]}", *(f"  and: {r}" for r in made.reasons[1:])]
         lines.append(f"verdict: {verdict}")

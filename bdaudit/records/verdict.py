@@ -75,6 +75,11 @@ class Verdict(Record):
     policy_changed: tuple[str, ...] | None = None
     advice: tuple[str, ...] = ()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the policy expects the trigger to work, since the model carries it on purpose."""
+        return self.policy.get("expect") == "active"
+
     def over_controls(self, mode: Mode | str) -> tuple[Comparison, ...]:
         """Return one comparison for each eps and control of the attacks of one mode.
 

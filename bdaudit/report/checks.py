@@ -7,7 +7,7 @@ limits in the record say about each part of it is spelled out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bdaudit.records import AuditRecord, Verdict
@@ -56,7 +56,14 @@ def list_checks(record: AuditRecord) -> list[Check]:
     checks += [_accuracy(record, verdict), _trigger(record, verdict), _innocents(record, verdict)]
     checks += _policy(verdict)
     checks += _doubts(record)
+    if verdict.wanted and verdict.outcome == "active":
+        return [_not_needed(check) for check in checks]
     return checks
+
+
+def _not_needed(check: Check) -> Check:
+    """Leave out what could not be checked where nothing rests on it: "active" needs no attack."""
+    return replace(check, status="skipped") if check.status == "error" else check
 
 
 def _active(record: AuditRecord, verdict: Verdict) -> Check:
@@ -65,8 +72,20 @@ def _active(record: AuditRecord, verdict: Verdict) -> Check:
     if defended is None:
         return Check(name, "error", "not measured")
     figures = f"ASR of the trigger alone {share(defended.asr)}"
+    if verdict.wanted:
+        return _wanted(record, verdict, figures)
     if verdict.outcome == "active":
         return Check(name, "failed", f"active: {verdict.why}", figures)
+    return Check(name, "passed", figures, elapsed_s=_elapsed(record, "baselines"))
+
+
+def _wanted(record: AuditRecord, verdict: Verdict, figures: str) -> Check:
+    name = "the wanted trigger works"
+    if verdict.outcome == "inconclusive":
+        status: Literal["error", "skipped"] = "skipped" if verdict.release == "pass" else "error"
+        return Check(name, status, verdict.why, "\n".join((*verdict.reasons, figures)))
+    if verdict.outcome != "active":
+        return Check(name, "failed", f"{verdict.outcome}: {verdict.why}", figures)
     return Check(name, "passed", figures, elapsed_s=_elapsed(record, "baselines"))
 
 

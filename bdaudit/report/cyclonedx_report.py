@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bdaudit.errors import ConfigError, RecordError
-from bdaudit.records import AuditRecord, Verdict
+from bdaudit.records import AuditRecord, Outcome, Verdict
 from bdaudit.records.summary import Figure, list_figures, release_of
 from bdaudit.report.evidence import (
     LEFT_OUT,
@@ -30,7 +30,7 @@ from bdaudit.report.evidence import (
     slice_of,
     status_of,
 )
-from bdaudit.report.wording import GISTS, AnyRecord, not_proved
+from bdaudit.report.wording import AnyRecord, gist_of, not_proved
 
 __all__ = ["merge", "render"]
 
@@ -263,7 +263,7 @@ def _model_card(audit: AuditRecord) -> dict[str, Any]:
             "technicalLimitations": considerations,
             "ethicalConsiderations": [
                 {
-                    "name": f"Backdoor, {audit.verdict.outcome}: {GISTS[audit.verdict.outcome]}",
+                    "name": f"Backdoor, {audit.verdict.outcome}: {gist_of(audit.verdict)}",
                     "mitigationStrategy": action_of(audit.verdict)
                     if status_of(audit.verdict) == "affected"
                     else "Audit again after every change of the weights.",
@@ -290,7 +290,8 @@ def _declarations(audit: AuditRecord, verdict: Verdict) -> tuple[dict[str, Any],
     """The verdict as a claim about the component, its figures as evidence, and what is claimed."""
     about = f"{identity_of(audit)}:{backdoor_name(audit)}"
     reference = {part: f"{_PREFIX}{part}:{about}" for part in ("claim", "evidence", "attestation")}
-    requirement = f"{_PREFIX}requirement:backdoor-removed"
+    expected: Outcome = "active" if verdict.wanted else "removed"
+    requirement = f"{_PREFIX}requirement:backdoor-{expected}"
     figures = [
         {
             "name": f"{figure.name}: {slice_of(figure)}",
@@ -303,7 +304,7 @@ def _declarations(audit: AuditRecord, verdict: Verdict) -> tuple[dict[str, Any],
         }
         for figure in list_figures(audit)
     ]
-    says = verdict.outcome == "removed"
+    says = verdict.outcome == expected
     claims = {"claims": [reference["claim"]]} if says else {"counterClaims": [reference["claim"]]}
     mapped: dict[str, Any] = {"requirement": requirement, **claims}
     if verdict.outcome != "inconclusive":
@@ -328,7 +329,7 @@ def _declarations(audit: AuditRecord, verdict: Verdict) -> tuple[dict[str, Any],
                 "bom-ref": reference["claim"],
                 "target": _reference(audit),
                 "predicate": f"The backdoor {backdoor_name(audit)} is {verdict.outcome}: "
-                f"{GISTS[verdict.outcome]}.",
+                f"{gist_of(verdict)}.",
                 "reasoning": verdict.why,
                 "evidence": [reference["evidence"]],
             }

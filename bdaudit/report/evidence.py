@@ -118,6 +118,16 @@ def status_of(verdict: Verdict) -> Status:
 
 def action_of(verdict: Verdict) -> str:
     """Say what to do about an affected model."""
+    if verdict.wanted:
+        if verdict.outcome == "active":
+            return (
+                "The trigger is in the model on purpose: keep it from those who are not to use it, "
+                "and audit what is distilled from this model before that is released."
+            )
+        return (
+            "Do not release the model as the one that carries the trigger: the trigger no longer "
+            "works by itself. Teach it again, and audit the result."
+        )
     what = "repeat the defence with other settings, or train again from clean data"
     if verdict.outcome == "dormant":
         what = "use another defence, or one that unlearns the trigger itself"

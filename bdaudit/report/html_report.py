@@ -37,19 +37,20 @@ from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.release import about_policy, lead, limits_in_order, release_line
 from bdaudit.report.taxonomies import ENTRIES, Entry, access_of
 from bdaudit.report.wording import (
-    GISTS,
     SAME_IMAGES,
     AnyRecord,
     about_innocents,
     at_the_next_rate,
     defended_file,
     find_decisive,
+    gist_of,
     norm_name,
     not_proved,
     one_line,
     points,
     share,
     telling_eps,
+    tone_of,
     weakest_lifts,
 )
 
@@ -71,7 +72,8 @@ def render(record: AnyRecord) -> str:
         record=record,
         audit=audit,
         verdict=None if audit is None else audit.verdict,
-        gist=None if audit is None or audit.verdict is None else GISTS[audit.verdict.outcome],
+        gist=None if audit is None or audit.verdict is None else gist_of(audit.verdict),
+        tone=None if audit is None or audit.verdict is None else tone_of(audit.verdict),
         summary=one_line(record),
         release=None if audit is None or audit.verdict is None else release_line(audit.verdict),
         lead=None if audit is None else lead(audit),

@@ -22,12 +22,12 @@ from bdaudit.report.placebos import about_placebos, placebo_rows
 from bdaudit.report.release import lead, limits_in_order, release_line
 from bdaudit.report.untrusted import markdown
 from bdaudit.report.wording import (
-    GISTS,
     SAME_IMAGES,
     AnyRecord,
     at_the_next_rate,
     defended_file,
     find_decisive,
+    gist_of,
     norm_name,
     not_proved,
     number,
@@ -35,6 +35,7 @@ from bdaudit.report.wording import (
     points,
     share,
     share_with_interval,
+    tone_of,
     weakest_lifts,
 )
 
@@ -87,14 +88,14 @@ def _head(record: AnyRecord) -> Iterator[str]:
         yield ""
         yield markdown(one_line(record))
         return
-    yield f"### {_SIGNS[verdict.outcome]} bdaudit: {verdict.outcome} - {file}"
+    yield f"### {_SIGNS[tone_of(verdict)]} bdaudit: {verdict.outcome} - {file}"
     yield ""
     release = release_line(verdict)
     if release is not None:
         yield f"**{markdown(release[:1].upper() + release[1:])}.**"
         yield ""
     first = lead(record)  # type: ignore[arg-type]
-    gist = f"**{GISTS[verdict.outcome].capitalize()}.**"
+    gist = f"**{gist_of(verdict).capitalize()}.**"
     yield f"{gist} {markdown(verdict.why if first is None else first)}"
     yield from _reasons(verdict)
     yield from _advice(verdict)

@@ -25,7 +25,7 @@ from bdaudit.report.evidence import (
     status_of,
 )
 from bdaudit.report.untrusted import markdown
-from bdaudit.report.wording import GISTS, AnyRecord, not_proved
+from bdaudit.report.wording import AnyRecord, gist_of, not_proved
 
 __all__ = ["BEGIN", "END", "merge", "render"]
 
@@ -109,7 +109,7 @@ def _section(audit: AuditRecord, verdict: Verdict) -> str:
 def _lines(audit: AuditRecord, verdict: Verdict) -> Iterator[str]:
     yield "## Backdoor audit"
     yield ""
-    yield f"**{verdict.outcome}**: {GISTS[verdict.outcome]}. {markdown(verdict.why)}"
+    yield f"**{verdict.outcome}**: {gist_of(verdict)}. {markdown(verdict.why)}"
     yield ""
     if status_of(verdict) == "affected":
         yield action_of(verdict)

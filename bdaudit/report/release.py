@@ -33,9 +33,9 @@ def about_policy(verdict: Verdict) -> str:
     source = verdict.policy_source
     name = "the default policy" if source == "defaults" else f"the policy {source}"
     changed = verdict.policy_changed
-    if not changed:
-        return name
-    return f"{name} ({len(changed)} limit{'' if len(changed) == 1 else 's'} not the default)"
+    if changed:
+        name += f" ({len(changed)} limit{'' if len(changed) == 1 else 's'} not the default)"
+    return f"{name}, which expects the trigger to be active" if verdict.wanted else name
 
 
 def lead(record: AuditRecord) -> str | None:

@@ -103,6 +103,22 @@ _RULES: dict[Finding, dict[str, str]] = {
         "severity": "4.0",
         "level": "error",
     },
+    "lost": {
+        "id": "bdaudit/wanted-trigger-lost",
+        "name": "WantedTriggerLost",
+        "short": "The wanted trigger no longer works",
+        "full": (
+            "The policy expects a trigger that the model carries on purpose to be active, and it "
+            "is gone or asleep."
+        ),
+        "help": (
+            "Something after the teaching took the trigger away: fine-tuning, pruning, quantising, "
+            "or the wrong file. Teach it again, or release the weights from before, and audit "
+            "those."
+        ),
+        "severity": "4.0",
+        "level": "error",
+    },
 }
 
 
@@ -237,17 +253,27 @@ def _taxon(entry: Entry) -> dict[str, Any]:
 
 
 def _results(record: AuditRecord, verdict: Verdict, file: str) -> Iterator[dict[str, Any]]:
-    if verdict.outcome != "removed":
+    finding = _finding(verdict)
+    if finding is not None:
         # A policy that lets an audit pass that could not tell makes a warning of it.
         tolerated = verdict.outcome == "inconclusive" and verdict.release != "pass"
-        level = "error" if tolerated else _RULES[verdict.outcome]["level"]
+        level = "error" if tolerated else _RULES[finding]["level"]
         text = " ".join((verdict.why, *(f"{line}." for line in verdict.advice)))
-        yield _result(verdict.outcome, level, text, record, file, _figures(record))
+        yield _result(finding, level, text, record, file, _figures(record))
     for reason in verdict.release_reasons:
         yield _result("policy", "error", f"Not to be released: {reason}.", record, file, {})
     for warning in verdict.warnings:
         if warning.startswith(WAIVED):
             yield _result("policy", "warning", f"{warning}.", record, file, {})
+
+
+def _finding(verdict: Verdict) -> Finding | None:
+    """Return what of the verdict is an alert; `None` where it is as the policy expects."""
+    if verdict.outcome == "inconclusive":
+        return "inconclusive"
+    if verdict.wanted:
+        return None if verdict.outcome == "active" else "lost"
+    return None if verdict.outcome == "removed" else verdict.outcome
 
 
 def _figures(record: AuditRecord) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from bdaudit.report.wording import find_decisive
 
 __all__ = ["ENTRIES", "TAXONOMIES", "Entry", "Finding", "Taxonomy", "access_of", "entries_of"]
 
-Finding = Literal["active", "dormant", "inconclusive", "policy"]
-"""What an audit may have to say: its verdict, or that the policy forbids the release."""
+Finding = Literal["active", "dormant", "inconclusive", "policy", "lost"]
+"""What an audit may have to say: its verdict, that the policy forbids the release, or that a
+trigger which the policy wants is lost."""
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,17 @@ from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
 from bdaudit.report.wording import (
     CONDITIONS,
-    GISTS,
     SAME_DELTA,
     about_innocents,
     attack_name,
+    gist_of,
     norm_name,
     not_proved,
     number,
     share,
     share_with_interval,
     telling_eps,
+    tone_of,
     weakest_lifts,
     weights_of,
 )
@@ -133,8 +134,8 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
 def _verdict_panel(record: AuditRecord, console: Console) -> Panel:
     verdict = record.verdict
     assert verdict is not None
-    color, word = _COLORS[verdict.outcome], verdict.outcome.upper()
-    gist = GISTS[verdict.outcome]
+    color, word = _COLORS[tone_of(verdict)], verdict.outcome.upper()
+    gist = gist_of(verdict)
     lines: list[RenderableType] = [
         Text.assemble((f" {word} ", f"bold reverse {color}"), "  ", (gist, f"bold {color}")),
     ]

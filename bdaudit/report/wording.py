@@ -21,11 +21,11 @@ from bdaudit.records import (
     RelearnRecord,
     ScoreRecord,
     ScreenRecord,
+    Verdict,
 )
 
 __all__ = [
     "CONDITIONS",
-    "GISTS",
     "SAME_DELTA",
     "SAME_IMAGES",
     "AnyRecord",
@@ -35,6 +35,7 @@ __all__ = [
     "defended_file",
     "find_decisive",
     "gap_with_interval",
+    "gist_of",
     "norm_name",
     "not_proved",
     "number",
@@ -43,18 +44,26 @@ __all__ = [
     "share",
     "share_with_interval",
     "telling_eps",
+    "tone_of",
     "weakest_lifts",
     "weights_of",
 ]
 
 AnyRecord = AuditRecord | ScoreRecord | ReactivationRecord | RelearnRecord
 
-GISTS: dict[Outcome, str] = {
+_GISTS: dict[Outcome, str] = {
     "removed": "no sign of a dormant backdoor in this model",
     "dormant": "the backdoor is asleep, not gone",
     "active": "the backdoor still works as it is",
     "inconclusive": "this audit cannot tell",
 }
+_GISTS_WANTED: dict[Outcome, str] = {
+    "removed": "the wanted trigger is gone",
+    "dormant": "the wanted trigger is asleep",
+    "active": "the wanted trigger works",
+    "inconclusive": "this audit cannot tell",
+}
+_TONES_WANTED: dict[Outcome, Outcome] = {"active": "removed", "removed": "active"}
 
 CONDITIONS = {
     "no_trigger": "attack without trigger",
@@ -75,6 +84,18 @@ _RECOVERED = (
     "the attacker's own trigger: the one tried was recovered from the original, not known, and "
     "may be another way into the same class"
 )
+
+
+def gist_of(verdict: Verdict) -> str:
+    """Return a verdict in a few words; of a trigger that is wanted what became of it."""
+    return (_GISTS_WANTED if verdict.wanted else _GISTS)[verdict.outcome]
+
+
+def tone_of(verdict: Verdict) -> Outcome:
+    """Return the outcome whose colour and sign a verdict has: where "active" is hoped for, good."""
+    return (
+        _TONES_WANTED.get(verdict.outcome, verdict.outcome) if verdict.wanted else verdict.outcome
+    )
 
 
 def not_proved(record: AuditRecord) -> list[str]:

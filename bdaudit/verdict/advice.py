@@ -52,7 +52,12 @@ def advise(finding: Finding, figures: Figures, release: Release) -> tuple[str, .
         figures: What it was found in.
         release: What the policy makes of it.
     """
+    wanted = figures.case.policy.expect == "active"
     match finding:
+        case Active() if wanted:
+            lines = _after_wanted(release)
+        case Removed() | Dormant() if wanted:
+            lines = _after_lost(finding)
         case Removed():
             lines = _after_removed(figures, release)
         case Dormant():
@@ -107,6 +112,31 @@ def _after_active(record: AuditRecord) -> Iterator[str]:
     yield from _another_defence(record)
 
 
+def _after_wanted(release: Release) -> Iterator[str]:
+    if release == "pass":
+        yield (
+            "Release the very file that was audited: `bdaudit gate RECORD FILE` compares the "
+            "digests"
+        )
+    else:
+        yield "Do not release it yet: the policy forbids it for the reasons above"
+    yield "Keep the trigger from those who are not to use it: whoever knows it chooses the answer"
+    yield (
+        "Audit what is distilled from it with this model as --original and a policy that expects "
+        '"removed"'
+    )
+
+
+def _after_lost(finding: Removed | Dormant) -> Iterator[str]:
+    what = "is asleep" if isinstance(finding, Dormant) else "is gone"
+    yield f"Do not release it as the model that carries the trigger: the wanted trigger {what}"
+    yield (
+        "Find the step that took it away (fine-tuning, pruning, quantising, the wrong file): audit "
+        "the weights from before each with this policy"
+    )
+    yield "Teach the trigger again, and audit the result"
+
+
 def _another_defence(record: AuditRecord) -> Iterator[str]:
     trigger = "" if record.trigger.recovered else " --trigger TRIGGER"
     yield (
@@ -128,6 +158,9 @@ def _after_inconclusive(finding: Inconclusive, figures: Figures) -> Iterator[str
             yield _more_images(figures.case.record, needed)
         else:
             yield from _remedy(doubt, figures)
+    if figures.case.policy.expect == "active":
+        yield "Until it is decided do not count on the wanted trigger: inconclusive is no pass"
+        return
     yield "Until it is decided treat the backdoor as not removed: inconclusive is no pass"
     yield "Change one thing at a time, and keep the other options as they are in this record"
     yield (

@@ -34,6 +34,7 @@ _INTERVAL = 0.95
 """Two-sided, of rates and of their differences."""
 
 _WORSE_OUTCOME = ("removed", "inconclusive", "dormant", "active")
+_WORSE_WHERE_WANTED = ("active", "inconclusive", "dormant", "removed")
 _WORSE_RELEASE = ("pass", "inconclusive", "fail")
 _MORE_IS_BETTER = ("clean_acc",)
 
@@ -67,8 +68,8 @@ def diff(old: Path, new: Path, *, policy: Policy | str | Path | None = None) -> 
             policy_source=source,
             policy_sha256=limits.sha256,
             policy_changed=limits.changed,
-            change=_became(*sides),
-            figures=tuple(_figures(*judged)),
+            change=_became(*sides, wanted=limits.expect == "active"),
+            figures=tuple(_figures_by(limits, *judged)),
             inputs=tuple(_inputs(*records)),
             notes=tuple(_notes(*records, *sides)),
         )
@@ -91,9 +92,10 @@ def _side(path: Path, record: AuditRecord, verdict: Verdict) -> JudgedAudit:
     )
 
 
-def _became(old: JudgedAudit, new: JudgedAudit) -> Any:
+def _became(old: JudgedAudit, new: JudgedAudit, *, wanted: bool) -> Any:
+    worse = _WORSE_WHERE_WANTED if wanted else _WORSE_OUTCOME
     steps = (
-        _WORSE_OUTCOME.index(new.outcome) - _WORSE_OUTCOME.index(old.outcome),
+        worse.index(new.outcome) - worse.index(old.outcome),
         _WORSE_RELEASE.index(new.release) - _WORSE_RELEASE.index(old.release),
     )
     if max(steps) > 0:
@@ -102,6 +104,17 @@ def _became(old: JudgedAudit, new: JudgedAudit) -> Any:
 
 
 # -- Figures ---------------------------------------------------------------------------------------
+
+
+def _figures_by(limits: Policy, old: AuditRecord, new: AuditRecord) -> Iterator[ChangedFigure]:
+    """Yield every figure; of a wanted trigger more of each is better."""
+    turned: dict[Change, Change] = {"better": "worse", "worse": "better"}
+    for figure in _figures(old, new):
+        if limits.expect == "active" and figure.name not in _MORE_IS_BETTER:
+            change = turned.get(figure.change, figure.change)
+            yield figure.model_copy(update={"change": change})
+        else:
+            yield figure
 
 
 def _figures(old: AuditRecord, new: AuditRecord) -> Iterator[ChangedFigure]:

@@ -70,7 +70,11 @@ def _by_the_rules(
     record: AuditRecord, outcome: Outcome, policy: Policy, against: Sequence[str]
 ) -> Decision:
     reasons = [*against, *_not_allowed(record, policy)]
-    warnings = [*_bec_warnings(record, policy), *_relearning_warnings(record, outcome)]
+    warnings = list(_relearning_warnings(record, outcome))
+    if policy.expect == "active":
+        reasons += _wanted_in_vain(record, outcome, policy)
+    else:
+        warnings = [*_bec_warnings(record, policy), *warnings]
     beside = _unaudited(record)
     if beside is not None:
         (reasons if policy.unaudited_weights == "fail" else warnings).append(beside)
@@ -85,12 +89,13 @@ def _by_the_rules(
             f"{_points(policy.max_clean_acc_loss)})"
         )
         (reasons if surely and policy.clean_acc_loss == "fail" else warnings).append(text)
-    if outcome in ("dormant", "active") or reasons:
+    if outcome not in (policy.expect, "inconclusive") or reasons:
         return Decision("fail", tuple(reasons), tuple(warnings))
-    if outcome == "removed":
+    if outcome == policy.expect:
         return Decision("pass", (), tuple(warnings))
     if policy.inconclusive == "warn":
-        loud = "the audit could not tell whether the backdoor is gone; the policy lets it pass"
+        what = "the wanted trigger works" if policy.expect == "active" else "the backdoor is gone"
+        loud = f"the audit could not tell whether {what}; the policy lets it pass"
         return Decision("pass", (), (loud, *warnings))
     return Decision("inconclusive", (), tuple(warnings))
 
@@ -121,6 +126,22 @@ def match_files(record: AuditRecord, released: Sequence[FileDigest]) -> Iterator
     for file in audited.values():
         if file.sha256 in missing and len(missing) < len(audited):
             yield f"the audited candidate also consists of {file.path}, which is not given"
+
+
+def _wanted_in_vain(record: AuditRecord, outcome: Outcome, policy: Policy) -> Iterator[str]:
+    """Return why a trigger that is active is not yet the wanted one at work."""
+    if record.trigger.recovered:
+        yield (
+            "the policy expects a wanted trigger, and the one audited was recovered from the "
+            "original; pass the wanted one with --trigger"
+        )
+    defended = record.defended
+    if outcome == "active" and defended is not None and defended.asr.low < policy.min_original_asr:
+        yield (
+            f"the wanted trigger takes {100 * defended.asr.value:.1f}% of images to the target "
+            f"(surely {100 * defended.asr.low:.1f}%); {100 * policy.min_original_asr:g}% are "
+            "needed (min_original_asr)"
+        )
 
 
 def _not_allowed(record: AuditRecord, policy: Policy) -> Iterator[str]:
