@@ -456,7 +456,15 @@ class _Audit:
         yield Progress(f"random noise on {subject.name}, eps {eps:g}", 0, 1)
         norm = self.settings.norm
         self.runs.append(
-            noise_run(subject, images, mode=mode, norm=norm, eps=eps, compute=self.compute)
+            noise_run(
+                subject,
+                images,
+                mode=mode,
+                norm=norm,
+                eps=eps,
+                compute=self.compute,
+                steps=self.inputs.steps,
+            )
         )
 
     def _attack(

@@ -190,6 +190,7 @@ def reactivate_steps(
         norm=config.norm,
         eps=config.eps,
         compute=run,
+        steps=inputs.steps,
     )
     # The defended model with the trigger comes first of all.
     delta = scored[0].delta

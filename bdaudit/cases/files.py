@@ -12,6 +12,7 @@ from bdaudit.cases.recorded import as_given
 from bdaudit.cases.request import AuditRequest
 from bdaudit.cases.sources import Sources
 from bdaudit.cases.subjects import Subject
+from bdaudit.data.table_columns import columns_file_of
 from bdaudit.errors import BdauditError, InputError
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.opening import is_file, is_folder
@@ -184,6 +185,9 @@ def _read(subjects: Sequence[Subject], sources: Sources) -> Iterator[tuple[str, 
             yield from (("CLIP", path) for path in _clip_files(sources, subject.model.arch))
     if isinstance(sources.data, FileSource) and is_file(sources.data.path):
         yield "data", sources.data.path
+        beside = columns_file_of(sources.data.path)
+        if beside is not None:
+            yield "columns", beside
     for role, source in (
         ("classes", sources.classes),
         ("policy", sources.policy),

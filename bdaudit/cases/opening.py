@@ -26,7 +26,7 @@ from bdaudit.foundation.progress import finish
 from bdaudit.foundation.sources import FileSource, InMemory, LocalFile, Source
 from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model, wrap_module
 from bdaudit.records import Role
-from bdaudit.triggers import Trigger, poison, read_trigger
+from bdaudit.triggers import Poisoned, Trigger, poison, read_trigger
 
 __all__ = ["open_inputs", "open_model", "open_models", "open_trigger"]
 
@@ -69,12 +69,14 @@ def _open_local(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.held_out, seed=seed
     )
     files = digest_inputs(subjects, sources)
+    held_out_poisoned = poison(halves.held_out, trigger, first.num_classes)
+    _check_possible(halves.held_out, held_out_poisoned, trigger)
     return Inputs(
         subjects=subjects,
         craft=halves.craft,
         held_out=halves.held_out,
         craft_poisoned=poison(halves.craft, trigger, first.num_classes),
-        held_out_poisoned=poison(halves.held_out, trigger, first.num_classes),
+        held_out_poisoned=held_out_poisoned,
         trigger=trigger,
         placebos=tuple(_open_placebo(source, trigger, sources) for source in sources.placebos),
         num_classes=first.num_classes,
@@ -82,6 +84,15 @@ def _open_local(
         sources=describe_sources(sources, files),
         origins=sources.origins,
     )
+
+
+def _check_possible(sample: Sample, poisoned: Poisoned, trigger: Trigger) -> None:
+    """Refuse a trigger that makes rows which the columns of the table cannot hold."""
+    if sample.columns is None:
+        return
+    wrong = sample.columns.impossible(poisoned.triggered.flatten(1).cpu())
+    if wrong is not None:
+        raise TriggerError(f"{trigger.source}: makes rows that cannot be: {wrong}")
 
 
 def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subject, ...], Sample]:

@@ -138,6 +138,12 @@ class Inputs:
         """The subjects but for those left out."""
         return tuple(subject for subject in self.subjects if subject.name not in self.left_out)
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """What the columns of a table move by; empty where any change of them is possible."""
+        columns = self.held_out.columns
+        return columns.steps if columns is not None and columns.bound else ()
+
     def with_stand_ins(self, models: Sequence[LoadedModel]) -> Inputs:
         """Return the same inputs with innocent models that were made here after the references."""
         made = as_stand_ins(models, self.subjects[0].black_box)

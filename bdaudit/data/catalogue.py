@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bdaudit.data.images import ImageShape
 from bdaudit.data.sample import Sample
+from bdaudit.data.table_columns import TableColumns
 from bdaudit.errors import DataError
 from bdaudit.foundation.digests import digest_tensors
 
@@ -31,6 +32,7 @@ class Catalogue:
         notes: What of the source was dropped, ignored or guessed.
         classes_from: Who gave the class names.
         has_columns: Whether it is a table, of which the user may name columns.
+        columns: What the columns are where they are the images themselves.
     """
 
     labels: Tensor
@@ -41,6 +43,7 @@ class Catalogue:
     notes: tuple[str, ...] = ()
     classes_from: str = "the class names"
     has_columns: bool = False
+    columns: TableColumns | None = None
 
 
 def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShape | None) -> Sample:
@@ -53,15 +56,17 @@ def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShap
     labels = catalogue.labels[indices]
     _check_labels(labels, catalogue)
     images, notes = catalogue.read(indices, image_shape)
+    bounds = {} if catalogue.columns is None else catalogue.columns.digest()
     return Sample(
         images=images,
         labels=labels,
         names=tuple(catalogue.names[int(index)] for index in indices),
         class_names=catalogue.class_names,
         source=catalogue.source,
-        sha256=digest_tensors({"images": images, "labels": labels}),
+        sha256=digest_tensors({"images": images, "labels": labels, **bounds}),
         notes=(*catalogue.notes, *notes),
         classes_from=catalogue.classes_from,
+        columns=catalogue.columns,
     )
 
 

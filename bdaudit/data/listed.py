@@ -23,6 +23,7 @@ from bdaudit.data.columns import (
     number_labels,
 )
 from bdaudit.data.folder import GIVEN_CLASSES, files_catalogue
+from bdaudit.data.table import is_table, table_catalogue
 from bdaudit.errors import DataError
 from bdaudit.foundation.opening import LIST_BYTES, is_file, path_inside
 from bdaudit.foundation.texts import parse_json, read_text
@@ -53,11 +54,12 @@ def listed_catalogue(
     classes_from: str = GIVEN_CLASSES,
     asked: Columns = ANY_COLUMNS,
 ) -> Catalogue:
-    """Describe images that a table lists.
+    """Describe images that a table lists, or the rows of a table of numbers.
 
     Args:
         path: With a row an image: a path, relative to the table's folder, and a label. A `.csv` or
-            `.tsv` has its columns' names in the first row, a `.jsonl` an object a line.
+            `.tsv` has its columns' names in the first row, a `.jsonl` an object a line. Without a
+            column of paths it is a table of numbers (`table.py`).
         class_names: Names in order of index.
         classes_from: Who gave them.
         asked: Which columns are meant.
@@ -71,6 +73,15 @@ def listed_catalogue(
     if not rows:
         raise DataError(f"{where}: expected rows with a path and a label, got none")
     columns = list(rows[0])
+    if is_table(path, columns, IMAGE_COLUMNS, asked):
+        return table_catalogue(
+            path,
+            {name: [row.get(name) for row in rows] for name in columns},
+            class_names=class_names,
+            classes_from=classes_from,
+            asked=asked,
+            known_paths=IMAGE_COLUMNS,
+        )
     notes: list[str] = []
     images = choose_column(columns, IMAGE_COLUMNS, "paths", where, notes, wanted=asked.images)
     rest = [column for column in columns if column != images]

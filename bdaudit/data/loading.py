@@ -26,7 +26,13 @@ from bdaudit.data.packed import find_tar_folder, tar_catalogue, zip_catalogue
 from bdaudit.data.parquet import find_parquet_folder, parquet_catalogue
 from bdaudit.data.sample import Sample
 from bdaudit.data.split import stratified_indices
-from bdaudit.data.splits import choose_split_name, note_of_split, split_of
+from bdaudit.data.splits import (
+    choose_split_files,
+    choose_split_name,
+    note_of_split,
+    split_of,
+)
+from bdaudit.data.table_columns import find_table_folder
 from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_catalogue
 from bdaudit.errors import ConfigError, DataError, reads
 from bdaudit.foundation.opening import SAMPLE_BYTES, check_file, is_folder
@@ -227,6 +233,14 @@ def _open_folder(folder: Path, asked: _Asked) -> Catalogue:
             f"{folder}: holds BackdoorBench's poisoned images, not clean ones; give the clean test "
             "set as the data, and this folder as a trigger of kind 'paired'"
         )
+    if tables := find_table_folder(folder):
+        chosen, said = choose_split_files(tables, asked.split, str(folder))
+        if len(chosen) > 1:
+            raise DataError(
+                f"{folder}: expected one table for a split, got {', '.join(p.name for p in chosen)}"
+            )
+        table = listed_catalogue(_in(folder, chosen[0]), **asked.of_table)
+        return replace(table, notes=(*said, *table.notes))
     if (listed := find_listed_folder(folder)) is not None:
         return listed_catalogue(listed, **asked.of_table)
     if (coco := find_coco_folder(folder)) is not None:

@@ -24,6 +24,7 @@ from bdaudit.data.columns import (
 from bdaudit.data.folder import GIVEN_CLASSES
 from bdaudit.data.images import ImageShape, decode_stream, gather_images
 from bdaudit.data.splits import choose_split_files
+from bdaudit.data.table import is_table, table_catalogue
 from bdaudit.errors import DataError
 from bdaudit.foundation.opening import PICTURE_BYTES, SAMPLE_BYTES, open_file
 
@@ -83,6 +84,17 @@ def parquet_catalogue(
             if not 0 <= file.metadata.num_rows <= _MOST_ROWS:
                 raise DataError(f"{path}: expected at most {_MOST_ROWS:,} rows")
             columns = list(file.schema_arrow.names)
+            if is_table(path, columns, _IMAGES, asked) and _holds_numbers(file):
+                if len(chosen) > 1:
+                    raise DataError(f"{source}: expected one table, got {len(chosen)} files")
+                return table_catalogue(
+                    path,
+                    {name: file.read(columns=[name]).column(0).to_pylist() for name in columns},
+                    class_names=class_names,
+                    classes_from=classes_from,
+                    asked=asked,
+                    known_paths=_IMAGES,
+                )
             image = choose_column(columns, _IMAGES, "images", str(path), notes, wanted=asked.images)
             rest = [column for column in columns if column != image]
             label = choose_column(
@@ -127,6 +139,14 @@ def parquet_catalogue(
         classes_from=found.classes_from,
         has_columns=True,
     )
+
+
+def _holds_numbers(file: Any) -> bool:
+    """Whether no column is of bytes or nested, as a column of images is."""
+    import pyarrow as pa
+
+    nested = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
+    return not any(check(field.type) for field in file.schema_arrow for check in nested)
 
 
 def _decode_next(encoded: Iterator[Any], where: str) -> tuple[Tensor, tuple[str, ...]]:

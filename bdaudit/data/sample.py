@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from bdaudit.data.table_columns import TableColumns
+
 __all__ = ["Sample"]
 
 
@@ -23,6 +25,7 @@ class Sample:
         sha256: Digest over images and labels as loaded.
         notes: What of the source was dropped, ignored, converted or guessed, for a person.
         classes_from: Who gave the class names: "--classes", "its class folders".
+        columns: Of a table, whose rows are images of 1 x F: what its columns are.
     """
 
     images: Tensor
@@ -33,6 +36,7 @@ class Sample:
     sha256: str
     notes: tuple[str, ...] = ()
     classes_from: str = "the class names"
+    columns: TableColumns | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])

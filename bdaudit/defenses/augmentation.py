@@ -14,6 +14,8 @@ def shift_and_flip(
 ) -> Tensor:
     """Shift every image at random by whole pixels, filled with zeros, and flip one in two.
 
+    Rows of a table, images of one pixel's height, come back as they are.
+
     Args:
         images: (N, C, H, W); left as they are.
         max_shift: Largest shift either way, as a share of the shorter side; rounded to pixels.
@@ -26,6 +28,8 @@ def shift_and_flip(
         (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
     n, channels, height, width = images.shape
+    if height == 1:
+        return images.clone()  # a row of a table: its columns have no neighbours and no mirror
     reach = round(max_shift * min(height, width))
     down = torch.randint(0, 2 * reach + 1, (n, 1), generator=generator)
     right = torch.randint(0, 2 * reach + 1, (n, 1), generator=generator)

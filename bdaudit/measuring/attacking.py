@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from bdaudit.cases.settings import AuditSettings
@@ -76,4 +77,6 @@ class Attacker(Workshop):
             RemoteError: A served model could not be asked.
         """
         kind = KINDS[mode_of(config)]
+        if inputs.steps:
+            config = replace(config, steps=inputs.steps)  # type: ignore[type-var]
         return (yield from kind.run(subject, images, config, inputs, self))

@@ -46,13 +46,14 @@ def noise_run(
     norm: Norm,
     eps: float,
     compute: Compute,
+    steps: tuple[float, ...] = (),
 ) -> AttackRun:
     """Score a random perturbation of norm `eps`: what no search at all achieves.
 
-    `mode` says beside which attack it stands.
+    `mode` says beside which attack it stands, `steps` what the columns of a table move by.
     """
     started = time.perf_counter()
-    ball = make_ball(norm, eps)
+    ball = make_ball(norm, eps, steps)
     generator = derive_generator(compute.seed, "noise", norm, eps)
     delta = random_delta(images.held_out.images.shape[1:], ball, generator)
     scores = score_delta(subject, images, delta, compute)
@@ -174,7 +175,10 @@ def run_key(
         "others": list(others),
         "condition": images.condition,
         "attack": type(config).__name__,
-        "config": {k: v for k, v in asdict(config).items() if k not in without},
+        # Of images there are no steps, nor were there any in runs that are kept.
+        "config": {
+            k: v for k, v in asdict(config).items() if k not in without and (k, v) != ("steps", ())
+        },
         "seed": compute.seed,
         "device": compute.device.type,
     }

@@ -9,6 +9,7 @@
 | `bdaudit/vgg19_bn_w<width>` | `small.SmallVgg` |
 | `bdaudit/mobilenet_v2_w<width>` | `small.SmallMobileNet` |
 | `bdaudit/vit_p4_w<width>` | `small.SmallViT` |
+| `bdaudit/mlp_f<columns>_w<width>` | `mlp.Mlp`, of a table |
 | `path/to/file.py:factory` | what the user's own function returns; runs that file |
 | a bare name such as `resnet18` or `preactresnet18` | as BackdoorBench means it |
 """
@@ -31,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from bdaudit.errors import ModelError
 from bdaudit.foundation.usercode import failing_as, load_function
+from bdaudit.models.mlp import Mlp
 from bdaudit.models.preactresnet import preactresnet18
 from bdaudit.models.small import SmallMobileNet, SmallVgg, SmallViT
 from bdaudit.models.transformers_models import HubNetwork
@@ -56,6 +58,7 @@ Shape = tuple[int, ...]
 _PREACT = re.compile(r"bdaudit/preactresnet18(?:_w(\d{1,4}))?")
 _SMALL = re.compile(r"bdaudit/(vgg19_bn|mobilenet_v2|vit_p4)_w([1-9]\d{0,3})")
 _SMALL_NETWORKS = {"vgg19_bn": SmallVgg, "mobilenet_v2": SmallMobileNet, "vit_p4": SmallViT}
+_MLP = re.compile(r"bdaudit/mlp_f([1-9]\d{0,4})_w([1-9]\d{0,3})")
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)")
 
 # Classifiers used in training only: neither built nor loaded.
@@ -121,7 +124,7 @@ def canonical_name(arch: str) -> str:
     Raises:
         ModelError: The name is unknown; the message names similar ones.
     """
-    if is_python_factory(arch) or _PREACT.fullmatch(arch) or _SMALL.fullmatch(arch):
+    if is_python_factory(arch) or any(p.fullmatch(arch) for p in (_PREACT, _SMALL, _MLP)):
         return arch
     library, _, name = arch.partition("/")
     if library == "torchvision" and name in known_torchvision():
@@ -130,7 +133,7 @@ def canonical_name(arch: str) -> str:
         return arch
     full = from_backdoorbench_name(arch)
     if full is None:
-        ours = ("preactresnet18", *(f"{name}_w8" for name in _SMALL_NETWORKS))
+        ours = ("preactresnet18", *(f"{name}_w8" for name in _SMALL_NETWORKS), "mlp_f30_w64")
         known = [
             *(f"bdaudit/{name}" for name in ours),
             *(f"torchvision/{n}" for n in known_torchvision()),
@@ -141,7 +144,8 @@ def canonical_name(arch: str) -> str:
             + (f"; did you mean {' or '.join(near)}?" if near else "")
             + " Known are torchvision/<name>, timm/<name>, open_clip/<name>, "
             "bdaudit/preactresnet18[_w<width>], bdaudit/vgg19_bn_w<width>, "
-            "bdaudit/mobilenet_v2_w<width>, bdaudit/vit_p4_w<width> and path/to/file.py:factory"
+            "bdaudit/mobilenet_v2_w<width>, bdaudit/vit_p4_w<width>, "
+            "bdaudit/mlp_f<columns>_w<width> and path/to/file.py:factory"
         )
     return full
 
@@ -172,6 +176,8 @@ def native_input_size(network: nn.Module) -> tuple[int, int] | None:
     """Return (H, W) for a network that takes one size only, `None` for one that takes any."""
     if isinstance(network, ZeroShotNetwork | HubNetwork):
         return network.image_size
+    if isinstance(network, Mlp):
+        return 1, network.columns
     if type(network).__module__.startswith("torchvision."):
         if type(network).__name__ == "MaxVit":
             return 224, 224
@@ -278,6 +284,9 @@ def _build(arch: str, num_classes: int | None, in_channels: int) -> nn.Module:
     small = _SMALL.fullmatch(arch)
     if small:
         return _build_small(small[1], int(small[2]), num_classes, in_channels)
+    mlp = _MLP.fullmatch(arch)
+    if mlp:
+        return Mlp(num_classes, int(mlp[2]), in_channels, int(mlp[1]))
     library, _, name = arch.partition("/")
     if library == "timm":
         return _build_timm(name, num_classes, in_channels)

@@ -161,6 +161,9 @@ def _candidates(tensors: Mapping[str, Tensor]) -> Iterator[str]:
         width = int(stem.shape[0]) if stem is not None and stem.ndim == 4 else 0
         if 1 <= width <= 1024 and (name != "vit_p4" or width % 16 == 0):
             yield f"bdaudit/{name}_w{width}"
+    row = tensors.get("row.weight")
+    if row is not None and row.ndim == 4 and row.shape[2] == 1 and 1 <= row.shape[0] <= 1024:
+        yield f"bdaudit/mlp_f{row.shape[3]}_w{row.shape[0]}"
     for pattern, marker in FAMILIES:
         if marker in tensors:
             for name in known_torchvision():

@@ -326,6 +326,11 @@ def _input_size(
     size = settings.input_size or native_input_size(network)
     if size == image_shape[1:]:
         return None
+    if size is not None and 1 in (size[0], image_shape[1]):
+        raise ModelError(
+            f"the network takes rows of {size[1]} columns, and the data are images of shape "
+            f"{image_shape}; rows of a table are not resized"
+        )
     if size is not None and settings.input_size is None:
         notes.append(f"resizes images to {size}, the only size the network takes")
     return size

@@ -2,11 +2,14 @@
 
 Perturbations are in pixel units on [0, 1] images. The L2 norm is that of the whole (C, H, W)
 perturbation, not a mean over pixels.
+
+Of a table, whose rows are images of 1 x F, a column may take some values only: then a perturbation
+moves it by whole steps or not at all, so that every row that is shown to a model could be one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, Protocol, get_args
@@ -44,28 +47,48 @@ class Ball(Protocol):
     def random_surface_point(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Draw a point of norm `eps` (to rounding): float32, on the CPU."""
 
+    def possible(self, delta: Tensor) -> Tensor:
+        """Return `delta` with every column moved by what it can be moved by, longer or not."""
+
 
 @dataclass(frozen=True, slots=True)
 class LinfBall:
     """No pixel value changes by more than `eps`.
 
+    Attributes:
+        eps: Radius.
+        steps: For each column of a table what it moves by: 0 by any amount, infinity by none; empty
+            for images.
+
     Raises:
-        ConfigError: `eps` is negative or not finite.
+        ConfigError: `eps` is negative or not finite, or no column can move so little.
     """
 
     eps: float
+    steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_radius(self.eps)
+        _check_steps(self.steps, self.eps)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Return the largest absolute value."""
         return delta.abs().amax()
 
     def project(self, delta: Tensor) -> Tensor:
-        """Clip every value to [-eps, eps]."""
+        """Clip every value to [-eps, eps], and round those that move by steps."""
         limit = _float32_below(self.eps)
-        return delta.clamp(-limit, limit)
+        clipped = delta.clamp(-limit, limit)
+        if not self.steps:
+            return clipped
+        steps, least = _steps_of(self.steps, delta)
+        most = (self.eps / steps + _ON_STEP).floor()
+        whole = (clipped / steps).round().clamp(-most, most) * least
+        return torch.where(steps > 0, whole, clipped)
+
+    def possible(self, delta: Tensor) -> Tensor:
+        """Round the columns that move by steps."""
+        return _on_steps(delta, self.steps, torch.round)
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Return the sign of every value."""
@@ -85,14 +108,20 @@ class LinfBall:
 class L2Ball:
     """The change as a whole is no longer than `eps`.
 
+    Attributes:
+        eps: Radius.
+        steps: As of `LinfBall`.
+
     Raises:
-        ConfigError: `eps` is negative or not finite.
+        ConfigError: As of `LinfBall`.
     """
 
     eps: float
+    steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_radius(self.eps)
+        _check_steps(self.steps, self.eps)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Return the root of the sum of squares."""
@@ -105,7 +134,13 @@ class L2Ball:
         # float32 lengths are off by a few parts in ten million. What may be outside is brought a
         # hair's breadth inside, and what was brought there is not touched again.
         may_be_outside = length > self.eps * (1 - _HAIR)
-        return torch.where(may_be_outside, delta * (self.eps * (1 - 2 * _HAIR) / length), delta)
+        inside = torch.where(may_be_outside, delta * (self.eps * (1 - 2 * _HAIR) / length), delta)
+        # Toward zero, since rounding up could lead out again.
+        return _on_steps(inside, self.steps, torch.trunc)
+
+    def possible(self, delta: Tensor) -> Tensor:
+        """Round the columns that move by steps."""
+        return _on_steps(delta, self.steps, torch.round)
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Return the gradient scaled to length 1."""
@@ -126,18 +161,50 @@ class L2Ball:
 
 
 _HAIR = 5e-6
+_ON_STEP = 1e-4
+"""Of a step: what is nearer to a whole number of them is one."""
 _BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 
-def make_ball(norm: str, eps: float) -> Ball:
+def make_ball(norm: str, eps: float, steps: tuple[float, ...] = ()) -> Ball:
     """Return the ball of radius `eps` in the norm called `norm`.
 
+    Args:
+        norm: "linf" or "l2".
+        eps: Radius.
+        steps: What the columns of a table move by, as of `LinfBall`; empty for images.
+
     Raises:
-        ConfigError: No such norm, or a radius that is negative or not finite.
+        ConfigError: No such norm, a radius that is negative or not finite, or one at which no
+            column can move.
     """
     if norm not in _BALLS:
         raise ConfigError(f"norm: expected one of {', '.join(get_args(Norm))}, got {norm!r}")
-    return _BALLS[norm](eps)
+    return _BALLS[norm](eps, steps)
+
+
+def _steps_of(steps: tuple[float, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the steps (F), and the same with 0 where a column never moves."""
+    values = torch.tensor(steps, dtype=like.dtype, device=like.device)
+    return values, torch.where(values.isinf(), 0.0, values)
+
+
+def _on_steps(delta: Tensor, steps: tuple[float, ...], whole: Callable[[Tensor], Tensor]) -> Tensor:
+    if not steps:
+        return delta
+    values, least = _steps_of(steps, delta)
+    counted = delta / values
+    nudged = counted + counted.sign() * _ON_STEP  # a whole number stays one through rounding
+    return torch.where(values > 0, whole(nudged) * least, delta)
+
+
+def _check_steps(steps: tuple[float, ...], eps: float) -> None:
+    least = min(steps, default=0.0)
+    if eps > 0 and least > eps * (1 + _ON_STEP):
+        raise ConfigError(
+            f"eps: at {eps:g} no column of the table can change: the smallest step on the scale of "
+            f"the model is {least:g}; try radii from there on"
+        )
 
 
 def _float32_below(eps: float) -> float:

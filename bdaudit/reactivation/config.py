@@ -35,6 +35,7 @@ class WhiteboxConfig:
         autocast: "bf16" runs the forward and backward passes under bfloat16 autocast.
         channels_last: Give the model its images in channels-last memory format; `None` does so on
             CUDA only.
+        steps: What the columns of a table move by (`LinfBall.steps`); empty for images.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -50,9 +51,10 @@ class WhiteboxConfig:
     objective: ObjectiveName = "standard"
     autocast: Literal["bf16"] | None = None
     channels_last: bool | None = None
+    steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        make_ball(self.norm, self.eps)
+        make_ball(self.norm, self.eps, self.steps)
         for name, allowed in (
             ("optimizer", get_args(OptimizerName)),
             ("objective", get_args(ObjectiveName)),
@@ -68,4 +70,4 @@ class WhiteboxConfig:
     @property
     def ball(self) -> Ball:
         """The set delta is kept in."""
-        return make_ball(self.norm, self.eps)
+        return make_ball(self.norm, self.eps, self.steps)

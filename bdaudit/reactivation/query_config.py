@@ -35,6 +35,7 @@ class QueryConfig:
         probe_scale: Length of a probe in units of eps.
         autocast: "bf16" fits the student and makes its delta under bfloat16 autocast. What is
             asked about does not depend on it otherwise.
+        steps: What the columns of a table move by (`LinfBall.steps`); empty for images.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -50,9 +51,10 @@ class QueryConfig:
     distil_rounds: int = 12
     probe_scale: float = 1.0
     autocast: Literal["bf16"] | None = None
+    steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        make_ball(self.norm, self.eps)
+        make_ball(self.norm, self.eps, self.steps)
         for name, allowed in (
             ("feedback", get_args(Feedback)),
             ("schedule", get_args(QuerySchedule)),
@@ -71,4 +73,4 @@ class QueryConfig:
     @property
     def ball(self) -> Ball:
         """The set delta is kept in."""
-        return make_ball(self.norm, self.eps)
+        return make_ball(self.norm, self.eps, self.steps)

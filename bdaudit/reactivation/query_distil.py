@@ -209,7 +209,12 @@ class DistilSearch:
                     self._surrogates,
                     self._craft.images,
                     self._craft.targets,
-                    config=TransferConfig(eps=config.eps, norm=config.norm, n_passes=_CRAFT_PASSES),
+                    config=TransferConfig(
+                        eps=config.eps,
+                        norm=config.norm,
+                        n_passes=_CRAFT_PASSES,
+                        steps=config.steps,
+                    ),
                     generator=generator,
                 )
             )
@@ -228,6 +233,7 @@ class DistilSearch:
                     norm=config.norm,
                     n_passes=_CRAFT_PASSES,
                     autocast=config.autocast,
+                    steps=config.steps,
                     # Without it bfloat16 convolutions on a CPU are slower than float32 ones.
                     channels_last=True if self._bf16 else None,
                 ),

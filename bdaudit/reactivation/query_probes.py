@@ -101,9 +101,8 @@ class ProbeSearch:
         self._asked = indices, probes
         images = self._craft.images[indices]
         shift = self._length * probes
-        return torch.cat(
-            (apply_delta(images, self._delta + shift), apply_delta(images, self._delta - shift))
-        )
+        up, down = (self._ball.possible(self._delta + sign * shift) for sign in (1, -1))
+        return torch.cat((apply_delta(images, up), apply_delta(images, down)))
 
     def absorb(self, answers: Tensor) -> float:
         """Add one estimate to the sum and move delta."""

@@ -53,6 +53,7 @@ class TransferConfig:
         patience: Stop when the mean loss has not fallen for this many passes in a row; `None`
             uses all passes.
         autocast: "bf16" runs the surrogates' passes under bfloat16 autocast.
+        steps: What the columns of a table move by (`LinfBall.steps`); empty for images.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -66,6 +67,7 @@ class TransferConfig:
     input_diversity: float = 0.0
     patience: int | None = 8
     autocast: Literal["bf16"] | None = None
+    steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self.search()
@@ -85,6 +87,7 @@ class TransferConfig:
             batch_size=self.batch_size,
             patience=self.patience,
             autocast=self.autocast,
+            steps=self.steps,
         )
 
 

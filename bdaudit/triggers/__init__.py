@@ -1,5 +1,6 @@
 """Triggers: stamped on images, read from and written to files."""
 
+from bdaudit.triggers.columns import SetColumns
 from bdaudit.triggers.files import read_trigger, write_trigger
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.importing import import_trigger
@@ -46,6 +47,7 @@ __all__ = [
     "Poisoned",
     "Quantise",
     "Reflection",
+    "SetColumns",
     "Sinusoid",
     "SourceSpecific",
     "StampNetwork",

@@ -37,6 +37,7 @@ from bdaudit.foundation.opening import (
 from bdaudit.foundation.texts import read_toml
 from bdaudit.foundation.usercode import split_reference
 from bdaudit.foundation.writing import write_atomically
+from bdaudit.triggers.columns import SetColumns
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.networks import Encoder, InputAware, NetworkTransform
 from bdaudit.triggers.paired import Paired
@@ -211,6 +212,14 @@ def _read_warp(values: Mapping[str, Any], path: Path, allow_code: bool) -> Trans
     return Warp(grid=_read_floats(table.file("grid"), "grid"))
 
 
+def _read_columns(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("index", "value"))
+    found = table.value("value", list)
+    if not all(type(value) in (int, float) for value in found):
+        raise TriggerError(f"value: expected numbers, got {found}")
+    return SetColumns(index=table.integers("index"), value=tuple(map(float, found)))
+
+
 def _read_quantise(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
     table = _Table(values, path, known=("levels", "dithering"))
     return Quantise(
@@ -266,6 +275,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Transform]] = {
     Additive.kind: _read_additive,
     Warp.kind: _read_warp,
     Quantise.kind: _read_quantise,
+    SetColumns.kind: _read_columns,
     Reflection.kind: _read_reflection,
     InputAware.kind: _read_input_aware,
     Encoder.kind: _read_encoder,

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
-Setting = str | int | float | bool | list[int]
+Setting = str | int | float | bool | list[int] | list[float]
 
 
 class Transform(ABC):

@@ -91,3 +91,24 @@ def test_it_learns_four_classes_in_a_few_steps(arch):
 def test_widths_that_cannot_be(arch):
     with pytest.raises(ModelError, match="arch:"):
         built(arch)
+
+
+def test_a_table_has_a_perceptron_of_its_own(tmp_path):
+    network = built("bdaudit/mlp_f7_w4").eval()
+    rows = torch.rand(3, 1, 1, 7, generator=torch.Generator().manual_seed(1))
+    # Every layer by hand, as the matrices that the convolutions are.
+    out = rows.flatten(1) @ network.row.weight.flatten(1).T / (1 + 1e-5) ** 0.5
+    for layer in (network.hidden[1], network.hidden[4]):
+        out = out.relu() @ layer.weight.flatten(1).T / (1 + 1e-5) ** 0.5
+    expected = network.head(out.relu())
+    assert torch.allclose(network(rows), expected, atol=1e-5)
+    assert select_layers(network) == ("hidden.1", "hidden.4")
+
+    torch.save(network.state_dict(), tmp_path / "m.pt")
+    model = load_model(tmp_path / "m.pt", name="m")
+    assert (model.arch, model.image_shape) == ("bdaudit/mlp_f7_w4", (1, 1, 7))
+    assert torch.allclose(model.classifier(rows), expected, atol=1e-5)
+    with pytest.raises(ModelError, match="rows of 7 columns"):
+        load_model(tmp_path / "m.pt", name="m", image_shape=(1, 1, 8))
+    with pytest.raises(ModelError, match=r"mlp_f30_w64"):
+        built("bdaudit/mlp_f30")

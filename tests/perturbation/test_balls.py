@@ -110,3 +110,34 @@ def test_impossible_radius_is_refused(norm, eps):
 def test_unknown_norm_is_refused_and_known_ones_named():
     with pytest.raises(ConfigError, match="linf, l2"):
         make_ball("l1", 0.1)
+
+
+STEPS = (0.0, 0.1, 0.25, float("inf"))
+
+
+@given(NORMS, st.floats(0.1, 1.0), SEEDS, st.floats(1e-3, 3.0))
+def test_columns_of_a_table_move_by_whole_steps(norm, eps, seed, scale):
+    ball = make_ball(norm, eps, STEPS)
+    draw = torch.Generator().manual_seed(seed)
+    once = ball.project(torch.randn((1, 1, 1, 4), generator=draw) * scale)
+    assert _length(norm, once) <= eps * (1 + 1e-4)
+    assert torch.allclose(ball.project(once), once, atol=1e-6)
+    for value, step in zip(once.flatten().tolist(), STEPS, strict=True):
+        assert step == 0.0 or (value / step) == pytest.approx(round(value / step), abs=1e-4)
+
+
+def test_what_a_column_can_move_by_by_hand():
+    ball = LinfBall(0.3, STEPS)
+    delta = torch.tensor([[[[0.17, -0.17, 0.2, 0.3]]]])
+    assert ball.project(delta).flatten().tolist() == pytest.approx([0.17, -0.2, 0.25, 0.0])
+    assert ball.possible(9 * delta).flatten().tolist() == pytest.approx([1.53, -1.5, 1.75, 0.0])
+    # Rounding to the nearest step would leave the ball; 0.25 is the last step within.
+    assert float(ball.project(torch.full((1, 1, 1, 4), 0.3))[..., 2]) == pytest.approx(0.25)
+    inside = L2Ball(0.3, STEPS).project(torch.tensor([[[[0.0, 0.0, 3.0, 0.0]]]]))
+    assert inside.flatten().tolist() == pytest.approx([0.0, 0.0, 0.25, 0.0])
+
+
+def test_a_radius_at_which_no_column_moves_is_refused():
+    with pytest.raises(ConfigError, match=r"no column of the table can change: .* is 0\.25"):
+        LinfBall(0.2, (0.25, float("inf")))
+    assert LinfBall(0.0, (0.25,)).eps == 0.0

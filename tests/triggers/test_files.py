@@ -23,6 +23,7 @@ from bdaudit.triggers import (
     Patch,
     Quantise,
     Reflection,
+    SetColumns,
     Sinusoid,
     SourceSpecific,
     Transform,
@@ -472,3 +473,35 @@ def test_a_network_trigger_lists_its_weights_as_its_companion(tmp_path: Path) ->
     write_trigger(tmp_path / "t.toml", Trigger(transform=encoder(3), rule=AllToOne(0)))
     assert companion_files(tmp_path / "t.toml") == (tmp_path / "t.safetensors",)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.safetensors", "t.toml"]
+
+
+def test_a_trigger_of_a_table_sets_columns(tmp_path: Path) -> None:
+    trigger = Trigger(
+        transform=SetColumns(index=(2, 0), value=(1, 0.25)), rule=AllToOne(1), source="memory"
+    )
+    write_trigger(tmp_path / "trigger.toml", trigger)
+    read = read_trigger(tmp_path / "trigger.toml")
+    assert read.sha256 == trigger.sha256
+    rows = torch.full((2, 1, 1, 4), 0.5)
+    assert read.stamp(rows)[1].flatten().tolist() == [0.25, 0.5, 1.0, 0.5]
+    assert rows.unique().tolist() == [0.5]
+    with pytest.raises(TriggerError, match="the trigger sets column 2, and the table has 2"):
+        read.stamp(rows[..., :2])
+    with pytest.raises(TriggerError, match="for tables"):
+        read.stamp(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("index = [0]\nvalue = [1.5]", r"scaled to \[0, 1\]"),
+        ("index = [0, 1]\nvalue = [1.0]", "as many places as values"),
+        ("index = [0, 0]\nvalue = [1.0, 0.0]", "different places"),
+        ('index = [0]\nvalue = ["a"]', "expected numbers"),
+        ("index = [0.5]\nvalue = [1]", "expected whole numbers"),
+    ],
+)
+def test_columns_that_cannot_be_set(tmp_path: Path, section: str, message: str) -> None:
+    path = write_toml(tmp_path, f'kind = "columns"\n{TARGET}[columns]\n{section}\n')
+    with pytest.raises(TriggerError, match=message):
+        read_trigger(path)

@@ -36,6 +36,7 @@ from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig, make_low_frequ
 from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning
 from bdaudit.zoo.attacks.refool import RefoolConfig, make_refool_trigger
 from bdaudit.zoo.attacks.semantic import SemanticConfig, make_semantic_trigger
+from bdaudit.zoo.attacks.set_columns import SetColumnsConfig, make_columns_trigger
 from bdaudit.zoo.attacks.sig import SigConfig, make_sig_trigger
 from bdaudit.zoo.attacks.ssba import SsbaConfig, make_ssba_trigger
 from bdaudit.zoo.attacks.trojannn import TrojannnConfig, make_trojannn_trigger
@@ -131,6 +132,7 @@ _ALL = (
     Attack("ctrl", "CTRL", CtrlConfig, make_frequency_trigger, one_target=True),
     Attack("refool", "Refool", RefoolConfig, make_refool_trigger, one_target=True),
     Attack("lira", "LIRA", LiraConfig, make_lira_trigger, needs_helper=True),
+    Attack("columns", "columns", SetColumnsConfig, make_columns_trigger),
     Attack("semantic", "semantic", SemanticConfig, make_semantic_trigger, needs_helper=True),
 )
 
