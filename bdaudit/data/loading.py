@@ -234,13 +234,13 @@ def _open_folder(folder: Path, asked: _Asked) -> Catalogue:
             "set as the data, and this folder as a trigger of kind 'paired'"
         )
     if tables := find_table_folder(folder):
-        chosen, said = choose_split_files(tables, asked.split, str(folder))
+        chosen, notes = choose_split_files(tables, asked.split, str(folder))
         if len(chosen) > 1:
             raise DataError(
                 f"{folder}: expected one table for a split, got {', '.join(p.name for p in chosen)}"
             )
         table = listed_catalogue(_in(folder, chosen[0]), **asked.of_table)
-        return replace(table, notes=(*said, *table.notes))
+        return replace(table, notes=(*notes, *table.notes))
     if (listed := find_listed_folder(folder)) is not None:
         return listed_catalogue(listed, **asked.of_table)
     if (coco := find_coco_folder(folder)) is not None:

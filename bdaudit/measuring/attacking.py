@@ -78,5 +78,5 @@ class Attacker(Workshop):
         """
         kind = KINDS[mode_of(config)]
         if inputs.steps:
-            config = replace(config, steps=inputs.steps)  # type: ignore[type-var]
+            config = replace(config, steps=inputs.steps)
         return (yield from kind.run(subject, images, config, inputs, self))
