@@ -29,7 +29,7 @@ from bdaudit.records.families import FAMILY_FILE, Family, FamilyMember, read_fam
 from bdaudit.records.sweeps import SweptAudit
 from bdaudit.verdict import Policy
 
-__all__ = ["BenchSettings", "BenchSource", "bench_steps", "open_bench_source"]
+__all__ = ["BenchCase", "BenchSettings", "BenchSource", "bench_steps", "open_bench_source"]
 
 
 _TRIGGER_FILE = "trigger.toml"
@@ -71,7 +71,9 @@ class BenchSettings:
 
 
 @dataclass(frozen=True)
-class _Case:
+class BenchCase:
+    """A model to audit, with the files of its original and of its trigger."""
+
     member: FamilyMember
     defended: Path
     original: Path
@@ -97,7 +99,7 @@ class BenchSource:
     dataset: str
     data: DataSource
     references: tuple[Path, ...]
-    cases: tuple[_Case, ...]
+    cases: tuple[BenchCase, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -133,7 +135,7 @@ def _from_family(
     folder: Path, family: Family, data: DataSource | None, references: Sequence[Path]
 ) -> BenchSource:
     cases = tuple(
-        _Case(
+        BenchCase(
             member,
             defended=folder / member.file,
             original=folder / family.member(member.original).file,
@@ -185,7 +187,7 @@ def _from_backdoorbench(
     )
 
 
-def _cases_of(record: BackdoorBenchRecord) -> Iterator[_Case]:
+def _cases_of(record: BackdoorBenchRecord) -> Iterator[BenchCase]:
     if record.attack_result is None:
         return
     name = record.folder.resolve().name
@@ -210,7 +212,7 @@ def _cases_of(record: BackdoorBenchRecord) -> Iterator[_Case]:
             truth_source="given",
             truth_note="BackdoorBench records do not say",
         )
-        yield _Case(member, defended=file, original=record.attack_result, trigger=trigger)
+        yield BenchCase(member, defended=file, original=record.attack_result, trigger=trigger)
 
 
 def bench_steps(
@@ -297,7 +299,7 @@ def bench_steps(
     )
 
 
-def _plan(source: BenchSource, settings: BenchSettings) -> Iterator[tuple[_Case, Variant]]:
+def _plan(source: BenchSource, settings: BenchSettings) -> Iterator[tuple[BenchCase, Variant]]:
     cases = [
         case
         for case in source.cases
@@ -314,7 +316,7 @@ def _plan(source: BenchSource, settings: BenchSettings) -> Iterator[tuple[_Case,
 
 
 def _sources(
-    source: BenchSource, case: _Case, variant: Variant, model_options: ModelSettings | None
+    source: BenchSource, case: BenchCase, variant: Variant, model_options: ModelSettings | None
 ) -> Sources:
     words = VARIANTS[variant]
     return Sources.of(

@@ -25,6 +25,7 @@ from bdaudit.cli import (
     init,
     inspect,
     invert,
+    perturbations,
     reactivate,
     relearn,
     report,
@@ -137,6 +138,7 @@ for module in (
     inspect,
     report,
     bench,
+    perturbations,
 ):
     module.register(app)
 app.add_typer(trigger.app)
