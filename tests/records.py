@@ -13,6 +13,8 @@ from bdaudit.records import (
     DataInfo,
     Environment,
     LayerBec,
+    LinePoint,
+    LossBarrier,
     ModelInfo,
     Placebo,
     Placebos,
@@ -305,4 +307,19 @@ def bec_record() -> BecRecord:
             ),
         ),
         elapsed_s=1.0,
+    )
+
+
+def barrier_record() -> LossBarrier:
+    """A line that rises by .2 above its ends, along which the trigger dies away."""
+    ends = ((0.0, 0.3, 0.9, 1.0), (0.5, 0.55, 0.85, 0.3), (1.0, 0.4, 0.88, 0.06))
+    return LossBarrier(
+        points=tuple(
+            LinePoint(share=at, clean_loss=loss, clean_acc=rate(acc), asr=rate(asr))
+            for at, loss, acc, asr in ends
+        ),
+        loss=0.2,
+        error=0.04,
+        batch_norm="measured anew",
+        n_calibration=250,
     )

@@ -40,7 +40,7 @@ from bdaudit.measuring.attacking import KINDS, Attacker, rests_on_surrogates
 from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
-from bdaudit.measuring.existence import existence_steps
+from bdaudit.measuring.existence import barrier_cost, barrier_steps, existence_steps
 from bdaudit.measuring.pictures import take_pictures
 from bdaudit.measuring.placebos import (
     N_PLACEBOS,
@@ -73,6 +73,7 @@ from bdaudit.records import (
     Condition,
     Diagnostic,
     Inversion,
+    LossBarrier,
     Mode,
     Placebos,
     Relearning,
@@ -264,6 +265,8 @@ def _audit_known(
             baselines=audit_.baselines,
             bec=audit_.bec,
             bec_missing=audit_.bec_missing,
+            barrier=audit_.barrier,
+            barrier_missing=audit_.barrier_missing,
             runs=tuple(audit_.runs),
             inversion=inversion,
             relearning=audit_.relearning,
@@ -316,6 +319,8 @@ class _Audit:
     baselines: tuple[Baseline, ...] = ()
     bec: tuple[BecRecord, ...] = ()
     bec_missing: str | None = None
+    barrier: LossBarrier | None = None
+    barrier_missing: str | None = None
     relearning: Relearning | None = None
     relearning_missing: str | None = None
     placebos: Placebos | None = None
@@ -340,11 +345,15 @@ class _Audit:
         self._doubt_models()
         if not self.attack:
             self.bec_missing = "not measured: there is no backdoor to measure"
+            self.barrier_missing = self.bec_missing
             return
         if self.settings.bec:
             yield from self._step("existence", self._existence(), self._existence_cost())
+            # Of a part of an audit nobody reads it.
+            if self.only is None:
+                yield from self._step("barrier", self._barrier(), self._barrier_cost())
         else:
-            self.bec_missing = "not measured: switched off"
+            self.bec_missing = self.barrier_missing = "not measured: switched off"
         yield from self._attack_at(self.settings.ladder)
         while self._everything_saturates() and len(self._lower) < _MOST_LOWER_EPS:
             lower = min((*self.settings.ladder, *self._lower)) / 2.0
@@ -376,7 +385,7 @@ class _Audit:
         if self._wants_surrogates() and not self.inputs.with_role("surrogate"):
             steps.append(PlannedStep("surrogates trained", self._surrogate_cost()))
         if settings.bec:
-            steps.append(PlannedStep("BEC", self._existence_cost()))
+            steps.append(PlannedStep("BEC", self._existence_cost() + self._barrier_cost()))
         for mode in self._modes:
             # What a search that asks takes is up to what answers.
             asks = MODES[mode].asks
@@ -431,6 +440,9 @@ class _Audit:
 
     def _existence(self) -> Steps[None]:
         self.bec, self.bec_missing = yield from existence_steps(self.inputs, self.compute)
+
+    def _barrier(self) -> Steps[None]:
+        self.barrier, self.barrier_missing = yield from barrier_steps(self.inputs, self.compute)
 
     def _relearning(self) -> Steps[None]:
         """Measure relearning; where it cannot be, "removed" carries a remark."""
@@ -660,7 +672,7 @@ class _Audit:
         n_scored = len(self.inputs.subjects) + self._awaited
         total = self._baseline_cost(n_scored) + self._stand_in_cost() + self._relearning_cost()
         if self.settings.bec:
-            total += self._existence_cost()
+            total += self._existence_cost() + self._barrier_cost()
         if self._wants_surrogates():
             total += self._surrogate_cost()
         total += self._placebo_cost()
@@ -692,6 +704,9 @@ class _Audit:
     def _existence_cost(self) -> float:
         references = len(self.inputs.with_role("reference")) + self._awaited
         return (3.0 + references) * len(self.inputs.held_out_poisoned) * self.speed.forward
+
+    def _barrier_cost(self) -> float:
+        return barrier_cost(self.inputs) * self.speed.forward if self.only is None else 0.0
 
     @property
     def _relearns(self) -> bool:

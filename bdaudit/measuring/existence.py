@@ -1,4 +1,4 @@
-"""The existence coefficient as a step of an audit."""
+"""What is left of the original in the defended model, as a step of an audit."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from torch import nn
 
 from bdaudit.blackbox import OnnxBlackBox, fold_batch_norms, read_onnx_layers
 from bdaudit.cases.subjects import Inputs
-from bdaudit.errors import ModelError
+from bdaudit.errors import ModelError, NumericsError
 from bdaudit.existence import ExistenceConfig, existence_coefficient
+from bdaudit.existence.barrier import N_POINTS, measure_barrier
 from bdaudit.existence.layers import select_layers
 from bdaudit.foundation.progress import Steps
 from bdaudit.measuring.compute import Compute, derive_generator
-from bdaudit.records import BecRecord
+from bdaudit.records import BecRecord, LossBarrier
 
-__all__ = ["existence_steps"]
+__all__ = ["barrier_cost", "barrier_steps", "existence_steps"]
+
+_N_ON_THE_LINE = 250
+"""Images of each kind that go through every model on the line, at most."""
 
 
 def existence_steps(
@@ -65,3 +69,39 @@ def existence_steps(
     )
     undefined = [record.reason for record in records if record.value is None and record.reason]
     return records, undefined[0] if len(undefined) == len(records) else None
+
+
+def barrier_steps(inputs: Inputs, compute: Compute) -> Steps[tuple[LossBarrier | None, str | None]]:
+    """Measure what lies on the straight line of weights from original to defended model.
+
+    It decides nothing, so where it cannot be measured that is told and no step has failed.
+
+    Returns:
+        What was measured, or the reason why nothing was.
+    """
+    (defended,), (original,) = inputs.with_role("defended"), inputs.with_role("original")
+    if defended.model is None:
+        return None, "not measured: the defended model is a black-box model (predictions only)"
+    few, craft = slice(_N_ON_THE_LINE), inputs.craft.images
+    poisoned = inputs.held_out_poisoned
+    try:
+        made = yield from measure_barrier(
+            original.white.classifier,
+            defended.model.classifier,
+            clean=inputs.held_out.images[few],
+            labels=inputs.held_out.labels[few],
+            triggered=poisoned.triggered[few],
+            targets=poisoned.targets[few],
+            calibration=craft[few],
+            batch_size=compute.batch_size,
+            device=compute.device,
+        )
+    except (ModelError, NumericsError) as error:
+        return None, f"not measured: {error}"
+    return made, None
+
+
+def barrier_cost(inputs: Inputs) -> float:
+    """Return how many images go through a network."""
+    images = len(inputs.held_out) + len(inputs.held_out_poisoned) + len(inputs.craft)
+    return float(N_POINTS * min(images, 3 * _N_ON_THE_LINE))

@@ -44,6 +44,8 @@ from bdaudit.records.documents import (
 from bdaudit.records.existence import (
     BecRecord,
     LayerBec,
+    LinePoint,
+    LossBarrier,
 )
 from bdaudit.records.header import (
     SCHEMA_VERSION,
@@ -124,6 +126,8 @@ __all__ = [
     "InversionRun",
     "KeptTrigger",
     "LayerBec",
+    "LinePoint",
+    "LossBarrier",
     "Mode",
     "ModelInfo",
     "Outcome",

@@ -33,6 +33,12 @@ class ComparedModel(Record):
         lift: Over the strongest control at that eps.
         bec: Over the references; `None` when it was not measured.
         bec_missing: Why not.
+        barrier: How far the clean loss rises on the straight line of weights from the original,
+            above the line between the ends; `None` where it was not measured.
+        asr_half_way: ASR of the trigger alone in the middle of that line; `None` likewise.
+        fidelity: Share of the original's clean accuracy kept, times the share of its ASR that is
+            gone, each held within 0 and 1; `None` where the original has no accuracy or no ASR.
+        fidelity_reactivated: The same with the re-activated ASR in place of the trigger's alone.
     """
 
     name: str
@@ -47,6 +53,10 @@ class ComparedModel(Record):
     lift: Comparison | None
     bec: Span | None
     bec_missing: str | None
+    barrier: float | None = None
+    asr_half_way: float | None = None
+    fidelity: float | None = None
+    fidelity_reactivated: float | None = None
 
 
 class Neighbour(Record):

@@ -1,12 +1,14 @@
-"""The backdoor existence coefficient, layer by layer."""
+"""What is left of the original in the defended model: the coefficient, and the line of weights."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from bdaudit.records.base import Fraction, Record
+from pydantic import Field
 
-__all__ = ["BecRecord", "LayerBec"]
+from bdaudit.records.base import Fraction, Rate, Record
+
+__all__ = ["BecRecord", "LayerBec", "LinePoint", "LossBarrier"]
 
 
 class LayerBec(Record):
@@ -46,3 +48,44 @@ class BecRecord(Record):
     layers: tuple[LayerBec, ...]
     reason: str | None = None
     elapsed_s: float
+
+
+class LinePoint(Record):
+    """A model between the original and the defended one.
+
+    Attributes:
+        share: How far from the original, 0, to the defended model, 1.
+        clean_loss: Mean cross-entropy on clean held-out images.
+        clean_acc: Accuracy on them.
+        asr: Of the trigger alone.
+    """
+
+    share: Fraction
+    clean_loss: float
+    clean_acc: Rate
+    asr: Rate
+
+
+class LossBarrier(Record):
+    """What lies on the straight line of weights from the original to the defended model.
+
+    Attributes:
+        points: Both ends and what is between them.
+        loss: How far the clean loss rises above the straight line between the ends, at the
+            highest; 0 where it never does.
+        error: The same of the share of clean images answered wrongly.
+        batch_norm: Whether running statistics were measured anew between the ends, or there are
+            none.
+        n_calibration: Clean images that they were measured on.
+    """
+
+    points: tuple[LinePoint, ...] = Field(min_length=2)
+    loss: float
+    error: float
+    batch_norm: Literal["measured anew", "none"]
+    n_calibration: int
+
+    @property
+    def half_way(self) -> LinePoint:
+        """The point in the middle."""
+        return min(self.points, key=lambda point: abs(point.share - 0.5))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 
 from bdaudit.errors import ConfigError, RecordError
-from bdaudit.records import AttackRun, AuditRecord, Mode, Outcome
+from bdaudit.records import AttackRun, AuditRecord, Baseline, Mode, Outcome, Rate
 from bdaudit.records.comparison import ComparedModel, ComparisonRecord, Neighbour, Span
 from bdaudit.report.wording import attack_name, defended_file, weakest_lifts
 
@@ -206,7 +206,23 @@ def _compared(name: str, file: str, record: AuditRecord, run: AttackRun) -> Comp
         lift=weakest_lifts(record, run.mode).get(run.eps),
         bec=span,
         bec_missing=None if span else record.bec_missing or "undefined",
+        barrier=None if record.barrier is None else record.barrier.loss,
+        asr_half_way=None if record.barrier is None else record.barrier.half_way.asr.value,
+        fidelity=_fidelity(defended, original, defended.asr),
+        fidelity_reactivated=_fidelity(defended, original, run.asr),
     )
+
+
+def _fidelity(defended: Baseline, original: Baseline, asr: Rate) -> float | None:
+    """Return how faithfully a defence removed the trigger and nothing else, in [0, 1].
+
+    Source: TrojAI's mitigation rounds (NIST), as their reports describe it: the share of clean
+    accuracy kept times the share of ASR removed. There the ASR is the trigger's alone.
+    """
+    if not original.clean_acc.value or not original.asr.value:
+        return None
+    kept = min(defended.clean_acc.value / original.clean_acc.value, 1.0)
+    return kept * max(1.0 - asr.value / original.asr.value, 0.0)
 
 
 def _names(records: Sequence[tuple[str, AuditRecord]]) -> list[str]:

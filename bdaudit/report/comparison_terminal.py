@@ -10,7 +10,7 @@ from bdaudit.records.comparison import ComparedModel, ComparisonRecord, Neighbou
 from bdaudit.report.chart import Line, draw_chart
 from bdaudit.report.tables import Column, FittedTable
 from bdaudit.report.untrusted import shown
-from bdaudit.report.wording import norm_name, points, share
+from bdaudit.report.wording import norm_name, number, points, share
 
 __all__ = ["print_comparison"]
 
@@ -22,8 +22,9 @@ def print_comparison(made: ComparisonRecord, console: Console) -> None:
     made = shown(made)
     title = f"Defended versions of one original  {made.attack}, {norm_name(made.norm)} {made.eps:g}"
     console.print(Text(title, style="bold"))
-    figures = ("clean", "alone", "woken", "lift", "bounds", "BEC")
-    table = FittedTable("model", Column("verdict", text=True), *figures)
+    figures = ("clean", "alone", "woken", "lift", "bounds", "BEC", "barrier", "half way")
+    fidelity = ("fidelity", "when woken")
+    table = FittedTable("model", Column("verdict", text=True), *figures, *fidelity)
     for model in made.models:
         table.add_row(*_cells(model))
     for neighbour in (made.original, made.innocent):
@@ -54,6 +55,10 @@ def _cells(model: ComparedModel) -> list[Text | str]:
         "-" if lift is None else points(lift.value),
         "-" if lift is None else _bounds(lift),
         span,
+        number(model.barrier),
+        "-" if model.asr_half_way is None else f"{100 * model.asr_half_way:.1f}%",
+        number(model.fidelity),
+        number(model.fidelity_reactivated),
     ]
 
 
@@ -73,6 +78,7 @@ def _neighbour_cells(neighbour: Neighbour) -> list[str]:
         "",
         "",
         f"{neighbour.bec:g}",
+        *[""] * 4,
     ]
 
 

@@ -41,6 +41,7 @@ from bdaudit.report.wording import (
     AnyRecord,
     about_innocents,
     at_the_next_rate,
+    barrier_in_words,
     defended_file,
     find_decisive,
     gist_of,
@@ -95,6 +96,7 @@ def render(record: AnyRecord) -> str:
         bec=bec,
         bec_summary=_bec_summary(bec),
         bec_missing=None if audit is None else audit.bec_missing,
+        barrier=_about_barrier(audit),
         bec_figure=draw_bec(bec) if bec else None,
         tac_figure=draw_tac(bec[0]) if bec else None,
         relearning=relearning,
@@ -207,6 +209,16 @@ def _queried(runs: tuple[AttackRun, ...]) -> list[AttackRun]:
 def _queries_figure(runs: tuple[AttackRun, ...]) -> Picture | None:
     drawable = [run for run in _queried(runs) if len(run.query_curve) > 1]
     return draw_queries(drawable) if drawable else None
+
+
+def _about_barrier(audit: AuditRecord | None) -> str | None:
+    """Say what lies on the line of weights, or why that is not known."""
+    if audit is None:
+        return None
+    if audit.barrier is not None:
+        return barrier_in_words(audit.barrier)
+    # Where BEC is missing for the same reason it has been told.
+    return None if audit.barrier_missing == audit.bec_missing else audit.barrier_missing
 
 
 def _bec_summary(bec: tuple[BecRecord, ...]) -> list[tuple[str, str]]:

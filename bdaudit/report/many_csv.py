@@ -27,14 +27,16 @@ def comparison_csv(made: ComparisonRecord) -> str:
     made = shown(made)
     head = ("model", "record", "verdict", "release", "mode", "norm", "eps", "clean_acc")
     figures = ("clean_acc_loss", "asr", "reactivated_asr", "delta_only", "lift", "lift_low")
+    own = ("barrier", "asr_half_way", "fidelity", "fidelity_reactivated")
     return _write(
-        (*head, *figures, "lift_high", "bec_low", "bec", "bec_high"),
+        (*head, *figures, "lift_high", "bec_low", "bec", "bec_high", *own),
         (
             (
                 *(m.name, m.record, m.outcome, m.release, made.mode, made.norm, made.eps),
                 *(m.clean_acc, m.clean_acc_loss, m.asr, m.reactivated, m.delta_only),
                 *((None,) * 3 if m.lift is None else (m.lift.value, m.lift.low, m.lift.high)),
                 *((None,) * 3 if m.bec is None else (m.bec.low, m.bec.middle, m.bec.high)),
+                *(getattr(m, name) for name in own),
             )
             for m in made.models
         ),

@@ -25,6 +25,7 @@ from bdaudit.report.wording import (
     SAME_IMAGES,
     AnyRecord,
     at_the_next_rate,
+    barrier_in_words,
     defended_file,
     find_decisive,
     gist_of,
@@ -67,6 +68,8 @@ def render(record: AnyRecord) -> str:
             f"**Backdoor existence coefficient** {values}. It explains and never decides.",
             "",
         ]
+    if audit is not None and audit.barrier is not None:
+        lines += [f"**The line of weights between the two** {barrier_in_words(audit.barrier)}.", ""]
     lines += [*diagnostics(record), *notes(record)]
     if audit is not None:
         lines += ["**What this does not prove**", ""]

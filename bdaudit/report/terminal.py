@@ -37,6 +37,7 @@ from bdaudit.report.wording import (
     SAME_DELTA,
     about_innocents,
     attack_name,
+    barrier_in_words,
     gist_of,
     norm_name,
     not_proved,
@@ -122,6 +123,7 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
     if brief:
         return parts
     parts += _bec_parts(record.bec, record.bec_missing, console)
+    parts += _barrier_parts(record)
     parts.append(
         Group(
             _heading("What this does not prove"),
@@ -444,6 +446,18 @@ def _bec_parts(
         others = ", ".join(f"{b.reference} {number(b.value)}" for b in bec[1:])
         parts.append(Text(f"against the other references: {others}"))
     return parts
+
+
+def _barrier_parts(record: AuditRecord) -> list[RenderableType]:
+    """Tell of the line of weights; records written before it was measured say nothing of it."""
+    if record.barrier is None:
+        said = record.barrier_missing
+        # Where BEC is missing for the same reason it has been told.
+        if said is None or said == record.bec_missing:
+            return []
+    else:
+        said = barrier_in_words(record.barrier)
+    return [Group(_heading("The line of weights between the two"), _bullet(said))]
 
 
 def _diagnostic_parts(diagnostics: Sequence[Diagnostic]) -> list[RenderableType]:

@@ -13,6 +13,7 @@ from bdaudit.records import (
     Comparison,
     Heading,
     InversionRecord,
+    LossBarrier,
     Mode,
     Outcome,
     Rate,
@@ -32,6 +33,7 @@ __all__ = [
     "about_innocents",
     "at_the_next_rate",
     "attack_name",
+    "barrier_in_words",
     "defended_file",
     "find_decisive",
     "gap_with_interval",
@@ -155,6 +157,15 @@ def at_the_next_rate(faster: RelearningEvidence) -> str:
 def number(value: float | None) -> str:
     """Write a coefficient, `-` where it is undefined."""
     return "-" if value is None else f"{value:.2f}"
+
+
+def barrier_in_words(barrier: LossBarrier) -> str:
+    """Say what lies on the line of weights from the original to the defended model."""
+    asr = " ".join(f"{100 * point.asr.value:.0f}%" for point in barrier.points)
+    return (
+        f"clean loss rises by {barrier.loss:.2f} and error by {100 * barrier.error:.1f} points "
+        f"above the ends'; the trigger alone, from the original to the defended model: {asr}"
+    )
 
 
 def about_innocents(baselines: Sequence[Baseline]) -> str | None:

@@ -93,6 +93,9 @@ def test_the_figures_of_the_dormant_twin_are_the_ones_its_weights_were_set_for()
         assert run.asr.value <= at[run.eps].asr.value
     assert all(r.asr.value == 0.0 for r in record.runs_of(role="reference"))
     assert all(r.asr.value == 1.0 for r in record.runs_of(role="original"))
+    assert record.barrier is not None
+    assert record.barrier.points[0].asr.value == 1.0
+    assert record.barrier.points[-1].asr.value < 0.01
     assert [step.status for step in record.steps] == ["done"] * len(record.steps)
 
 

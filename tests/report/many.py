@@ -13,7 +13,7 @@ from bdaudit.records.difference import DifferenceRecord
 from bdaudit.records.sweeps import SweepRecord, SweptAudit
 from bdaudit.report.comparison import compare
 from bdaudit.verdict import Policy, diff, judge
-from tests.records import audit_record, bec_record, rate
+from tests.records import audit_record, barrier_record, bec_record, rate
 
 LADDER = (0.005, 0.01, 0.02, 0.03, 0.05)
 QUIET = dict.fromkeys(LADDER, 0.037)
@@ -36,6 +36,7 @@ def whole_record(curve: dict[float, float] | None = None, **changes: object) -> 
             "innocents": [QUIET, QUIET, QUIET],
             "bec": (bec_record().model_copy(update={"value": 0.55}), second),
             "bec_missing": None,
+            "barrier": barrier_record(),
         }
         | changes
     )

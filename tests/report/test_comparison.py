@@ -19,7 +19,7 @@ from bdaudit.report.comparison import compare
 from bdaudit.report.comparison_html import render
 from bdaudit.report.comparison_terminal import print_comparison
 from bdaudit.verdict import Policy, judge
-from tests.records import audit_record, bec_record
+from tests.records import audit_record, barrier_record, bec_record
 from tests.report.conftest import HOSTILE, OpenPage
 
 QUIET = {0.02: 0.03, 0.05: 0.05}
@@ -61,6 +61,24 @@ def test_the_best_comes_first_with_its_figures() -> None:
     assert found.innocent is not None
     assert (found.innocent.asr, found.innocent.reactivated_high) == (0.01, 0.03)
     assert found.warnings == ()
+
+
+def test_fidelity_is_what_is_kept_times_what_is_gone() -> None:
+    quiet = record(QUIET, "g", barrier=barrier_record())
+    asleep, awake = made(SLEEPY, quiet), made(AWAKE, quiet)
+    removed, dormant = asleep.models
+    assert removed.fidelity == pytest.approx(0.98)  # all accuracy kept, 2 % of the trigger left
+    assert removed.fidelity_reactivated == pytest.approx(0.97)
+    assert dormant.fidelity == pytest.approx(0.98)  # which does not see what sleeps
+    assert dormant.fidelity_reactivated == pytest.approx(0.5)
+    assert awake.models[1].fidelity == pytest.approx(0.4)
+    assert (removed.barrier, dormant.barrier) == (0.2, None)
+    assert (removed.asr_half_way, dormant.asr_half_way) == (0.3, None)
+
+
+def test_fidelity_is_undefined_where_the_original_does_nothing() -> None:
+    dead = [record(QUIET, name, original=0.0) for name in "hi"]
+    assert [m.fidelity for m in made(*dead).models] == [None, None]
 
 
 def test_the_eps_is_the_most_telling_one_or_the_one_asked_for() -> None:
