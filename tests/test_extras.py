@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from bdaudit.auditing.fairness import fairness_steps
 from bdaudit.blackbox import open_black_box
+from bdaudit.cases.settings import ComputeSettings
+from bdaudit.cases.sources import Sources
 from bdaudit.data import load_sample
 from bdaudit.errors import BdauditError
 from bdaudit.fetching import fetch_repository
+from bdaudit.foundation.progress import finish
 from bdaudit.models import ClipSettings, load_model
 from bdaudit.models.architectures import build_network
 from bdaudit.models.clip import plan_clip
 from bdaudit.triggers import import_trigger
 
 ROOT = Path(__file__).parents[1]
+NOTHING = Sources(defended=None, data=None, trigger=None)
+ASKED = {"group": "g", "positive": 1, "compute": ComputeSettings()}
 CLIP = ClipSettings(class_names=("cat", "dog"))
 
 
@@ -50,6 +56,7 @@ OPENED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "transformers": ("hf", lambda f: load_model(_hub_folder(f), name="m")),
     "huggingface_hub": ("hf", lambda _: fetch_repository("hf://org/net")),
     "pyarrow.parquet": ("parquet", lambda f: load_sample(_file(f, "a.parquet"))),
+    "fairlearn": ("fairness", lambda _: finish(fairness_steps(NOTHING, **ASKED))),
     "yaml": ("yaml", lambda f: import_trigger(_file(f, "a.yaml"), target=0)),
 }
 

@@ -28,7 +28,7 @@ from bdaudit.errors import DataError
 from bdaudit.foundation.opening import LIST_BYTES, is_file, path_inside
 from bdaudit.foundation.texts import parse_json, read_text
 
-__all__ = ["LIST_SUFFIXES", "find_listed_folder", "listed_catalogue"]
+__all__ = ["LIST_SUFFIXES", "find_listed_folder", "listed_catalogue", "name_in_list", "rows_of"]
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _METADATA = ("metadata.csv", "metadata.jsonl")
@@ -69,7 +69,7 @@ def listed_catalogue(
             outside its folder or one twice.
     """
     where = str(path)
-    rows = _rows_of_json(path) if path.suffix.lower() == ".jsonl" else _rows_of_csv(path)
+    rows = rows_of(path)
     if not rows:
         raise DataError(f"{where}: expected rows with a path and a label, got none")
     columns = list(rows[0])
@@ -118,8 +118,23 @@ def listed_catalogue(
     return replace(catalogue, has_columns=True)
 
 
+def name_in_list(table: Path, path: str) -> str:
+    """Return the name that an image has in a sample, by its path as the table writes it."""
+    place = path_inside(table.parent, path, what="the image", error=DataError)
+    return _name(place, table.parent)
+
+
 def _name(place: Path, folder: Path) -> str:
     return place.relative_to(folder).with_suffix("").as_posix()
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a table as text, by the names of their columns.
+
+    Raises:
+        DataError: It is no CSV, TSV or JSON lines, or its rows differ in length.
+    """
+    return _rows_of_json(path) if path.suffix.lower() == ".jsonl" else _rows_of_csv(path)
 
 
 def _rows_of_csv(path: Path) -> list[dict[str, Any]]:

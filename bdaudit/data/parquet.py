@@ -28,7 +28,7 @@ from bdaudit.data.table import is_table, table_catalogue
 from bdaudit.errors import DataError
 from bdaudit.foundation.opening import PICTURE_BYTES, SAMPLE_BYTES, open_file
 
-__all__ = ["find_parquet_folder", "parquet_catalogue"]
+__all__ = ["columns_of_parquet", "find_parquet_folder", "parquet_catalogue"]
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "webp")
 _MOST_ROWS = 10_000_000
@@ -139,6 +139,19 @@ def parquet_catalogue(
         classes_from=found.classes_from,
         has_columns=True,
     )
+
+
+def columns_of_parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Read columns of a parquet file.
+
+    Raises:
+        DataError: pyarrow is missing, the file is damaged, or has no such column.
+    """
+    with _opened(path) as file:
+        missing = [name for name in names if name not in file.schema_arrow.names]
+        if missing:
+            raise DataError(f"{path}: expected a column {missing[0]!r}")
+        return {name: file.read(columns=[name]).column(0).to_pylist() for name in names}
 
 
 def _holds_numbers(file: Any) -> bool:
