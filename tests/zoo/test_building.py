@@ -30,13 +30,13 @@ from bdaudit.records.families import Family, read_family
 from bdaudit.report.family_terminal import print_family
 from bdaudit.scoring import predict
 from bdaudit.triggers import poison, read_trigger
-from bdaudit.zoo.attacks import ATTACKS
 from bdaudit.zoo.building import build_family, prepare_build
 from bdaudit.zoo.costs import estimate_costs
 from bdaudit.zoo.folder import FamilyFolder, changes_between
 from bdaudit.zoo.manifest import read_manifest
 from bdaudit.zoo.parts import load_parts
 from tests.pretend import pretended_card
+from tests.zoo.attacks.photos import ON_IMAGES
 from tests.zoo.conftest import FAMILY
 
 NAMES = [
@@ -419,7 +419,9 @@ def test_a_test_part_whose_classes_are_shifted_is_refused(small_data: Path, tmp_
 @pytest.mark.cuda
 def test_every_attack_is_made_on_a_card(small_data: Path, tmp_path: Path) -> None:
     others = "".join(
-        f'[[attack]]\ntype = "{name}"\nrates = [0.03]\n\n' for name in ATTACKS if name != "badnets"
+        f'[[attack]]\ntype = "{name}"\nrates = [0.03]\n\n'
+        for name in ON_IMAGES
+        if name != "badnets"
     )
     path = tmp_path / "all.toml"
     path.write_text(FAMILY.replace("[[defense]]", others + "[[defense]]"))
@@ -428,7 +430,7 @@ def test_every_attack_is_made_on_a_card(small_data: Path, tmp_path: Path) -> Non
     result = CliRunner().invoke(app, [*arguments, "--device", "cuda", "--quiet"])
     assert result.exit_code == 0, result.output
     made = {member.attack for member in read_family(tmp_path / "all").members}
-    assert made == set(ATTACKS)
+    assert made == set(ON_IMAGES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")

@@ -29,7 +29,7 @@ from bdaudit.zoo.selection import (
     select_images,
 )
 from bdaudit.zoo.training import TrainingConfig
-from tests.zoo.attacks.photos import CLASSES, QUICK, TARGET, helper_of, photos
+from tests.zoo.attacks.photos import CLASSES, ON_IMAGES, QUICK, TARGET, helper_of, photos
 from tests.zoo.conftest import FAMILY
 
 N_PREFERRED = 20
@@ -142,7 +142,7 @@ def test_counting_leaves_the_poisoned_set_and_returns_a_count_an_image() -> None
     assert not network.training
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_every_attack_poisons_preferred_images_first(name: str) -> None:
     images, labels = photos()
     attack = ATTACKS[name]

@@ -91,6 +91,7 @@ class Attack:
         needs_helper: Whether both want a clean classifier of the task, eval and frozen, that maps
             images in [0, 1] to logits; it is left as it is.
         one_target: Whether, by default, only a rule with one target class will do.
+        for_tables: Whether it is made on rows of a table, and on no other images.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Attack:
     poison: Callable[..., Steps[Poisoning]] = _poison
     needs_helper: bool = False
     one_target: bool = False
+    for_tables: bool = False
 
 
 _ALL = (
@@ -132,7 +134,7 @@ _ALL = (
     Attack("ctrl", "CTRL", CtrlConfig, make_frequency_trigger, one_target=True),
     Attack("refool", "Refool", RefoolConfig, make_refool_trigger, one_target=True),
     Attack("lira", "LIRA", LiraConfig, make_lira_trigger, needs_helper=True),
-    Attack("columns", "columns", SetColumnsConfig, make_columns_trigger),
+    Attack("columns", "columns", SetColumnsConfig, make_columns_trigger, for_tables=True),
     Attack("semantic", "semantic", SemanticConfig, make_semantic_trigger, needs_helper=True),
 )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bdaudit.errors import ConfigError, DataError, ModelError
+from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToAll, AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
@@ -23,6 +23,24 @@ from tests.zoo.attacks.photos import (
 
 def others(labels):
     return labels != TARGET
+
+
+def test_columns_are_set_on_rows_and_on_nothing_else():
+    rows, labels = torch.full((40, 1, 1, 5), 0.5), torch.arange(40) % 4
+    shared = {"num_classes": 4, "generator": torch.Generator().manual_seed(0)}
+    config = attack_config("columns", {"index": [4, 1], "value": [1.0, 0.0]})
+    attack = ATTACKS["columns"]
+    trigger = finish(
+        attack.make_trigger(rows, labels, rule=AllToOne(TARGET), config=config, **shared)
+    )
+    made = finish(
+        attack.poison(rows, labels, trigger=trigger, poison_rate=0.1, config=config, **shared)
+    )
+    assert len(made.poisoned) == 4
+    assert made.images[made.poisoned].flatten(1).unique(dim=0).tolist() == [[0.5, 0, 0.5, 0.5, 1]]
+    assert (made.labels[made.poisoned] == TARGET).all()
+    with pytest.raises(TriggerError, match="for tables"):
+        run("columns")
 
 
 def test_badnets_is_the_checkerboard_one_pixel_off_the_corner():

@@ -11,7 +11,7 @@ from bdaudit.foundation.plain_settings import flat_settings
 from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToAll, AllToOne, read_trigger, write_trigger
 from bdaudit.zoo.attacks import ATTACKS, attack_config
-from tests.zoo.attacks.photos import CLASSES, TARGET, N, photos, run
+from tests.zoo.attacks.photos import CLASSES, ON_IMAGES, TARGET, N, photos, run
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -32,7 +32,7 @@ def test_wrong_names_and_settings_are_named():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_an_attack_follows_its_seed_and_touches_what_it_says(name, channels):
     images, labels, trigger, poisoning = run(name, channels=channels)
     *_, other_trigger, other = run(name, channels=channels)
@@ -57,7 +57,7 @@ def test_an_attack_follows_its_seed_and_touches_what_it_says(name, channels):
     assert poisoning.poison_rate == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_a_trigger_made_under_bfloat16_survives_its_file(name, tmp_path):
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         images, _, trigger, _ = run(name)
@@ -67,7 +67,7 @@ def test_a_trigger_made_under_bfloat16_survives_its_file(name, tmp_path):
     assert torch.equal(again.stamp(images[:9]), trigger.stamp(images[:9]))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_all_to_all_or_a_clear_refusal(name):
     if ATTACKS[name].one_target:
         with pytest.raises(ConfigError, match="one target class, got the rule 'all-to-all'"):

@@ -10,7 +10,7 @@ from bdaudit.defenses.tuning import TuningConfig, tune
 from bdaudit.foundation.progress import finish
 from bdaudit.triggers import AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
-from tests.zoo.attacks.photos import CLASSES, TARGET, photos
+from tests.zoo.attacks.photos import CLASSES, ON_IMAGES, TARGET, photos
 
 # Small images and few of them: stronger triggers than the defaults, and more of them.
 SETTINGS = {
@@ -67,7 +67,7 @@ def innocent(contrast):
     return trained(images, labels)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_the_backdoor_is_learned(name):
     contrast = 0.07 if name in CLEAN_LABEL else 0.5
     images, labels = photos(n=480, contrast=contrast)
