@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.data import Sample, Split, load_sample, split_sample
+from bdaudit.errors import BdauditError
 from bdaudit.models import LoadedModel, load_model
 from bdaudit.scoring import predict
 from bdaudit.triggers import Poisoned, poison, read_trigger
@@ -114,15 +115,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_subjects(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Subjects:
-    """Open what the options name; what is missing ends the program with a usage error."""
+    """Open what the options name; what does not fit ends the program with a usage error."""
+    try:
+        return _open(parser, arguments)
+    except BdauditError as error:
+        parser.error(str(error))
+
+
+def _open(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Subjects:
+    if arguments.family is None:
+        parser.error("expected `demo` or the folder of a family, or --table FOLDER")
     sizes = (arguments.craft, arguments.held_out)
     if arguments.family == "demo":
-        names = ["original", "dormant", "innocent-1", "innocent-2", "innocent-3"]
+        there = ["innocent-1", "innocent-2", "innocent-3"]
+        innocent = arguments.innocent or there
+        if arguments.dormant or len(innocent) < 2 or not set(innocent) <= set(there):
+            parser.error(f"demo: has one dormant model; --innocent takes two or more of {there}")
         return Subjects(
             "demo",
-            {name: DEMO / f"{name}.safetensors" for name in names},
+            {name: DEMO / f"{name}.safetensors" for name in ("original", "dormant", *innocent)},
             {"dormant": ("badnets", "original")},
-            names[2:],
+            innocent,
             {"badnets": DEMO / "trigger.toml"},
             load_sample(DEMO / "clean.npz"),
             sizes,

@@ -27,7 +27,6 @@ there already is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections import defaultdict
@@ -38,6 +37,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from kept_lines import KeptLines, read_lines
 from known_models import Asked, Subjects, add_arguments, open_subjects, share
 from torch import Tensor
 from torch.nn import functional
@@ -258,22 +258,24 @@ def one_by_one(
 def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Append a line for every model, seed and attack that is not there yet."""
     subjects = open_subjects(parser, arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / f"{subjects.name}.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {tuple(line[key] for key in KEYS) for line in lines}
+    kept = KeptLines(arguments.out / f"{subjects.name}.jsonl")
+    budgets = {
+        "universal, cold": arguments.max_queries,
+        "universal, warm": arguments.warm_queries,
+    }
     for seed in arguments.seeds:
         for asked in subjects:
             for name in arguments.attacks:
-                about: dict[str, Any] = {
+                about = {
                     "family": subjects.name,
                     "model": asked.model.name,
                     "trigger": asked.trigger,
                     "eps": arguments.eps,
                     "seed": seed,
                     "attack": name,
+                    "queries": budgets.get(name, arguments.per_image),
                 }
-                if tuple(about[key] for key in KEYS) in known:
+                if kept.has(about):
                     continue
                 began = time.process_time()
                 if name in PER_IMAGE:
@@ -281,26 +283,15 @@ def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> N
                 else:
                     warm = name.endswith("warm")
                     curve = universal(subjects, asked, seed, arguments, warm=warm)
-                about |= {
-                    "truth": asked.truth,
-                    "curve": curve,
-                    "cpu_s": round(time.process_time() - began, 1),
-                }
-                with file.open("a") as opened:
-                    opened.write(json.dumps(about) + "\n")
-                print(*about.values(), flush=True)
-
-
-KEYS = ("family", "model", "trigger", "eps", "seed", "attack")
+                elapsed = round(time.process_time() - began, 1)
+                kept.add(about | {"truth": asked.truth, "curve": curve, "cpu_s": elapsed})
 
 
 def show(folder: Path) -> None:
     """Print a table of each family: success of dormant models / the strongest innocent one."""
     groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted(folder.glob("*.jsonl")):
-        for text in file.read_text().splitlines():
-            line = json.loads(text)
-            groups[line["family"], line["eps"]].append(line)
+    for line in read_lines(folder):
+        groups[line["family"], line["eps"]].append(line)
     for (family, eps), lines in groups.items():
         print(f"\n{family}, eps {eps:g}\n")
         for names, per in ((ATTACKS[:2], "in all"), (tuple(PER_IMAGE), "an image")):
@@ -341,8 +332,6 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.table:
         show(arguments.table)
-    elif arguments.family is None:
-        parser.error("expected `demo` or the folder of a family, or --table FOLDER")
     else:
         measure(parser, arguments)
         show(arguments.out)

@@ -38,7 +38,6 @@ A line is appended for every model, seed and search; what is there already is no
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections import defaultdict
@@ -48,6 +47,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from kept_lines import KeptLines, read_lines
 from known_models import Asked, add_arguments, open_subjects, share
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -300,46 +300,39 @@ SEARCHES: dict[str, Callable[[Search, int], Tensor]] = {
 }
 
 
-def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Path) -> None:
+def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Append a line for every model, seed and search that is not there yet."""
     subjects = open_subjects(parser, arguments)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{subjects.name}.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {tuple(line[key] for key in KEYS) for line in lines}
+    kept = KeptLines(arguments.out / f"{subjects.name}.jsonl")
     for seed in arguments.seeds:
         for asked in subjects:
             held_out = asked.held_out
             alone = share(asked, held_out.triggered, held_out.targets)
             for name in arguments.searches:
-                about: dict[str, Any] = {
+                about = {
                     "family": subjects.name,
                     "model": asked.model.name,
                     "trigger": asked.trigger,
                     "eps": arguments.eps,
                     "seed": seed,
                     "passes": arguments.passes,
+                    "craft_images": arguments.craft,
                     "search": name,
                 }
-                if tuple(about[key] for key in KEYS) in known:
+                if kept.has(about):
                     continue
                 began = time.process_time()
                 search = Search(asked, arguments.eps, seed, arguments.passes)
                 delta = SEARCHES[name](search, seed)
                 assert float(search.ball.norm(delta)) <= arguments.eps
-                about |= {
+                scores = {
                     "truth": asked.truth,
                     "alone": alone,
                     "success": share(asked, held_out.triggered, held_out.targets, delta),
                     "craft": share(asked, search.images, search.targets, delta),
                     "cpu_s": round(time.process_time() - began, 1),
                 }
-                with file.open("a") as opened:
-                    opened.write(json.dumps(about) + "\n")
-                print(*about.values(), flush=True)
-
-
-KEYS = ("family", "model", "trigger", "eps", "seed", "passes", "search")
+                kept.add(about | scores)
 
 
 def rates(lines: list[dict[str, Any]], truth: str) -> dict[tuple[str, str, int], float]:
@@ -369,10 +362,8 @@ N_SCORED = 500
 def show(folder: Path) -> None:
     """Print a table of each family."""
     groups: dict[tuple[str, float, int], list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted(folder.glob("*.jsonl")):
-        for text in file.read_text().splitlines():
-            line = json.loads(text)
-            groups[line["family"], line["eps"], line["passes"]].append(line)
+    for line in read_lines(folder):
+        groups[line["family"], line["eps"], line["passes"]].append(line)
     for (family, eps, passes), lines in groups.items():
         by_search = {name: [line for line in lines if line["search"] == name] for name in SEARCHES}
         own, own_margin = rates(by_search["standard"], "dormant"), margins(by_search["standard"])
@@ -380,13 +371,10 @@ def show(folder: Path) -> None:
         print("| search | dormant | ahead | innocent, mean and most | margin | ahead | CPU s |")
         print("|---|---|---|---|---|---|---|")
         for name, theirs in by_search.items():
-            if not theirs:
+            woken, innocent = rates(theirs, "dormant"), rates(theirs, "innocent")
+            beyond = margins(theirs)
+            if not woken or not beyond:
                 continue
-            woken, innocent, beyond = (
-                rates(theirs, "dormant"),
-                rates(theirs, "innocent"),
-                margins(theirs),
-            )
             ahead = sum(rate > own.get(key, 1) for key, rate in woken.items())
             further = sum(value > own_margin.get(key, 99) for key, value in beyond.items())
             print(
@@ -410,10 +398,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.table:
         show(arguments.table)
-    elif arguments.family is None:
-        parser.error("expected `demo` or the folder of a family, or --table FOLDER")
     else:
-        measure(parser, arguments, arguments.out)
+        measure(parser, arguments)
         show(arguments.out)
 
 

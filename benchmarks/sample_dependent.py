@@ -24,7 +24,6 @@ A line is appended for every model, seed and attack; what is there already is no
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections import defaultdict
@@ -34,6 +33,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from kept_lines import KeptLines, read_lines
 from known_models import Asked, Subjects, add_arguments, open_subjects
 from torch import Tensor, nn
 from torch.nn import functional
@@ -193,44 +193,35 @@ def counted(classifier: nn.Module, images: Tensor, wanted: Tensor) -> float:
 def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Append a line for every model, seed and attack that is not there yet."""
     subjects = open_subjects(parser, arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / f"{subjects.name}.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {tuple(line[key] for key in KEYS) for line in lines}
+    kept = KeptLines(arguments.out / f"{subjects.name}.jsonl")
     for seed in arguments.seeds:
         for asked in subjects:
             alone = counted(asked.classifier, asked.held_out.triggered, asked.held_out.targets)
             for name in arguments.attacks:
-                about: dict[str, Any] = {
+                about = {
                     "family": subjects.name,
                     "model": asked.model.name,
                     "trigger": asked.trigger,
                     "eps": arguments.eps,
                     "seed": seed,
                     "passes": arguments.passes,
+                    "keep": arguments.keep,
                     "attack": name,
                 }
-                if tuple(about[key] for key in KEYS) in known:
+                if kept.has(about):
                     continue
                 began = time.process_time()
-                about |= {"truth": asked.truth, "alone": alone}
-                about |= attack(name, subjects, asked, seed, arguments)
-                about["cpu_s"] = round(time.process_time() - began, 1)
-                with file.open("a") as opened:
-                    opened.write(json.dumps(about) + "\n")
-                print(*about.values(), flush=True)
-
-
-KEYS = ("family", "model", "trigger", "eps", "seed", "passes", "attack")
+                rates = attack(name, subjects, asked, seed, arguments)
+                elapsed = round(time.process_time() - began, 1)
+                truth = {"truth": asked.truth, "alone": alone}
+                kept.add(about | truth | rates | {"cpu_s": elapsed})
 
 
 def show(folder: Path) -> None:
     """Print a table of each family."""
     groups: dict[tuple[str, float, int], list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted(folder.glob("*.jsonl")):
-        for text in file.read_text().splitlines():
-            line = json.loads(text)
-            groups[line["family"], line["eps"], line["passes"]].append(line)
+    for line in read_lines(folder):
+        groups[line["family"], line["eps"], line["passes"]].append(line)
     for (family, eps, passes), lines in groups.items():
         print(f"\n{family}, eps {eps:g}, {passes} passes\n")
         print(
@@ -272,8 +263,6 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.table:
         show(arguments.table)
-    elif arguments.family is None:
-        parser.error("expected `demo` or the folder of a family, or --table FOLDER")
     else:
         measure(parser, arguments)
         show(arguments.out)
