@@ -273,6 +273,7 @@ def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> N
                     "eps": arguments.eps,
                     "seed": seed,
                     "attack": name,
+                    "craft_images": arguments.craft,
                     "queries": budgets.get(name, arguments.per_image),
                 }
                 if kept.has(about):

@@ -344,14 +344,20 @@ def rates(lines: list[dict[str, Any]], truth: str) -> dict[tuple[str, str, int],
     }
 
 
-def margins(lines: list[dict[str, Any]]) -> dict[tuple[str, str, int], float]:
-    """Return by dormant model and seed how many deviates it is above the strongest innocent."""
+def margins(
+    lines: list[dict[str, Any]], everyone: set[tuple[str, str]]
+) -> dict[tuple[str, str, int], float]:
+    """Return by dormant model and seed how many deviates it is above the strongest innocent.
+
+    Where one of `everyone`, innocent models by trigger, has not been asked yet there is no margin.
+    """
     innocent = rates(lines, "innocent")
     found = {}
     for (model, trigger, seed), rate in rates(lines, "dormant").items():
-        others = [r for (_, t, s), r in innocent.items() if (t, s) == (trigger, seed)]
-        if others:
-            found[model, trigger, seed] = probit(rate, N_SCORED) - probit(max(others), N_SCORED)
+        wanted = [(name, under, seed) for name, under in everyone if under == trigger]
+        if wanted and all(key in innocent for key in wanted):
+            strongest = max(innocent[key] for key in wanted)
+            found[model, trigger, seed] = probit(rate, N_SCORED) - probit(strongest, N_SCORED)
     return found
 
 
@@ -366,13 +372,15 @@ def show(folder: Path) -> None:
         groups[line["family"], line["eps"], line["passes"]].append(line)
     for (family, eps, passes), lines in groups.items():
         by_search = {name: [line for line in lines if line["search"] == name] for name in SEARCHES}
-        own, own_margin = rates(by_search["standard"], "dormant"), margins(by_search["standard"])
+        everyone = {(model, trigger) for model, trigger, _ in rates(lines, "innocent")}
+        own = rates(by_search["standard"], "dormant")
+        own_margin = margins(by_search["standard"], everyone)
         print(f"\n{family}, eps {eps:g}, {passes} passes\n")
         print("| search | dormant | ahead | innocent, mean and most | margin | ahead | CPU s |")
         print("|---|---|---|---|---|---|---|")
         for name, theirs in by_search.items():
             woken, innocent = rates(theirs, "dormant"), rates(theirs, "innocent")
-            beyond = margins(theirs)
+            beyond = margins(theirs, everyone)
             if not woken or not beyond:
                 continue
             ahead = sum(rate > own.get(key, 1) for key, rate in woken.items())

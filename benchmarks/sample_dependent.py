@@ -205,6 +205,7 @@ def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> N
                     "eps": arguments.eps,
                     "seed": seed,
                     "passes": arguments.passes,
+                    "craft_images": arguments.craft,
                     "keep": arguments.keep,
                     "attack": name,
                 }
