@@ -197,7 +197,7 @@ def fit_images(images: Tensor, image_shape: ImageShape) -> Tensor:
         DataError: The channels cannot be converted.
     """
     channels, height, width = image_shape
-    if 1 in (height, images.shape[-2]) and tuple(images.shape[1:]) != tuple(image_shape):
+    if channels == height == 1 and tuple(images.shape[1:]) != tuple(image_shape):
         raise DataError(
             f"images of shape {tuple(images.shape[1:])} and a model of {tuple(image_shape)}: rows "
             "of a table are not resized; expected as many columns as the model takes"

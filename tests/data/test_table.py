@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdaudit.data import load_sample
+from bdaudit.data import from_arrays, load_sample
 from bdaudit.data.table_columns import FIXED
 from bdaudit.errors import DataError
 
@@ -107,3 +107,5 @@ def test_rows_are_not_brought_to_another_number_of_columns(tmp_path: Path) -> No
         load_sample(path, image_shape=(1, 1, 5))
     with pytest.raises(DataError, match="4 columns"):
         load_sample(path, image_shape=(3, 32, 32))
+    with pytest.raises(DataError, match="rows of a table are not resized"):
+        from_arrays(torch.rand(4, 1, 1, 7), [0, 1, 0, 1], image_shape=(1, 1, 8))
