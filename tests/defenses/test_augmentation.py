@@ -53,3 +53,10 @@ def test_no_shift_and_no_flip_leaves_images_alone():
     images = torch.rand((4, 3, 6, 5))
     moved = shift_and_flip(images, max_shift=0.0, flip=False, generator=torch.Generator())
     assert torch.equal(moved, images)
+
+
+def test_rows_of_a_table_are_neither_shifted_nor_mirrored():
+    rows = torch.rand((4, 1, 1, 6))
+    moved = shift_and_flip(rows, max_shift=0.5, flip=True, generator=torch.Generator())
+    assert torch.equal(moved, rows)
+    assert moved.data_ptr() != rows.data_ptr()
