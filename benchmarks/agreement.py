@@ -201,12 +201,13 @@ def judge(line: Line, innocent: Sequence[Line]) -> Judged:
 
 
 def outlying(values: Tensor) -> list[int]:
-    """Return which of values (n,) are more than `FLAGGED` deviations below their median.
+    """Return the smallest of values (n,) where it is `FLAGGED` deviations below their median.
 
     Source: the anomaly index of Neural Cleanse, Wang et al., S&P 2019.
     """
     below = values.median() - values
-    return (below > FLAGGED * 1.4826 * below.abs().median()).nonzero()[:, 0].tolist()
+    least = int(below.argmax())
+    return [least] if below[least] > FLAGGED * 1.4826 * below.abs().median() else []
 
 
 def combined(judged: dict[str, Judged]) -> Judged | None:
