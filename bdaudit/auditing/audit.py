@@ -40,7 +40,12 @@ from bdaudit.measuring.attacking import KINDS, Attacker, rests_on_surrogates
 from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
-from bdaudit.measuring.existence import barrier_cost, barrier_steps, existence_steps
+from bdaudit.measuring.existence import (
+    barrier_cost,
+    barrier_steps,
+    direction_steps,
+    existence_steps,
+)
 from bdaudit.measuring.pictures import take_pictures
 from bdaudit.measuring.placebos import (
     N_PLACEBOS,
@@ -68,6 +73,7 @@ from bdaudit.records import (
     AttackRun,
     AuditFindings,
     AuditRecord,
+    BackdoorDirection,
     Baseline,
     BecRecord,
     Condition,
@@ -267,6 +273,7 @@ def _audit_known(
             bec_missing=audit_.bec_missing,
             barrier=audit_.barrier,
             barrier_missing=audit_.barrier_missing,
+            direction=audit_.direction,
             runs=tuple(audit_.runs),
             inversion=inversion,
             relearning=audit_.relearning,
@@ -321,6 +328,7 @@ class _Audit:
     bec_missing: str | None = None
     barrier: LossBarrier | None = None
     barrier_missing: str | None = None
+    direction: BackdoorDirection | None = None
     relearning: Relearning | None = None
     relearning_missing: str | None = None
     placebos: Placebos | None = None
@@ -443,6 +451,7 @@ class _Audit:
 
     def _barrier(self) -> Steps[None]:
         self.barrier, self.barrier_missing = yield from barrier_steps(self.inputs, self.compute)
+        self.direction = yield from direction_steps(self.inputs, self.compute)
 
     def _relearning(self) -> Steps[None]:
         """Measure relearning; where it cannot be, "removed" carries a remark."""

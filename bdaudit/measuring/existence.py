@@ -6,15 +6,16 @@ from torch import nn
 
 from bdaudit.blackbox import OnnxBlackBox, fold_batch_norms, read_onnx_layers
 from bdaudit.cases.subjects import Inputs
-from bdaudit.errors import ModelError, NumericsError
+from bdaudit.errors import DataError, ModelError, NumericsError
 from bdaudit.existence import ExistenceConfig, existence_coefficient
 from bdaudit.existence.barrier import N_POINTS, measure_barrier
-from bdaudit.existence.layers import select_layers
+from bdaudit.existence.direction import backdoor_direction, transformer_layers
+from bdaudit.existence.layers import network_of, select_layers
 from bdaudit.foundation.progress import Steps
 from bdaudit.measuring.compute import Compute, derive_generator
-from bdaudit.records import BecRecord, LossBarrier
+from bdaudit.records import BackdoorDirection, BecRecord, LossBarrier
 
-__all__ = ["barrier_cost", "barrier_steps", "existence_steps"]
+__all__ = ["barrier_cost", "barrier_steps", "direction_steps", "existence_steps"]
 
 _N_ON_THE_LINE = 250
 """Images of each kind that go through every model on the line, at most."""
@@ -99,6 +100,33 @@ def barrier_steps(inputs: Inputs, compute: Compute) -> Steps[tuple[LossBarrier |
     except (ModelError, NumericsError) as error:
         return None, f"not measured: {error}"
     return made, None
+
+
+def direction_steps(inputs: Inputs, compute: Compute) -> Steps[BackdoorDirection | None]:
+    """Measure how much of a transformer's linear backdoor direction the defended model keeps.
+
+    It decides nothing, so where it cannot be measured, as of other networks, there is none.
+    """
+    (defended,), (original,) = inputs.with_role("defended"), inputs.with_role("original")
+    config = ExistenceConfig(batch_size=compute.batch_size, precision=compute.precision)
+    if defended.model is None:
+        return None
+    try:
+        if not transformer_layers(network_of(original.white.classifier), config):
+            return None
+        return (
+            yield from backdoor_direction(
+                original.white.classifier,
+                defended.model.classifier,
+                [s.white.classifier for s in inputs.with_role("reference")],
+                clean=inputs.held_out_poisoned.clean,
+                triggered=inputs.held_out_poisoned.triggered,
+                config=config,
+                device=compute.device,
+            )
+        )
+    except (DataError, ModelError, NumericsError):
+        return None
 
 
 def barrier_cost(inputs: Inputs) -> float:

@@ -42,8 +42,10 @@ from bdaudit.records.documents import (
     Sealed,
 )
 from bdaudit.records.existence import (
+    BackdoorDirection,
     BecRecord,
     LayerBec,
+    LayerDirection,
     LinePoint,
     LossBarrier,
 )
@@ -103,6 +105,7 @@ __all__ = [
     "AttackRun",
     "AuditFindings",
     "AuditRecord",
+    "BackdoorDirection",
     "Baseline",
     "BaselineFindings",
     "BecRecord",
@@ -126,6 +129,7 @@ __all__ = [
     "InversionRun",
     "KeptTrigger",
     "LayerBec",
+    "LayerDirection",
     "LinePoint",
     "LossBarrier",
     "Mode",

@@ -36,6 +36,8 @@ class ComparedModel(Record):
         barrier: How far the clean loss rises on the straight line of weights from the original,
             above the line between the ends; `None` where it was not measured.
         asr_half_way: ASR of the trigger alone in the middle of that line; `None` likewise.
+        direction: Mean cosine of the linear backdoor direction with the original's, of a
+            transformer; `None` otherwise.
         fidelity: Share of the original's clean accuracy kept, times the share of its ASR that is
             gone, each held within 0 and 1; `None` where the original has no accuracy or no ASR.
         fidelity_reactivated: The same with the re-activated ASR in place of the trigger's alone.
@@ -55,6 +57,7 @@ class ComparedModel(Record):
     bec_missing: str | None
     barrier: float | None = None
     asr_half_way: float | None = None
+    direction: float | None = None
     fidelity: float | None = None
     fidelity_reactivated: float | None = None
 

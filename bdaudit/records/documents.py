@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from bdaudit.records.attacks import AttackRun, Baseline
 from bdaudit.records.base import Condition, Record, Role
-from bdaudit.records.existence import BecRecord, LossBarrier
+from bdaudit.records.existence import BackdoorDirection, BecRecord, LossBarrier
 from bdaudit.records.header import Header, Heading
 from bdaudit.records.inversion import Inversion, KeptTrigger
 from bdaudit.records.pictures import Pictures
@@ -115,6 +115,8 @@ class AuditFindings(ScoreFindings):
         barrier: The line of weights between original and defended model; `None` where it was not
             measured, and in records written before it was.
         barrier_missing: Why not.
+        direction: The linear backdoor direction of a transformer; `None` of other networks, where
+            it was not measured, and in records written before it was.
         inversion: The search for the trigger, where nobody knew it.
         relearning_missing: Why relearning was not measured though it was asked for.
         placebos: Placebo triggers and the attacks with them; `None` where none were wanted, and in
@@ -124,6 +126,7 @@ class AuditFindings(ScoreFindings):
     bec_missing: str | None = None
     barrier: LossBarrier | None = None
     barrier_missing: str | None = None
+    direction: BackdoorDirection | None = None
     runs: tuple[AttackRun, ...]
     inversion: Inversion | None = None
     relearning: Relearning | None = None

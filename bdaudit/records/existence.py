@@ -8,7 +8,14 @@ from pydantic import Field
 
 from bdaudit.records.base import Fraction, Rate, Record
 
-__all__ = ["BecRecord", "LayerBec", "LinePoint", "LossBarrier"]
+__all__ = [
+    "BackdoorDirection",
+    "BecRecord",
+    "LayerBec",
+    "LayerDirection",
+    "LinePoint",
+    "LossBarrier",
+]
 
 
 class LayerBec(Record):
@@ -89,3 +96,34 @@ class LossBarrier(Record):
     def half_way(self) -> LinePoint:
         """The point in the middle."""
         return min(self.points, key=lambda point: abs(point.share - 0.5))
+
+
+class LayerDirection(Record):
+    """The backdoor direction of one layer: mean features with the trigger less those without.
+
+    Attributes:
+        cosine: Of the defended model's and the original's.
+        strength: How far the trigger moves the defended model along the original's direction, as a
+            share of how far it moves the original.
+        halves: Cosine of the original's on one half of the images and on the other: what sampling
+            leaves of 1.
+        innocent: The largest cosine of an innocent model's and the original's; `None` without one.
+    """
+
+    layer: str
+    cosine: float
+    strength: float
+    halves: float
+    innocent: float | None
+
+
+class BackdoorDirection(Record):
+    """How much of a transformer's linear backdoor direction is left; means over layers."""
+
+    cosine: float
+    strength: float
+    halves: float
+    innocent: float | None
+    n_innocent: int
+    n_samples: int
+    layers: tuple[LayerDirection, ...]

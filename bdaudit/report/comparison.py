@@ -208,6 +208,7 @@ def _compared(name: str, file: str, record: AuditRecord, run: AttackRun) -> Comp
         bec_missing=None if span else record.bec_missing or "undefined",
         barrier=None if record.barrier is None else record.barrier.loss,
         asr_half_way=None if record.barrier is None else record.barrier.half_way.asr.value,
+        direction=None if record.direction is None else record.direction.cosine,
         fidelity=_fidelity(defended, original, defended.asr),
         fidelity_reactivated=_fidelity(defended, original, run.asr),
     )

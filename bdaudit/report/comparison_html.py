@@ -35,6 +35,7 @@ def render(made: ComparisonRecord) -> str:
         gist=_gist(made.models),
         figure_of=_draw(made, drawn) if drawn else None,
         not_drawn=[model for model in made.models if model.bec is None],
+        directed=any(model.direction is not None for model in made.models),
         norm_name=norm_name,
     )
 

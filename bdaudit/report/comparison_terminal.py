@@ -23,13 +23,15 @@ def print_comparison(made: ComparisonRecord, console: Console) -> None:
     title = f"Defended versions of one original  {made.attack}, {norm_name(made.norm)} {made.eps:g}"
     console.print(Text(title, style="bold"))
     figures = ("clean", "alone", "woken", "lift", "bounds", "BEC", "barrier", "half way")
-    fidelity = ("fidelity", "when woken")
-    table = FittedTable("model", Column("verdict", text=True), *figures, *fidelity)
+    # Of transformers alone.
+    directed = any(model.direction is not None for model in made.models)
+    more = ("fidelity", "when woken", *(["direction"] if directed else []))
+    table = FittedTable("model", Column("verdict", text=True), *figures, *more)
     for model in made.models:
-        table.add_row(*_cells(model))
+        table.add_row(*_cells(model), *([number(model.direction)] if directed else []))
     for neighbour in (made.original, made.innocent):
         if neighbour is not None:
-            table.add_row(*_neighbour_cells(neighbour), style="dim")
+            table.add_row(*_neighbour_cells(neighbour), *([""] if directed else []), style="dim")
     console.print(table)
     if any(model.bec is not None for model in made.models):
         console.print(Text("ASR against BEC", style="bold"))

@@ -43,6 +43,7 @@ from bdaudit.report.wording import (
     at_the_next_rate,
     barrier_in_words,
     defended_file,
+    direction_in_words,
     find_decisive,
     gist_of,
     norm_name,
@@ -97,6 +98,9 @@ def render(record: AnyRecord) -> str:
         bec_summary=_bec_summary(bec),
         bec_missing=None if audit is None else audit.bec_missing,
         barrier=_about_barrier(audit),
+        direction=None
+        if audit is None or audit.direction is None
+        else direction_in_words(audit.direction),
         bec_figure=draw_bec(bec) if bec else None,
         tac_figure=draw_tac(bec[0]) if bec else None,
         relearning=relearning,

@@ -27,7 +27,7 @@ def comparison_csv(made: ComparisonRecord) -> str:
     made = shown(made)
     head = ("model", "record", "verdict", "release", "mode", "norm", "eps", "clean_acc")
     figures = ("clean_acc_loss", "asr", "reactivated_asr", "delta_only", "lift", "lift_low")
-    own = ("barrier", "asr_half_way", "fidelity", "fidelity_reactivated")
+    own = ("barrier", "asr_half_way", "direction", "fidelity", "fidelity_reactivated")
     return _write(
         (*head, *figures, "lift_high", "bec_low", "bec", "bec_high", *own),
         (

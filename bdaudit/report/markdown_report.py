@@ -27,6 +27,7 @@ from bdaudit.report.wording import (
     at_the_next_rate,
     barrier_in_words,
     defended_file,
+    direction_in_words,
     find_decisive,
     gist_of,
     norm_name,
@@ -70,6 +71,8 @@ def render(record: AnyRecord) -> str:
         ]
     if audit is not None and audit.barrier is not None:
         lines += [f"**The line of weights between the two** {barrier_in_words(audit.barrier)}.", ""]
+    if audit is not None and audit.direction is not None:
+        lines += [f"**The linear backdoor direction** {direction_in_words(audit.direction)}.", ""]
     lines += [*diagnostics(record), *notes(record)]
     if audit is not None:
         lines += ["**What this does not prove**", ""]

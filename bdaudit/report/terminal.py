@@ -38,6 +38,7 @@ from bdaudit.report.wording import (
     about_innocents,
     attack_name,
     barrier_in_words,
+    direction_in_words,
     gist_of,
     norm_name,
     not_proved,
@@ -124,6 +125,9 @@ def _audit_parts(record: AuditRecord, console: Console, *, brief: bool) -> list[
         return parts
     parts += _bec_parts(record.bec, record.bec_missing, console)
     parts += _barrier_parts(record)
+    if record.direction is not None:
+        said = direction_in_words(record.direction)
+        parts.append(Group(_heading("The linear backdoor direction"), _bullet(said)))
     parts.append(
         Group(
             _heading("What this does not prove"),

@@ -9,6 +9,7 @@ from bdaudit.records import (
     AnyDocument,
     AttackRun,
     AuditRecord,
+    BackdoorDirection,
     Baseline,
     Comparison,
     Heading,
@@ -35,6 +36,7 @@ __all__ = [
     "attack_name",
     "barrier_in_words",
     "defended_file",
+    "direction_in_words",
     "find_decisive",
     "gap_with_interval",
     "gist_of",
@@ -166,6 +168,17 @@ def barrier_in_words(barrier: LossBarrier) -> str:
         f"clean loss rises by {barrier.loss:.2f} and error by {100 * barrier.error:.1f} points "
         f"above the ends'; the trigger alone, from the original to the defended model: {asr}"
     )
+
+
+def direction_in_words(direction: BackdoorDirection) -> str:
+    """Say how much of a transformer's backdoor direction is left."""
+    text = (
+        f"mean cosine with the original's {direction.cosine:.2f} (its own on two halves of the "
+        f"images {direction.halves:.2f}"
+    )
+    if direction.innocent is not None:
+        text += f", the nearest innocent model's {direction.innocent:.2f}"
+    return f"{text}); the trigger moves it {direction.strength:.0%} as far along it"
 
 
 def about_innocents(baselines: Sequence[Baseline]) -> str | None:

@@ -123,6 +123,10 @@ def test_an_unlearned_clip_keeps_circuit_and_gains_nothing(files: Path, tmp_path
         for block in (0, 1)
         for part in ("attn", "mlp.c_proj")
     }
+    assert record.direction is not None
+    assert {layer.layer for layer in record.direction.layers} == {x.layer for x in bec.layers}
+    assert record.direction.cosine < record.direction.halves
+    assert record.barrier is not None, record.barrier_missing
     conditions = {run.condition for run in record.runs if run.role == "defended"}
     assert {"trigger", "no_trigger", "noise"} <= conditions
     woken = [r for r in record.runs if r.role == "original" and r.condition == "trigger"]

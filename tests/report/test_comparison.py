@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from bdaudit.cli import app
 from bdaudit.errors import ConfigError, RecordError
-from bdaudit.records import AuditRecord, ModelInfo, to_json
+from bdaudit.records import AuditRecord, BackdoorDirection, ModelInfo, to_json
 from bdaudit.records.comparison import ComparisonRecord
 from bdaudit.report.comparison import compare
 from bdaudit.report.comparison_html import render
 from bdaudit.report.comparison_terminal import print_comparison
+from bdaudit.report.formats import render_report
 from bdaudit.verdict import Policy, judge
 from tests.records import audit_record, barrier_record, bec_record
 from tests.report.conftest import HOSTILE, OpenPage
@@ -74,6 +75,28 @@ def test_fidelity_is_what_is_kept_times_what_is_gone() -> None:
     assert awake.models[1].fidelity == pytest.approx(0.4)
     assert (removed.barrier, dormant.barrier) == (0.2, None)
     assert (removed.asr_half_way, dormant.asr_half_way) == (0.3, None)
+
+
+def test_a_transformers_direction_has_a_column() -> None:
+    left = BackdoorDirection(
+        cosine=0.83,
+        strength=0.5,
+        halves=0.99,
+        innocent=0.05,
+        n_innocent=1,
+        n_samples=500,
+        layers=(),
+    )
+    found = made(SLEEPY, record(QUIET, "j", direction=left))
+    assert [m.direction for m in found.models] == [0.83, None]
+    console = Console(record=True, width=200)
+    print_comparison(found, console)
+    text = console.export_text()
+    assert "direction" in text
+    assert "0.83" in text
+    assert '<th scope="col" class="n">direction</th>' in render(found)
+    page = render_report("md", record(QUIET, "j", direction=left))
+    assert "mean cosine with the original's 0.83" in page
 
 
 def test_fidelity_is_undefined_where_the_original_does_nothing() -> None:
