@@ -233,7 +233,7 @@ def universal(
     )
     curve = []
     held_out = asked.held_out
-    for total in (total for total in TOTALS if total <= most):
+    for total in (*(total for total in TOTALS if total < most), most):
         reached = [point for point in found.milestones if point.n_queries <= total]
         delta = reached[-1].delta if reached else torch.zeros_like(held_out.triggered[:1])
         curve.append((total, share(asked, held_out.triggered, held_out.targets, delta)))
