@@ -95,7 +95,8 @@ def descend(
                     moved = features - still[chosen]
                     loss = loss + 1 - functional.cosine_similarity(moved, direction[None]).mean()
                 (gradient,) = torch.autograd.grad(loss, leaf)
-                delta = step(leaf.detach(), gradient, (done + number / n_batches) / PASSES)
+                share_done = torch.tensor((done + number / n_batches) / PASSES).double()
+                delta = step(leaf.detach(), gradient, share_done)
     return delta
 
 

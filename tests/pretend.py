@@ -10,7 +10,7 @@ memory, speed, rounding, and what the backward pass mixes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -258,3 +258,104 @@ def pretended_card() -> Iterator[torch.device]:
         _Card(),
     ):
         yield CARD
+
+
+# -- CUDA graphs --------------------------------------------------------------------------------
+
+_WAITING = {
+    _aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default,
+    _aten.is_nonzero.default, _aten.equal.default,
+}  # fmt: skip
+"""What makes Python wait for the card, which no recording bears."""
+
+
+class PretendedGraph:
+    """What a recording keeps: every operation with the tensors it read and made."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.n_replays = 0
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do every operation again, on the same memory."""
+        self.n_replays += 1
+        for func, args, kwargs, made in self.calls:
+            again = func(*args, **kwargs)
+            if not _is_written(func):
+                for old, new in zip(tree_flatten(made)[0], tree_flatten(again)[0], strict=True):
+                    if isinstance(old, Tensor):
+                        old.copy_(new)
+
+
+class _Recording(TorchDispatchMode):
+    """Writes down what is done meanwhile, and undoes it: a recording does nothing yet."""
+
+    def __init__(self, graph: PretendedGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        by_truth = func in _INDEXES and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1]
+        )
+        if func in _WAITING or by_truth:
+            raise RuntimeError(f"{func}: operation not permitted when stream is capturing")
+        if _is_written(func):
+            self.before.append((args[0], args[0].clone()))
+        made = func(*args, **kwargs)
+        if not _is_view(func):
+            self.graph.calls.append((func, args, kwargs, made))
+        return made
+
+
+def _is_written(func: Any) -> bool:
+    first = func._schema.arguments[:1]
+    return bool(first and first[0].alias_info is not None and first[0].alias_info.is_write)
+
+
+def _is_view(func: Any) -> bool:
+    returned = func._schema.returns[:1]
+    aliased = bool(returned and returned[0].alias_info is not None)
+    return aliased and not _is_written(func)
+
+
+@contextmanager
+def pretended_graphs() -> Iterator[list[PretendedGraph]]:
+    """Pretend that CUDA graphs can be recorded, on any device; gives those that were."""
+    made: list[PretendedGraph] = []
+
+    def begin() -> PretendedGraph:
+        made.append(PretendedGraph())
+        return made[-1]
+
+    @contextmanager
+    def recorded(graph: PretendedGraph) -> Iterator[None]:
+        recording = _Recording(graph)
+
+        def waits(*_: object, **__: object) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        waiting = dict.fromkeys(("tolist", "numpy", "cpu"), waits)
+        try:
+            with mock.patch.multiple(Tensor, **waiting), recording:
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in reversed(recording.before):
+                    tensor.copy_(value)
+
+    stream = mock.MagicMock(name="stream")
+    with mock.patch.multiple(
+        torch.cuda,
+        CUDAGraph=begin,
+        graph=recorded,
+        Stream=lambda *_: stream,
+        stream=lambda _: nullcontext(),
+        current_stream=lambda *_: stream,
+    ):
+        yield made

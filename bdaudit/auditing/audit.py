@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import groupby, pairwise
+from math import ceil
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -66,7 +68,7 @@ from bdaudit.measuring.standins import (
     stand_in_cost,
     stand_in_steps,
 )
-from bdaudit.measuring.store import MemoryStore, RunStore
+from bdaudit.measuring.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.models import ModelSettings
 from bdaudit.placebos.pool import Drawn
 from bdaudit.records import (
@@ -92,6 +94,9 @@ __all__ = ["Wanted", "audit", "audit_steps", "read_limits"]
 
 _MOST_PLACEBO_INNOCENTS = 2
 """Innocent models that are attacked with placebos: three decide by themselves."""
+
+_MOST_IMAGE_BYTES = 2 * 2**30
+"""Memory for the images of attacks that go together and each have images of their own."""
 
 _MOST_LOWER_EPS = 3
 """Times the ladder is extended downwards, each time by half of its smallest eps."""
@@ -303,11 +308,46 @@ def read_limits(policy: Policy | str | Path | None) -> tuple[Policy, str]:
 
 @dataclass(frozen=True)
 class _Planned:
-    """An attack to come: its name, what it costs, and how to start it."""
+    """An attack to come.
+
+    Attributes:
+        title: The step it is.
+        cost: What it costs.
+        mode: Its kind.
+        subject: The model.
+        images: Arranges its images; those of many attacks need not be in memory at once.
+        eps: Its radius.
+        take: Takes in what it found.
+        image_bytes: Memory that its images take beside those of the audit.
+    """
+
+    title: str
+    cost: float
+    mode: Mode
+    subject: Subject
+    images: Callable[[], AttackImages]
+    eps: float
+    take: Callable[[tuple[ScoredRun, ...]], None]
+    image_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _PlannedNoise:
+    """Random noise to be scored, in its place among the attacks."""
 
     title: str
     cost: float
     start: Callable[[], Steps[None]]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How a step of the audit ended: what it gave, or why it failed, and what it took."""
+
+    result: Any
+    reason: str | None
+    elapsed_s: float
+    peak_memory_bytes: int | None
 
 
 @dataclass
@@ -488,12 +528,8 @@ class _Audit:
             )
         )
 
-    def _attack(
-        self, mode: Mode, subject: Subject, images: AttackImages, eps: float
-    ) -> Steps[None]:
-        scored = yield from self._attacker.attack(
-            subject, images, KINDS[mode].configure(self.settings, eps), self.inputs
-        )
+    def _take(self, scored: tuple[ScoredRun, ...]) -> None:
+        """Take in the runs of one attack."""
         for run in scored:
             self.runs.append(run.record)
             if (run.record.role, run.record.condition) == ("defended", "trigger"):
@@ -505,14 +541,26 @@ class _Audit:
         yield from self._step("placebos", self._find_placebos(), self._screening_cost())
         if self.placebos is None or self.placebos.missing is not None:
             return
-        for mode, eps in self._telling_attacks():
-            for subject in (*self.inputs.with_role("defended"), *self._placebo_innocents()):
-                for k, pattern in enumerate(self._patterns):
-                    yield from self._step(
-                        f"placebos ({mode}) on {subject.name}",
-                        self._attack_with_placebo(mode, subject, k, pattern, eps),
-                        self._run_cost(mode),
-                    )
+        yield from self._attack_all(
+            [
+                _Planned(
+                    title=f"placebos ({mode}) on {subject.name}",
+                    cost=self._run_cost(mode),
+                    mode=mode,
+                    subject=subject,
+                    images=partial(placebo_images, pattern, self.inputs, self.compute),
+                    eps=eps,
+                    take=partial(self._take_placebo, k),
+                    image_bytes=sum(
+                        half.triggered.nbytes
+                        for half in (self.inputs.craft_poisoned, self.inputs.held_out_poisoned)
+                    ),
+                )
+                for mode, eps in self._telling_attacks()
+                for subject in (*self.inputs.with_role("defended"), *self._placebo_innocents())
+                for k, pattern in enumerate(self._patterns)
+            ]
+        )
 
     def _find_placebos(self) -> Steps[None]:
         found = yield from find_placebos(
@@ -524,13 +572,7 @@ class _Audit:
         )
         self.placebos, self._patterns = found.record, found.patterns
 
-    def _attack_with_placebo(
-        self, mode: Mode, subject: Subject, number: int, pattern: Drawn, eps: float
-    ) -> Steps[None]:
-        images = placebo_images(pattern, self.inputs, self.compute)
-        scored = yield from self._attacker.attack(
-            subject, images, KINDS[mode].configure(self.settings, eps), self.inputs
-        )
+    def _take_placebo(self, number: int, scored: tuple[ScoredRun, ...]) -> None:
         assert self.placebos is not None
         run = scored[0].record.model_copy(update={"placebo": number})
         self.placebos = self.placebos.model_copy(update={"runs": (*self.placebos.runs, run)})
@@ -551,8 +593,66 @@ class _Audit:
         return innocents_to_attack(self.inputs, _MOST_PLACEBO_INNOCENTS)
 
     def _attack_at(self, ladder: Sequence[float]) -> Steps[None]:
-        for attack in self._plan(ladder):
-            yield from self._step(attack.title, attack.start(), attack.cost)
+        yield from self._attack_all(self._plan(ladder))
+
+    def _attack_all(self, planned: Sequence[_Planned | _PlannedNoise]) -> Steps[None]:
+        """Run attacks in their order, those on one model as many at once as should be."""
+
+        def alike(attack: _Planned | _PlannedNoise) -> object:
+            if isinstance(attack, _Planned):
+                return attack.mode, attack.subject.name
+            return None
+
+        for _, run in groupby(planned, alike):
+            attacks: list[_Planned] = []
+            for attack in run:
+                if isinstance(attack, _Planned):
+                    attacks.append(attack)
+                else:
+                    yield from self._step(attack.title, attack.start(), attack.cost)
+            if attacks:
+                n_parts = ceil(len(attacks) / self._most_together(attacks))
+                bounds = [len(attacks) * part // n_parts for part in range(n_parts + 1)]
+                for first, end in pairwise(bounds):
+                    yield from self._attack_together(attacks[first:end])
+
+    def _most_together(self, attacks: Sequence[_Planned]) -> int:
+        """Return how many of these attacks should go together, from one on."""
+        first = attacks[0]
+        if len(attacks) == 1:
+            return 1
+        config = KINDS[first.mode].configure(self.settings, first.eps)
+        craft = self.inputs.craft_poisoned.triggered
+        try:
+            most = self._attacker.most_together(first.subject, craft, config)
+        except BdauditError:
+            return 1  # the attack itself will say why
+        return max(1, min(most, _MOST_IMAGE_BYTES // max(1, first.image_bytes)))
+
+    def _attack_together(self, attacks: Sequence[_Planned]) -> Steps[None]:
+        """Run attacks of one kind on one model at once; each is a step of its own."""
+        first = attacks[0]
+        configs = [KINDS[first.mode].configure(self.settings, attack.eps) for attack in attacks]
+
+        def steps() -> Steps[tuple[tuple[ScoredRun, ...] | BdauditError, ...]]:
+            images = [attack.images() for attack in attacks]
+            if len(attacks) == 1:
+                one = self._attacker.attack(first.subject, images[0], configs[0], self.inputs)
+                return ((yield from one),)
+            together = list(zip(images, configs, strict=True))
+            return (yield from self._attacker.attack_together(first.subject, together, self.inputs))
+
+        ended = yield from self._timed(steps(), sum(attack.cost for attack in attacks))
+        found = ended.result or (None,) * len(attacks)
+        for attack, outcome in zip(attacks, found, strict=True):
+            if isinstance(outcome, ConfigError | RemoteError):
+                raise outcome
+            reason = str(outcome) if isinstance(outcome, BdauditError) else ended.reason
+            if reason is None:
+                attack.take(outcome)
+            self._note(
+                attack.title, replace(ended, reason=reason, elapsed_s=ended.elapsed_s / len(found))
+            )
 
     def _everything_saturates(self) -> bool:
         """Whether at every eps so far a control leaves no room for a lift to show.
@@ -581,28 +681,37 @@ class _Audit:
             reached += [r.asr for r in same if (r.role, r.condition) == ("reference", "trigger")]
         return [rate.value for rate in reached]
 
-    def _plan(self, ladder: Sequence[float]) -> list[_Planned]:
+    def _plan(self, ladder: Sequence[float]) -> list[_Planned | _PlannedNoise]:
         """List every attack: the trigger on all models, the controls on the defended one."""
         arranged = [self._images(condition) for condition in ("trigger", *self._controls())]
-        plan = []
+        plan: list[_Planned | _PlannedNoise] = []
         for mode in self._modes:
             for subject in self.inputs.compared:
                 if KINDS[mode].shown_around and subject.role == "original":
                     continue  # it is shown what is made for the defended model
                 for images in self._shown_to(subject, arranged):
-                    run = self._noise if images.condition == "noise" else self._attack
-                    plan += [
-                        _Planned(
-                            title=f"re-activation ({mode}) of {subject.name}, {images.condition}",
-                            cost=self._scoring_cost()
-                            if images.condition == "noise"
-                            else self._run_cost(mode),
-                            start=partial(run, mode, subject, images, eps),
-                        )
-                        for eps in ladder
-                        if self.only is None or self.only(mode, subject.name, images.condition, eps)
-                    ]
+                    for eps in ladder:
+                        if self.only and not self.only(mode, subject.name, images.condition, eps):
+                            continue
+                        plan.append(self._planned(mode, subject, images, eps))
         return plan
+
+    def _planned(
+        self, mode: Mode, subject: Subject, images: AttackImages, eps: float
+    ) -> _Planned | _PlannedNoise:
+        title = f"re-activation ({mode}) of {subject.name}, {images.condition}"
+        if images.condition == "noise":
+            start = partial(self._noise, mode, subject, images, eps)
+            return _PlannedNoise(title, self._scoring_cost(), start)
+        return _Planned(
+            title=title,
+            cost=self._run_cost(mode),
+            mode=mode,
+            subject=subject,
+            images=lambda: images,
+            eps=eps,
+            take=self._take,
+        )
 
     @property
     def _modes(self) -> tuple[Mode, ...]:
@@ -649,8 +758,16 @@ class _Audit:
 
     def _step(self, name: str, steps: Steps[None], cost: float) -> Steps[None]:
         """Run one step inside the progress of the whole audit; note how it ended."""
-        started, total, reason = time.perf_counter(), self._total_cost(), None
+        ended = yield from self._timed(steps, cost)
+        if name == "existence" and ended.reason is not None:
+            self.bec_missing = f"not measured: {ended.reason}"
+        self._note(name, ended)
+
+    def _timed(self, steps: Steps[Any], cost: float) -> Steps[_Ended]:
+        """Run steps inside the progress of the whole audit."""
+        started, total = time.perf_counter(), self._total_cost()
         memory = PeakMemory(self.compute.device)
+        result, reason = None, None
 
         def within_all(event: Progress) -> Progress:
             share = event.done / event.total if event.total else 1.0
@@ -658,22 +775,23 @@ class _Audit:
             return replace(event, done=done, total=total, in_seconds=self.speed.in_seconds)
 
         try:
-            yield from reworded(steps, within_all)
+            result = yield from reworded(steps, within_all)
         except (ConfigError, RemoteError):
             # Nothing later could go better, and what was paid for so far is in the store.
             raise
         except BdauditError as error:
             reason = str(error)
         self._spent += cost
-        if name == "existence" and reason is not None:
-            self.bec_missing = f"not measured: {reason}"
+        return _Ended(result, reason, time.perf_counter() - started, memory.read())
+
+    def _note(self, name: str, ended: _Ended) -> None:
         self.statuses.append(
             StepStatus(
                 name=name,
-                status="done" if reason is None else "failed",
-                elapsed_s=time.perf_counter() - started,
-                peak_memory_bytes=memory.read(),
-                reason=reason,
+                status="done" if ended.reason is None else "failed",
+                elapsed_s=ended.elapsed_s,
+                peak_memory_bytes=ended.peak_memory_bytes,
+                reason=ended.reason,
             )
         )
 

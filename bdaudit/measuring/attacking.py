@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.subjects import Inputs, Subject
-from bdaudit.errors import ConfigError
+from bdaudit.errors import BdauditError, ConfigError
 from bdaudit.foundation.progress import Steps
 from bdaudit.measuring.conditions import AttackImages
 from bdaudit.measuring.kinds import AttackConfig, AttackKind, Workshop
@@ -80,3 +83,33 @@ class Attacker(Workshop):
         if inputs.steps:
             config = replace(config, steps=inputs.steps)
         return (yield from kind.run(subject, images, config, inputs, self))
+
+    def most_together(self, subject: Subject, craft: Tensor, config: AttackConfig) -> int:
+        """Return how many attacks on `subject` go together, of craft images (N, C, H, W) each."""
+        together = KINDS[mode_of(config)].together
+        if together is None or subject.model is None:
+            return 1
+        return together.most(subject, craft, config)
+
+    def attack_together(
+        self,
+        subject: Subject,
+        attacks: Sequence[tuple[AttackImages, AttackConfig]],
+        inputs: Inputs,
+    ) -> Steps[tuple[tuple[ScoredRun, ...] | BdauditError, ...]]:
+        """Attack `subject` several times at once, by attacks of one kind that can be.
+
+        Args:
+            subject: The model.
+            attacks: Conditions, each with settings that differ from the others in eps alone; at
+                most as many as `most_together` says.
+            inputs: All models of the audit.
+
+        Returns:
+            Of each attack what `attack` would return, or why it failed.
+        """
+        together = KINDS[mode_of(attacks[0][1])].together
+        assert together is not None
+        if inputs.steps:
+            attacks = [(images, replace(config, steps=inputs.steps)) for images, config in attacks]
+        return (yield from together.run(subject, attacks, inputs, self))

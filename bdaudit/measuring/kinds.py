@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor
 from bdaudit.blackbox import Feedback
 from bdaudit.cases.settings import AuditSettings
 from bdaudit.cases.subjects import Inputs, Subject
+from bdaudit.errors import BdauditError
 from bdaudit.foundation.progress import Steps
 from bdaudit.measuring.compute import Compute
 from bdaudit.measuring.conditions import AttackImages
@@ -20,7 +21,7 @@ from bdaudit.measuring.surrogates import relative_steps, surrogate_steps
 from bdaudit.models import LoadedModel
 from bdaudit.perturbation import Norm
 
-__all__ = ["AttackConfig", "AttackKind", "AttackResult", "Runner", "Workshop"]
+__all__ = ["AttackConfig", "AttackKind", "AttackResult", "Runner", "Together", "Workshop"]
 
 
 class AttackConfig(Protocol):
@@ -90,6 +91,27 @@ Runner: TypeAlias = Callable[
 shown the result. Returns the run on the subject first, then those on models that were shown it."""
 
 
+TogetherRunner: TypeAlias = Callable[
+    [Subject, Sequence[tuple[AttackImages, Config]], Inputs, Workshop],
+    Steps[tuple[tuple[ScoredRun, ...] | BdauditError, ...]],
+]
+"""Attacks one subject several times at once, each time under its condition and with its settings,
+which differ in eps alone. Returns of each attack what a `Runner` would, or why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(Generic[Config]):
+    """How attacks of one kind on one model are run at once.
+
+    Attributes:
+        most: How many go together, from the model, craft images of one attack and its settings.
+        run: Makes and scores them.
+    """
+
+    most: Callable[[Subject, Tensor, Config], int]
+    run: TogetherRunner[Config]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackKind(Generic[Config]):
     """A kind of attack, by which the verbs plan and run it.
@@ -105,6 +127,7 @@ class AttackKind(Generic[Config]):
         shown_around: Whether what is made for the defended model is shown to the original and to
             the surrogates, which then have no attack of their own.
         feedback: What the model under attack is expected to answer with.
+        together: How several are run at once on one model, where that saves anything.
     """
 
     config: type[Config]
@@ -114,3 +137,4 @@ class AttackKind(Generic[Config]):
     needs_surrogates: Callable[[Config, bool], bool] = lambda config, cold: False
     shown_around: bool = False
     feedback: Callable[[Config], Feedback] = lambda config: "scores"
+    together: Together[Config] | None = None

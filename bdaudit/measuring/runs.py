@@ -6,13 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from bdaudit.cases.subjects import Subject
 from bdaudit.foundation.digests import digest_tensors
+from bdaudit.foundation.plain_settings import keyed_settings
 from bdaudit.foundation.progress import Steps, reworded
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute, derive_generator
@@ -177,7 +178,9 @@ def run_key(
         "attack": type(config).__name__,
         # Of images there are no steps, nor were there any in runs that are kept.
         "config": {
-            k: v for k, v in asdict(config).items() if k not in without and (k, v) != ("steps", ())
+            k: v
+            for k, v in keyed_settings(config).items()
+            if k not in without and (k, v) != ("steps", ())
         },
         "seed": compute.seed,
         "device": compute.device.type,

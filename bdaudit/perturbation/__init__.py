@@ -7,6 +7,7 @@ from bdaudit.perturbation.losses import (
     boosted_cross_entropy,
     cross_entropy,
     margin,
+    mean_of_counted,
     smoothed_failure,
     softplus_margin,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "cross_entropy",
     "make_ball",
     "margin",
+    "mean_of_counted",
     "neurons_of",
     "random_delta",
     "smoothed_failure",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.plain_settings import LATER
 from bdaudit.perturbation import Ball, Norm, make_ball
 from bdaudit.reactivation.recipes import OptimizerName
 
@@ -36,6 +37,8 @@ class WhiteboxConfig:
         channels_last: Give the model its images in channels-last memory format; `None` does so on
             CUDA only.
         steps: What the columns of a table move by (`LinfBall.steps`); empty for images.
+        graph: On a card, replay the step as a CUDA graph, which spares a small network the wait
+            for Python; where that fails the search goes on without, and says so.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -52,6 +55,7 @@ class WhiteboxConfig:
     autocast: Literal["bf16"] | None = None
     channels_last: bool | None = None
     steps: tuple[float, ...] = ()
+    graph: bool = field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         make_ball(self.norm, self.eps, self.steps)

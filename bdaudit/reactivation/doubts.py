@@ -13,7 +13,7 @@ from bdaudit.reactivation.descent import Descent
 from bdaudit.reactivation.objective import CraftSet, ask
 from bdaudit.records import Diagnostic
 
-__all__ = ["doubts_about_model", "doubts_about_search"]
+__all__ = ["doubts_about_model", "doubts_about_search", "not_replayed"]
 
 
 def doubts_about_model(
@@ -94,6 +94,16 @@ def doubts_about_search(descent: Descent, *, eps: float, gained: bool) -> list[D
     return found
 
 
+def not_replayed(why: str) -> Diagnostic:
+    """Say that steps could not be replayed as a CUDA graph, which costs time and nothing else."""
+    return _doubt(
+        "no_cuda_graph",
+        "info",
+        f"the steps were taken one by one and not replayed as a CUDA graph ({why}); the result is "
+        "the same, and the search takes longer on a small network",
+    )
+
+
 def _check_answers(logits: Tensor, craft: CraftSet, n_images: int) -> None:
     if logits.ndim != 2 or logits.shape[0] != n_images:
         raise ModelError(f"white box: expected logits ({n_images}, K), got {tuple(logits.shape)}")
@@ -114,5 +124,5 @@ def _are_probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
-def _doubt(code: str, severity: Literal["error", "warning"], message: str) -> Diagnostic:
+def _doubt(code: str, severity: Literal["error", "warning", "info"], message: str) -> Diagnostic:
     return Diagnostic(code=code, severity=severity, message=message, subject="white box")

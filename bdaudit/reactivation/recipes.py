@@ -13,14 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdaudit.perturbation import Ball, Loss, boosted_cross_entropy, smoothed_failure
+from bdaudit.perturbation import Ball, boosted_cross_entropy, smoothed_failure
+from bdaudit.reactivation.objective import CountedLoss
 
 __all__ = ["RECIPES", "OptimizerName", "Recipe", "Step"]
 
 OptimizerName = Literal["default", "research"]
 
-Step = Callable[[Tensor, Tensor, float], Tensor]
-"""Delta, gradient of the loss to be lowered, share of the search done in [0, 1) -> next delta."""
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Delta, gradient of the loss to be lowered, share of the search done in [0, 1) -> next delta.
+
+All on one device; the share is a float64 tensor of no dimensions, so that a step can be recorded
+once and replayed.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +36,10 @@ class Recipe:
         loss: What is lowered, averaged over the images of a mini-batch.
         steps_per_batch: Steps taken in a row on the same mini-batch.
         start: Draws the first delta (1, C, H, W) on the CPU.
-        make_step: Builds a fresh step rule, with its own memory, for one search in a ball.
+        make_step: Builds the step rule of a search in a ball; it remembers no earlier step.
     """
 
-    loss: Loss
+    loss: CountedLoss
     steps_per_batch: int
     start: Callable[[Sequence[int], Ball, torch.Generator], Tensor]
     make_step: Callable[[Ball], Step]
@@ -48,7 +53,7 @@ def _sign_descent(ball: Ball) -> Step:
     a schedule relative to eps fits every model and radius.
     """
 
-    def step(delta: Tensor, gradient: Tensor, done: float) -> Tensor:
+    def step(delta: Tensor, gradient: Tensor, done: Tensor) -> Tensor:
         length = ball.eps * (1.0 - done)
         return ball.project(delta - length * ball.ascent(gradient))
 
@@ -59,7 +64,7 @@ def _projected_sgd(ball: Ball) -> Step:
     """Plain projected gradient descent with the research script's learning rate."""
     learning_rate = 0.05
 
-    def step(delta: Tensor, gradient: Tensor, done: float) -> Tensor:
+    def step(delta: Tensor, gradient: Tensor, done: Tensor) -> Tensor:
         return ball.project(delta - learning_rate * gradient)
 
     return step
@@ -67,6 +72,10 @@ def _projected_sgd(ball: Ball) -> Step:
 
 def _random_start(shape: Sequence[int], ball: Ball, generator: torch.Generator) -> Tensor:
     return ball.random_point(shape, generator)
+
+
+def _boosted(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    return boosted_cross_entropy(logits, targets)
 
 
 RECIPES: dict[OptimizerName, Recipe] = {
@@ -77,7 +86,7 @@ RECIPES: dict[OptimizerName, Recipe] = {
         make_step=_sign_descent,
     ),
     "research": Recipe(
-        loss=boosted_cross_entropy,
+        loss=_boosted,
         steps_per_batch=5,
         start=_random_start,
         make_step=_projected_sgd,

@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.foundation.progress import Progress, Steps
-from bdaudit.perturbation import Norm, apply_delta, margin
+from bdaudit.perturbation import Norm, margin, mean_of_counted
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent, descend
 from bdaudit.reactivation.doubts import doubts_about_model, doubts_about_search
-from bdaudit.reactivation.objective import CraftSet, Objective, ask
+from bdaudit.reactivation.objective import CraftSet, MiniBatch, Objective, ask, shown
 from bdaudit.records import Diagnostic
 from bdaudit.scoring import evaluating, predict
 
@@ -160,12 +160,15 @@ def reactivate_transfer(
             for number, surrogate in enumerate(surrogates, start=1)
             for doubt in doubts_about_model(surrogate, craft, search)
         ]
-        objective = _objective(surrogates, craft, config, generator)
+        objective = _objective(surrogates, config, generator)
         without = _successes(surrogates, craft, None, search)
         start = search.ball.random_point((1, *craft.images.shape[1:]), generator)
-        descent = Descent(start.to(device))
-        for n_passes in descend(descent, objective, craft, search, generator):
-            yield _progress(n_passes, descent.success, config)
+        descent = Descent(craft, search, generator, start.to(device))
+        # Its steps draw at random and take turns, which no CUDA graph repeats.
+        for _ in descend([descent], objective, lambda ended: None):
+            yield _progress(descent.passes, descent.success, config)
+        if descent.error is not None:
+            raise descent.error
         found = _successes(surrogates, craft, descent.delta, search)
     yield _progress(config.n_passes, sum(found) / len(found), config)
     gained = sum(found) > sum(without) or descent.loss_trace[-1] < descent.loss_trace[0]
@@ -186,7 +189,7 @@ def reactivate_transfer(
     )
 
 
-def transfer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def transfer_loss(logits: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
     """Return softplus(margin / S) (N,), S the batch's mean absolute margin, taken as a constant.
 
     The white box's loss counts images won and lets go of them. Here an image won on a surrogate
@@ -199,10 +202,7 @@ def transfer_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _objective(
-    surrogates: Sequence[nn.Module],
-    craft: CraftSet,
-    config: TransferConfig,
-    generator: torch.Generator,
+    surrogates: Sequence[nn.Module], config: TransferConfig, generator: torch.Generator
 ) -> Objective:
     """Take craft images + delta to their targets on the surrogates asked at each step."""
     in_turn = config.strategy == "one-per-step"
@@ -210,18 +210,19 @@ def _objective(
     turns = cycle(groups)
     accumulate = momentum_accumulator() if config.strategy == "momentum" else None
 
-    def evaluate(delta: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(deltas: Tensor, batch: MiniBatch) -> tuple[Tensor, Tensor]:
         if accumulate is not None:
-            delta.register_hook(accumulate)  # type: ignore[no-untyped-call]
-        images, targets = apply_delta(craft.images[indices], delta), craft.targets[indices]
+            deltas.register_hook(accumulate)  # type: ignore[no-untyped-call]
+        images, targets, counted = shown(batch.images, deltas), batch.targets, batch.counted
         asked = next(turns)
         losses, won = [], []
         for surrogate in asked:
             seen = diversified(images, config.input_diversity, generator)
             logits = ask(surrogate, seen, bf16=config.autocast == "bf16")
-            losses.append(transfer_loss(logits, targets).mean())
-            won.append((logits.argmax(1) == targets).sum())
-        return torch.stack(losses).mean(), torch.stack(won).sum() / len(asked)
+            logits = logits.view(*targets.shape, -1)
+            losses.append(mean_of_counted(transfer_loss(logits, targets, counted), counted))
+            won.append(((logits.argmax(-1) == targets) & counted).sum(-1))
+        return torch.stack(losses).mean(0), torch.stack(won).sum(0) / len(asked)
 
     # An image won on every surrogate may still be lost on the defended model: never stop at it.
     return Objective(evaluate, models_per_image=len(groups[0]), only_attacks=False)

@@ -11,7 +11,7 @@ from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
 from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import apply_delta, cross_entropy, make_ball
 from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_whitebox
-from bdaudit.reactivation.objective import CraftSet, specific_objective, standard_objective
+from bdaudit.reactivation.objective import MiniBatch, specific_objective, standard_objective
 from bdaudit.scoring import predict
 from tests.twins import (
     TARGET,
@@ -286,27 +286,37 @@ def test_model_is_put_back_when_it_fails():
     _assert_untouched(model, before)
 
 
+def _counted(logits, targets, counted):
+    """The cross-entropy, which looks at no other image."""
+    return cross_entropy(logits.flatten(0, 1), targets.flatten()).view_as(targets)
+
+
 def test_gradients_of_both_objectives_agree_with_finite_differences():
     net, reference = dormant_twin().double(), innocent_twin().double()
     clean, triggered, labels = _poisoned(12)
     clean = clean.double() + 0.2  # away from the clamp's corner
-    craft = CraftSet(triggered.double() * 0.98 + 0.01, torch.full((12,), TARGET))
+    batch = MiniBatch(
+        triggered.double() * 0.98 + 0.01,
+        torch.full((1, 12), TARGET),
+        torch.arange(12)[None] < 11,  # the last one only fills up
+        clean,
+        labels[None],
+    )
     terms = SpecificTerms(
         clean=clean, labels=labels, reference=reference, clean_weight=2.0, reference_weight=3.0
     )
-    standard = standard_objective(net, craft, cross_entropy, bf16=False)
-    specific = specific_objective(net, craft, cross_entropy, terms, bf16=False)
+    standard = standard_objective(net, _counted, bf16=False)
+    specific = specific_objective(net, _counted, terms, bf16=False)
     delta = 0.002 * torch.ones((1, 1, 8, 8), dtype=torch.float64)
-    everything = torch.arange(12)
     for objective in (standard, specific):
         leaf = delta.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(objective.evaluate(leaf, everything)[0], leaf)
+        (gradient,) = torch.autograd.grad(objective.evaluate(leaf, batch)[0], leaf)
         assert gradient.abs().max() > 0
         for row, column in ((7, 7), (2, 2), (5, 5), (0, 0)):
             nudge = torch.zeros_like(delta)
             nudge[0, 0, row, column] = 1e-3
-            up = objective.evaluate(delta + nudge, everything)[0]
-            down = objective.evaluate(delta - nudge, everything)[0]
+            up = objective.evaluate(delta + nudge, batch)[0]
+            down = objective.evaluate(delta - nudge, batch)[0]
             slope = float(up - down) / 2e-3
             assert float(gradient[0, 0, row, column]) == pytest.approx(slope, rel=1e-2, abs=1e-3)
 
