@@ -9,11 +9,26 @@ from typing import TypeVar
 import torch
 
 from bdaudit.foundation.progress import Steps
-from bdaudit.settings import Precision
+from bdaudit.settings import Precision, PrecisionChoice
 
-__all__ = ["autocasting", "computing_in"]
+__all__ = ["autocasting", "computing_in", "settled"]
 
 Result = TypeVar("Result")
+
+
+def settled(precision: PrecisionChoice, device: str) -> Precision:
+    """Return what "auto" comes to on this machine; anything else as it is.
+
+    Args:
+        precision: "auto" is bfloat16 on a card that computes it, and float32 elsewhere: a processor
+            without instructions for it is many times slower in bfloat16.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+    if precision != "auto":
+        return precision
+    on_card = device != "cpu" and torch.cuda.is_available()
+    has_it = on_card and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float32"
 
 
 def autocasting(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

@@ -53,7 +53,7 @@ from bdaudit.models import (
 from bdaudit.models.architectures import is_python_factory
 from bdaudit.models.plug_layer import PlugLayer
 from bdaudit.models.transformers_models import HubNetwork
-from bdaudit.precision import computing_in
+from bdaudit.precision import computing_in, settled
 from bdaudit.records import AuditRecord, Rate, Release, read_record, to_json
 from bdaudit.records.defenses import DefenseRecord, TriedDefense
 from bdaudit.verdict import Policy
@@ -421,7 +421,7 @@ def _defend(job: _Job, row: TriedDefense, shared: _Shared, path: Path) -> Steps[
         generator=derive_generator(compute.seed, "defend", job.method),
     )
     defended: nn.Module = yield from computing_in(
-        compute.precision, resolve_device(compute.device), begin
+        settled(compute.precision, compute.device), resolve_device(compute.device), begin
     )
     _save(
         path,

@@ -12,6 +12,7 @@ from bdaudit.errors import ConfigError
 from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.renamed import renamed
 from bdaudit.inversion import InversionConfig
+from bdaudit.precision import settled
 from bdaudit.reactivation.transfer import Strategy
 from bdaudit.records import Condition, Mode
 from bdaudit.relatives.standins import StandInConfig
@@ -21,7 +22,7 @@ from bdaudit.settings import (
     Compute,
     Inputs,
     Output,
-    Precision,
+    PrecisionChoice,
     Query,
     Surrogates,
     Table,
@@ -74,7 +75,9 @@ class ComputeSettings:
         seed: From which every random draw derives.
         batch_size: Images in one forward pass when scoring.
         precision: Of attacks, their scoring, BEC and everything that is trained: `float32`, or
-            `bfloat16` by autocast. Rates without a perturbation are measured in float32 always.
+            `bfloat16` by autocast. `auto` becomes one of the two when the settings are made:
+            `bfloat16` where there is a card that computes it, `float32` elsewhere. Rates without a
+            perturbation are measured in float32 always.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -83,10 +86,12 @@ class ComputeSettings:
     device: str = Compute.device
     seed: int = Compute.seed
     batch_size: int = Compute.batch_size
-    precision: Precision = Compute.precision
+    precision: PrecisionChoice = Compute.precision
 
     def __post_init__(self) -> None:
         _check(self, Compute)
+        # What is computed in stands in the record, and in the keys of what is kept.
+        object.__setattr__(self, "precision", settled(self.precision, self.device))
 
     @property
     def autocast(self) -> Literal["bf16"] | None:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from bdaudit.cases.settings import ComputeSettings
+from bdaudit.precision import settled
 from bdaudit.settings import Precision
 
 __all__ = ["Compute", "derive_generator"]
@@ -33,7 +34,8 @@ class Compute:
     @classmethod
     def of(cls, settings: ComputeSettings, device: torch.device) -> Compute:
         """Return what settings ask for, on the device that they come to here."""
-        return cls(device, settings.seed, settings.batch_size, settings.precision)
+        precision = settled(settings.precision, str(device))
+        return cls(device, settings.seed, settings.batch_size, precision)
 
     @property
     def autocast(self) -> Literal["bf16"] | None:

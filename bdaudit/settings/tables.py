@@ -41,6 +41,7 @@ __all__ = [
     "Models",
     "Output",
     "Precision",
+    "PrecisionChoice",
     "Query",
     "Relearning",
     "Surrogates",
@@ -76,6 +77,7 @@ _COMPUTE = "Computation"
 _STAND_INS = "Stand-ins for innocent models"
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+PrecisionChoice: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,10 +427,11 @@ class Compute(Table, panel=_COMPUTE):
     device: str = option("auto", help="auto, cpu, cuda or cuda:N.", examples=("auto",))
     seed: int = option(0, help="Seed of all random draws.", examples=(0,), ge=0)
     batch_size: int = option(256, help="Images per forward pass.", examples=(256,), ge=1)
-    precision: Literal["float32", "bfloat16"] = option(
+    precision: Literal["auto", "float32", "bfloat16"] = option(
         "float32",
-        help="Precision of attacks, their scoring, BEC and all training. Clean accuracy and "
-        "the ASR of the trigger alone are always measured in float32.",
+        help="Precision of attacks, their scoring, BEC and all training; auto is bfloat16 on a "
+        "card that has it, and float32 elsewhere. Clean accuracy and the ASR of the trigger alone "
+        "are always measured in float32.",
         examples=("float32",),
     )
     bf16: bool | None = option(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.cases.opening import open_inputs
-from bdaudit.cases.settings import Precision
 from bdaudit.cases.sources import Sources
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute
+from bdaudit.settings import Precision, PrecisionChoice
 from tests.auditing.test_audit import TRIGGER, another_innocent
 from tests.cli.twin_files import write_twin_files
 from tests.twins import TwinNet, dormant_twin, original_twin, removed_twin, twin_sample
@@ -178,3 +178,32 @@ def test_a_tie_that_rounding_made_is_asked_again_in_float32() -> None:
     labels = ask(subject, images, run, delta=torch.zeros(1, 1, 8, 8))
     assert labels.tolist() == [1, 1, 1, 0, 0]
     assert Coarse.asked == [(True, 5), (False, 3)]
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_it", "expected"),
+    [
+        ("auto", "auto", True, "bfloat16"),
+        ("auto", "cuda:0", False, "float32"),
+        ("auto", "cpu", True, "float32"),
+        ("float32", "cuda", True, "float32"),
+        ("bfloat16", "cpu", False, "bfloat16"),
+    ],
+)
+def test_auto_is_bfloat16_on_a_card_that_has_it(
+    precision: PrecisionChoice,
+    device: str,
+    has_it: bool,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    settings = bdaudit.ComputeSettings(precision=precision, device=device)
+    assert settings.precision == expected
+    assert settings.autocast == ("bf16" if expected == "bfloat16" else None)
+
+
+def test_auto_without_a_card_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bdaudit.ComputeSettings(precision="auto").precision == "float32"
