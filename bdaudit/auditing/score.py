@@ -18,6 +18,7 @@ from bdaudit.measuring.existence import existence_steps
 from bdaudit.measuring.speed import speed_on
 from bdaudit.measuring.standins import prepare_models
 from bdaudit.models import ModelSettings
+from bdaudit.precision import settled
 from bdaudit.records import Diagnostic, ScoreFindings, ScoreRecord
 from bdaudit.relatives.standins import StandInConfig
 
@@ -90,7 +91,9 @@ def score(
     steps = score_steps(
         sources,
         existence=existence
-        or ExistenceConfig(batch_size=compute.batch_size, precision=compute.precision),
+        or ExistenceConfig(
+            batch_size=compute.batch_size, precision=settled(compute.precision, compute.device)
+        ),
         stand_ins=stand_ins,
         stand_in=stand_in or StandInConfig(),
         cache_dir=cache_dir,

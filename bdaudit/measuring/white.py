@@ -122,11 +122,12 @@ def whitebox_runs(
             outcomes.append(outcome)
         else:
             try:
-                outcomes.append(_scored(subject, attack, outcome, compute, a_pass * n_passes))
+                made = _scored(subject, attack, outcome, compute, a_pass * n_passes)
             except BdauditError as error:
                 outcomes.append(error)
-            else:
-                store.keep(key, outcomes[-1])
+                continue
+            store.keep(key, made)
+            outcomes.append(made)
     return tuple(outcomes)
 
 
