@@ -32,6 +32,8 @@ print(f"{name}, torch {torch.__version__}")
 PY
 part tests 120 python -m pytest -q -n 0 -m cuda
 part demo 60 python -m bdaudit demo --device "$device" --json "$out/demo.json"
+part demo-auto 60 python -m bdaudit demo --device "$device" --precision auto --json "$out/demo-auto.json"
+part together 90 python benchmarks/together.py --device "$device" --images 500 --passes 8
 part white 90 python benchmarks/whitebox_cost.py --device "$device" --skip-ladder --threads 4
 part ladder 90 python benchmarks/whitebox_cost.py --device "$device" --skip-cost --eps 0.02 0.03 --seeds 0 \
   --research-passes 24 100

@@ -254,7 +254,8 @@ class _Together:
                     [kept.descent for kept in self.kept],
                     self.objective,
                     ended,
-                    record=self.config.graph and device.type == "cuda",
+                    # Steps of columns come from Python anew at every projection.
+                    record=self.config.graph and device.type == "cuda" and not self.config.steps,
                     noted=self._note,
                 ):
                     yield self._progress()
