@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a card, in one go: the cuda tests, then the costs, then the demonstration.
+# Everything that needs a card, in one go: the cuda tests, then the demonstration, audits in both precisions, and the costs.
 #
 #     benchmarks/gpu.sh OUT            about eight minutes on one card
 #     DEVICE=cpu benchmarks/gpu.sh OUT to see that all of it runs; slow, and its figures mean nothing
@@ -21,7 +21,7 @@ part() { # NAME SECONDS COMMAND...
   started=$(date +%s)
   timeout "$limit" "$@" >"$out/$name.txt" 2>&1
   ended=$?
-  printf '%-12s %4d s  %s\n' "$name" $(($(date +%s) - started)) \
+  printf '%-16s %4d s  %s\n' "$name" $(($(date +%s) - started)) \
     "$([ $ended -eq 0 ] && echo done || echo "ended with $ended: see $name.txt")" | tee -a "$out/table.txt"
 }
 
@@ -32,7 +32,21 @@ print(f"{name}, torch {torch.__version__}")
 PY
 part tests 120 python -m pytest -q -n 0 -m cuda
 part demo 60 python -m bdaudit demo --device "$device" --json "$out/demo.json"
-part demo-auto 60 python -m bdaudit demo --device "$device" --precision auto --json "$out/demo-auto.json"
+# The same audits in both precisions: hold the records against each other with `bdaudit diff`.
+audit() { # MODEL PRECISION; a verdict is no failure
+  python -m bdaudit audit "bdaudit/demo_files/$1.safetensors" --original bdaudit/demo_files/original.safetensors \
+    --data bdaudit/demo_files/clean.npz --trigger bdaudit/demo_files/trigger.toml \
+    --reference bdaudit/demo_files/innocent-1.safetensors --reference bdaudit/demo_files/innocent-2.safetensors \
+    --reference bdaudit/demo_files/innocent-3.safetensors --device "$device" --precision "$2" \
+    --json "$out/$1-$2.json" || [ $? -le 3 ]
+}
+export -f audit
+export out device
+for model in dormant removed; do
+  for precision in float32 auto; do
+    part "$model-$precision" 40 bash -c "audit $model $precision"
+  done
+done
 part together 90 python benchmarks/together.py --device "$device" --images 500 --passes 8
 part white 90 python benchmarks/whitebox_cost.py --device "$device" --skip-ladder --threads 4
 part ladder 90 python benchmarks/whitebox_cost.py --device "$device" --skip-cost --eps 0.02 0.03 --seeds 0 \
