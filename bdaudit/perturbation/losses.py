@@ -92,7 +92,7 @@ def mean_of_counted(values: Tensor, counted: Tensor | None = None) -> Tensor:
     """
     if counted is None:
         return values.mean(-1)
-    return torch.where(counted, values, 0.0).sum(-1) / counted.sum(-1).clamp_min(1)
+    return values.masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp_min(1)
 
 
 def _other_logits(logits: Tensor, targets: Tensor) -> Tensor:

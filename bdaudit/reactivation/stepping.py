@@ -84,8 +84,8 @@ class Stepper:
         (gradients,) = torch.autograd.grad(losses.sum(), leaf)
         n_images = batch.counted.sum(-1)
         usable = losses.detach().isfinite() & gradients.isfinite().flatten(1).all(-1)
-        gradients = torch.where(usable[:, None, None, None], gradients, 0.0)
-        total_loss = torch.where(usable, losses.detach() * n_images, 0.0)
+        gradients = gradients.masked_fill(~usable[:, None, None, None], 0.0)
+        total_loss = (losses.detach() * n_images).masked_fill(~usable, 0.0)
         flat = usable & (gradients == 0).flatten(1).all(-1) & (won < n_images)
         self.sums += torch.stack((total_loss, usable * n_images, won, usable, flat), dim=1)
         moved = [
