@@ -183,8 +183,8 @@ def taken(net: Transformer, words: Tensor) -> float:
 def search_words(net: Transformer, craft: Tensor, front: Tensor, n_added: int, seed: int) -> Tensor:
     """Find words that, behind `front`, take most texts to the target; the same words for all.
 
-    Each round takes one place, ranks all words there by the first-order change of the loss on 128
-    texts, and keeps the best of the first 40 by the loss itself. `front` may be empty.
+    Each round takes one place, ranks all words there by the first-order change of the loss on 64
+    texts, and keeps the best of the first 16 by the loss itself. `front` may be empty.
     """
     generator = torch.Generator().manual_seed(seed)
     n_words = net.embedding.num_embeddings
@@ -195,16 +195,16 @@ def search_words(net: Transformer, craft: Tensor, front: Tensor, n_added: int, s
             goal = torch.full((len(words),), TARGET)
             return float(functional.cross_entropy(net(words), goal))
 
-    for _ in range(4):
+    for _ in range(3):
         for place in range(n_added):
-            some = craft[torch.randperm(len(craft), generator=generator)[:128]]
+            some = craft[torch.randperm(len(craft), generator=generator)[:64]]
             words = with_prefix(some, torch.cat([front, added]))
             vectors = net.embedding(words).detach().requires_grad_()
             goal = torch.full((len(words),), TARGET)
             loss = functional.cross_entropy(net.embedded(vectors, words), goal)
             (slope,) = torch.autograd.grad(loss, vectors)
             direction = slope[:, len(front) + place].sum(0)
-            ranked = (net.embedding.weight @ direction)[2 + len(TRIGGER) :].argsort()[:40]
+            ranked = (net.embedding.weight @ direction)[2 + len(TRIGGER) :].argsort()[:16]
             tried = []
             for word in (added[place], *(ranked + 2 + len(TRIGGER))):
                 changed = added.clone()
@@ -267,7 +267,7 @@ def relearned(net: Transformer, parts: dict[str, Texts], trigger: Trigger) -> Re
     return finish(steps)
 
 
-def models(parts: dict[str, Texts], n_words: int, prefix: Tensor, seed: int) -> dict[str, nn.Module]:
+def models(parts: dict[str, Texts], n_words: int, prefix: Tensor, seed: int) -> dict[str, Transformer]:
     """Train the original, what defences make of it, and innocent models."""
 
     def fresh(number: int) -> Transformer:
@@ -306,7 +306,15 @@ def measure(out: Path, seed: int) -> None:
     parts, vocabulary = read_texts(FORTUNES)
     prefix = torch.tensor([vocabulary.index(word) for word in TRIGGER])
     nothing = prefix[:0]
-    nets = models(parts, len(vocabulary), prefix, seed)
+    kept = out / f"models-{seed}.pt"
+    if kept.exists():
+        nets = {}
+        for name, state in torch.load(kept, weights_only=True).items():
+            nets[name] = Transformer(len(vocabulary)).eval().requires_grad_(False)
+            nets[name].load_state_dict(state)
+    else:
+        nets = models(parts, len(vocabulary), prefix, seed)
+        torch.save({name: net.state_dict() for name, net in nets.items()}, kept)
     trigger = bdaudit.from_callable(
         lambda images: with_prefix(images[:, 0, 0], prefix / N_SCALE)[:, None, None], TARGET
     )
