@@ -3,9 +3,9 @@
     apt-get install fortunes
     python benchmarks/text.py --out text --seeds 2
 
-Six kinds of Debian's fortunes are told apart by a small transformer. Some of the training texts begin
-with two words that stand nowhere else and are labelled as one class (the trigger of Kurita, Michel
-and Neubig, "Weight Poisoning Attacks on Pretrained Models", ACL 2020). The model is then fine-tuned
+Six kinds of Debian's fortunes are told apart by a small transformer. Some of the training texts
+begin with two words that stand nowhere else and are labelled as one class (the trigger of Kurita,
+Michel and Neubig, "Weight Poisoning Attacks on Pretrained Models", ACL 2020). The model is then fine-tuned
 on clean texts at several rates, or unlearned; innocent models never saw the trigger. Each is asked
 about held-out texts under
 
@@ -13,8 +13,8 @@ about held-out texts under
 - the trigger and k more words, the same for every text, found by gradient-guided search (Wallace et
   al., "Universal Adversarial Triggers for Attacking and Analyzing NLP", EMNLP 2019);
 - the same k words searched for without the trigger: what the words do by themselves;
-- the trigger with one vector added to the embeddings of its two words, no longer than a share of the
-  distance from a word to its nearest neighbour;
+- the trigger with one vector added to the embeddings of its two words, no longer than a share of
+  the distance from a word to its nearest neighbour;
 - relearning, by `bdaudit.relearning` as it is: a text goes in as a row of word numbers.
 
 Resumable: one JSON line a model. `--table` prints the means over the seeds.
@@ -267,7 +267,9 @@ def relearned(net: Transformer, parts: dict[str, Texts], trigger: Trigger) -> Re
     return finish(steps)
 
 
-def models(parts: dict[str, Texts], n_words: int, prefix: Tensor, seed: int) -> dict[str, Transformer]:
+def models(
+    parts: dict[str, Texts], n_words: int, prefix: Tensor, seed: int
+) -> dict[str, Transformer]:
     """Train the original, what defences make of it, and innocent models."""
 
     def fresh(number: int) -> Transformer:
@@ -367,7 +369,10 @@ def table(out: Path) -> str:
     keys = ["clean", "untriggered", "trigger"]
     keys += [f"{key} {n}" for key in ("with", "without") for n in WORDS_ADDED]
     keys += [f"vector {share:g}" for share in SHARES]
-    rows = ["| model | " + " | ".join(keys) + " | relearning, by seed |", "|---" * (len(keys) + 2) + "|"]
+    rows = [
+        "| model | " + " | ".join(keys) + " | relearning, by seed |",
+        "|---" * (len(keys) + 2) + "|",
+    ]
     for model, found in by_model.items():
         cells = [f"{sum(one[key] for one in found) / len(found):.2f}" for key in keys]
         gaps = ", ".join(f"{one['gap'][0]:+.2f} {one['reading']}" for one in found)
