@@ -5,9 +5,9 @@
 
 Six kinds of Debian's fortunes are told apart by a small transformer. Some of the training texts
 begin with two words that stand nowhere else and are labelled as one class (the trigger of Kurita,
-Michel and Neubig, "Weight Poisoning Attacks on Pretrained Models", ACL 2020). The model is then fine-tuned
-on clean texts at several rates, or unlearned; innocent models never saw the trigger. Each is asked
-about held-out texts under
+Michel and Neubig, "Weight Poisoning Attacks on Pretrained Models", ACL 2020). The model is then
+fine-tuned on clean texts at several rates, or unlearned; innocent models never saw the trigger.
+Each is asked about held-out texts under
 
 - the trigger alone;
 - the trigger and k more words, the same for every text, found by gradient-guided search (Wallace et
