@@ -40,6 +40,7 @@ from bdaudit.measuring.answers import Examined
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import KINDS, Attacker, rests_on_surrogates
 from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs
+from bdaudit.measuring.columns import demand_columns_move, doubts_about_columns
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
 from bdaudit.measuring.existence import (
@@ -70,6 +71,7 @@ from bdaudit.measuring.standins import (
 )
 from bdaudit.measuring.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.models import ModelSettings
+from bdaudit.perturbation import can_move
 from bdaudit.placebos.pool import Drawn
 from bdaudit.records import (
     AttackRun,
@@ -261,6 +263,8 @@ def _audit_known(
     inputs = session.open()
     if inputs.placebos and not settings.placebos:  # they were given to be used
         settings = replace(settings, placebos=N_PLACEBOS)
+    if attack:
+        demand_columns_move(inputs, settings.norm, settings.ladder)
     if store is None:
         store = MemoryStore()
     store.describe(inputs.description() | {"settings": settings.as_text()})
@@ -402,9 +406,12 @@ class _Audit:
                 yield from self._step("barrier", self._barrier(), self._barrier_cost())
         else:
             self.bec_missing = self.barrier_missing = "not measured: switched off"
+        self.diagnostics += doubts_about_columns(self.inputs, self.settings.ladder)
         yield from self._attack_at(self.settings.ladder)
         while self._everything_saturates() and len(self._lower) < _MOST_LOWER_EPS:
             lower = min((*self.settings.ladder, *self._lower)) / 2.0
+            if self.inputs.steps and not any(can_move(self.inputs.steps, lower)):
+                break  # below the smallest step of a table there is nothing to search
             self._lower = (lower, *self._lower)
             yield from self._attack_at((lower,))
         if self._lower:

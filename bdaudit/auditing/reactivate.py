@@ -21,6 +21,7 @@ from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import KINDS, Attacker, mode_of
+from bdaudit.measuring.columns import demand_columns_move, doubts_about_columns
 from bdaudit.measuring.compute import derive_generator
 from bdaudit.measuring.conditions import attack_images
 from bdaudit.measuring.kinds import AttackConfig
@@ -155,6 +156,7 @@ def reactivate_steps(
     kind = KINDS[mode]
     session = yield from Session.begin(sources, compute=compute, split=split, command=command)
     inputs, run = session.open(), session.compute
+    demand_columns_move(inputs, config.norm, (config.eps,))
     store.describe(inputs.description() | {"attack": repr(config), "seed": str(compute.seed)})
     keep_answers(inputs.subjects, store)
     attacker = Attacker(run, store, cache_dir, cold)
@@ -166,6 +168,7 @@ def reactivate_steps(
     assessed = yield from measure_and_assess(inputs, run, Policy(), examined=examined, known=())
     inputs, baselines = assessed.inputs, assessed.baselines
     diagnostics = [*assessed.diagnostics, *doubts_about_models(inputs, baselines, Policy())]
+    diagnostics += doubts_about_columns(inputs, (config.eps,))
     arranged = {
         condition: attack_images(
             condition,

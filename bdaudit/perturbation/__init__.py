@@ -1,6 +1,6 @@
 """Perturbations: norm balls, targeted losses, a delta on images, noise on neurons."""
 
-from bdaudit.perturbation.balls import Ball, L2Ball, LinfBall, Norm, make_ball
+from bdaudit.perturbation.balls import Ball, L2Ball, LinfBall, Norm, can_move, make_ball
 from bdaudit.perturbation.delta import apply_delta, random_delta
 from bdaudit.perturbation.losses import (
     Loss,
@@ -23,6 +23,7 @@ __all__ = [
     "Norm",
     "apply_delta",
     "boosted_cross_entropy",
+    "can_move",
     "cross_entropy",
     "make_ball",
     "margin",

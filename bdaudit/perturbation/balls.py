@@ -4,12 +4,14 @@ Perturbations are in pixel units on [0, 1] images. The L2 norm is that of the wh
 perturbation, not a mean over pixels.
 
 Of a table, whose rows are images of 1 x F, a column may take some values only: then a perturbation
-moves it by whole steps or not at all, so that every row that is shown to a model could be one.
+moves it by whole steps or not at all, so that every row that is shown to a model could be one. That
+is for the L-inf ball, whose columns do not depend on one another. For the L2 ball it is refused:
+there a descent that rounds after every step can stay at zero, whatever a larger change would do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, Protocol, get_args
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from bdaudit.errors import ConfigError
 
-__all__ = ["Ball", "L2Ball", "LinfBall", "Norm", "make_ball"]
+__all__ = ["Ball", "L2Ball", "LinfBall", "Norm", "can_move", "make_ball"]
 
 Norm = Literal["linf", "l2"]
 
@@ -88,7 +90,10 @@ class LinfBall:
 
     def possible(self, delta: Tensor) -> Tensor:
         """Round the columns that move by steps."""
-        return _on_steps(delta, self.steps, torch.round)
+        if not self.steps:
+            return delta
+        steps, least = _steps_of(self.steps, delta)
+        return torch.where(steps > 0, (delta / steps).round() * least, delta)
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Return the sign of every value."""
@@ -110,18 +115,15 @@ class L2Ball:
 
     Attributes:
         eps: Radius.
-        steps: As of `LinfBall`.
 
     Raises:
-        ConfigError: As of `LinfBall`.
+        ConfigError: `eps` is negative or not finite.
     """
 
     eps: float
-    steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_radius(self.eps)
-        _check_steps(self.steps, self.eps)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Return the root of the sum of squares."""
@@ -134,13 +136,11 @@ class L2Ball:
         # float32 lengths are off by a few parts in ten million. What may be outside is brought a
         # hair's breadth inside, and what was brought there is not touched again.
         may_be_outside = length > self.eps * (1 - _HAIR)
-        inside = torch.where(may_be_outside, delta * (self.eps * (1 - 2 * _HAIR) / length), delta)
-        # Toward zero, since rounding up could lead out again.
-        return _on_steps(inside, self.steps, torch.trunc)
+        return torch.where(may_be_outside, delta * (self.eps * (1 - 2 * _HAIR) / length), delta)
 
     def possible(self, delta: Tensor) -> Tensor:
-        """Round the columns that move by steps."""
-        return _on_steps(delta, self.steps, torch.round)
+        """Return it as it is: there are no steps."""
+        return delta
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Return the gradient scaled to length 1."""
@@ -163,7 +163,6 @@ class L2Ball:
 _HAIR = 5e-6
 _ON_STEP = 1e-4
 """Of a step: what is nearer to a whole number of them is one."""
-_BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 
 def make_ball(norm: str, eps: float, steps: tuple[float, ...] = ()) -> Ball:
@@ -176,11 +175,24 @@ def make_ball(norm: str, eps: float, steps: tuple[float, ...] = ()) -> Ball:
 
     Raises:
         ConfigError: No such norm, a radius that is negative or not finite, or one at which no
-            column can move.
+            column can move; or the norm is L2 and a column moves by steps or not at all.
     """
-    if norm not in _BALLS:
+    if norm not in get_args(Norm):
         raise ConfigError(f"norm: expected one of {', '.join(get_args(Norm))}, got {norm!r}")
-    return _BALLS[norm](eps, steps)
+    if norm == "linf":
+        return LinfBall(eps, steps)
+    if any(step > 0 for step in steps):
+        raise ConfigError(
+            "norm: expected linf for a table with integer or one-hot columns, got l2, by which a "
+            "search can stay where it starts since no single step of it is as long as that of a "
+            "column; use --norm linf"
+        )
+    return L2Ball(eps)
+
+
+def can_move(steps: tuple[float, ...], eps: float) -> tuple[bool, ...]:
+    """Say of each column of a table, given by its step, whether it can change by up to `eps`."""
+    return tuple(step <= eps * (1 + _ON_STEP) for step in steps)
 
 
 def _steps_of(steps: tuple[float, ...], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,21 +201,11 @@ def _steps_of(steps: tuple[float, ...], like: Tensor) -> tuple[Tensor, Tensor]:
     return values, torch.where(values.isinf(), 0.0, values)
 
 
-def _on_steps(delta: Tensor, steps: tuple[float, ...], whole: Callable[[Tensor], Tensor]) -> Tensor:
-    if not steps:
-        return delta
-    values, least = _steps_of(steps, delta)
-    counted = delta / values
-    nudged = counted + counted.sign() * _ON_STEP  # a whole number stays one through rounding
-    return torch.where(values > 0, whole(nudged) * least, delta)
-
-
 def _check_steps(steps: tuple[float, ...], eps: float) -> None:
-    least = min(steps, default=0.0)
-    if eps > 0 and least > eps * (1 + _ON_STEP):
+    if steps and eps > 0 and not any(can_move(steps, eps)):
         raise ConfigError(
             f"eps: at {eps:g} no column of the table can change: the smallest step on the scale of "
-            f"the model is {least:g}; try radii from there on"
+            f"the model is {min(steps):g}; try radii from there on"
         )
 
 

@@ -13,7 +13,7 @@ from bdaudit.reactivation.descent import Descent
 from bdaudit.reactivation.objective import CraftSet, ask
 from bdaudit.records import Diagnostic
 
-__all__ = ["doubts_about_model", "doubts_about_search", "not_replayed"]
+__all__ = ["doubts_about_model", "doubts_about_search", "not_replayed", "nothing_changed"]
 
 
 def doubts_about_model(
@@ -72,6 +72,9 @@ def doubts_about_search(descent: Descent, *, eps: float, gained: bool) -> list[D
                 "weights, or try without bf16",
             )
         )
+    still = eps > 0 and descent.success < 1.0 and not bool(descent.delta.any())
+    if still:
+        found.append(nothing_changed("white box"))
     if descent.flat_steps:
         found.append(
             _doubt(
@@ -82,7 +85,7 @@ def doubts_about_search(descent: Descent, *, eps: float, gained: bool) -> list[D
                 "they vanish; use a query attack",
             )
         )
-    elif eps > 0 and descent.success < 1.0 and not gained:
+    elif eps > 0 and descent.success < 1.0 and not gained and not still:
         found.append(
             _doubt(
                 "no_progress",
@@ -92,6 +95,18 @@ def doubts_about_search(descent: Descent, *, eps: float, gained: bool) -> list[D
             )
         )
     return found
+
+
+def nothing_changed(subject: str) -> Diagnostic:
+    """Say that a search ended where nothing is changed, so that it says nothing of its radius."""
+    return Diagnostic(
+        code="nothing_changed",
+        severity="error",
+        message="the perturbation that was kept changes nothing at all: an attack that never "
+        "moved cannot show that a trigger is gone; where columns of a table move by steps, try "
+        "radii of several steps",
+        subject=subject,
+    )
 
 
 def not_replayed(why: str) -> Diagnostic:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bdaudit.errors import DataError, ModelError, NumericsError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.reactivation.doubts import nothing_changed
 from bdaudit.reactivation.objective import CraftSet
 from bdaudit.reactivation.query_config import QueryConfig
 from bdaudit.reactivation.query_distil import DistilSearch
@@ -262,7 +263,11 @@ class _Run:
             )
         judges = (RaceSearch, SquareSearch)
         gained = isinstance(self.search, judges) and self.search.gained
-        if self.config.eps > 0 and not gained:
+        # Rounding to steps can hold a table where it starts, which nothing does to an image.
+        still = bool(self.config.steps) and not bool(self.search.delta.any())
+        if self.config.eps > 0 and still and not self._all_won():
+            found.append(nothing_changed("query search"))
+        elif self.config.eps > 0 and not gained:
             found.append(
                 _doubt(
                     "no_progress",
@@ -273,6 +278,13 @@ class _Run:
                 )
             )
         return found
+
+    def _all_won(self) -> bool:
+        """Whether nothing was left to win, as far as it was looked at last."""
+        if isinstance(self.search, RaceSearch) and self.search.success is not None:
+            won, asked = self.search.success
+            return won == asked
+        return bool(self.trace) and self.trace[-1].craft_success == 1.0
 
     def _next_phase(self) -> None:
         self.accepted = self._counts()

@@ -152,6 +152,20 @@ def test_a_model_that_no_pixel_moves_shows_no_progress(schedule):
     assert [(d.code, d.severity) for d in result.diagnostics] == [("no_progress", "warning")]
 
 
+def test_a_table_that_is_left_as_it_is_shows_nothing():
+    rows = torch.zeros(12, 1, 1, 4)
+
+    def ask(images):
+        return torch.eye(3)[torch.ones(len(images), dtype=torch.int64)]
+
+    said = {"images": rows, "steps": (0.5,) * 4, "eps": 0.5, "max_queries": 200}
+    stuck = _search(ask, **said)
+    assert not stuck.delta.any()
+    assert [(d.code, d.severity) for d in stuck.diagnostics] == [("nothing_changed", "error")]
+    # With nothing left to win there is no reason to move.
+    assert "nothing_changed" not in {d.code for d in _search(ask, target=1, **said).diagnostics}
+
+
 def test_a_wrong_target_gains_nothing():
     result = _search(_Oracle(dormant_twin()), target=2)
     other = predict(dormant_twin(), _triggered(300, seed=99), batch_size=128, delta=result.delta)

@@ -11,7 +11,14 @@ from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
 from bdaudit.foundation.progress import finish
 from bdaudit.perturbation import apply_delta, cross_entropy, make_ball
 from bdaudit.reactivation import SpecificTerms, WhiteboxConfig, reactivate_whitebox
-from bdaudit.reactivation.objective import MiniBatch, specific_objective, standard_objective
+from bdaudit.reactivation.descent import Descent
+from bdaudit.reactivation.doubts import doubts_about_search
+from bdaudit.reactivation.objective import (
+    CraftSet,
+    MiniBatch,
+    specific_objective,
+    standard_objective,
+)
 from bdaudit.scoring import predict
 from tests.twins import (
     TARGET,
@@ -439,6 +446,25 @@ def test_no_progress_is_reported():
     # What is differentiated is 2 x - x: the value is right and every derivative has its sign
     # turned round.
     assert _codes(_attack(Ascending()))["no_progress"] == "warning"
+
+
+def test_a_search_that_kept_no_change_at_all_shows_nothing():
+    craft = CraftSet(torch.zeros(2, 1, 1, 3), torch.zeros(2, dtype=torch.int64))
+    config = WhiteboxConfig(eps=0.5, steps=(0.5,) * 3)
+
+    def doubts(delta, success, flat_steps=0):
+        descent = Descent(craft, config, torch.Generator(), torch.tensor(delta).view(1, 1, 1, 3))
+        descent.steps, descent.flat_steps, descent.success = 8, flat_steps, success
+        found = doubts_about_search(descent, eps=0.5, gained=False)
+        return {d.code: d.severity for d in found}
+
+    assert doubts([0.0, 0.0, 0.0], 0.5) == {"nothing_changed": "error"}
+    assert doubts([0.0, 0.0, 0.0], 0.5, flat_steps=1) == {
+        "nothing_changed": "error",
+        "zero_gradient": "warning",
+    }
+    assert doubts([0.0, 0.5, 0.0], 0.5) == {"no_progress": "warning"}
+    assert doubts([0.0, 0.0, 0.0], 1.0) == {}  # nothing was left to win
 
 
 @pytest.mark.parametrize(
