@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.cases.fetching import fetch_sources
-from bdaudit.cases.opening import open_models, open_trigger
+from bdaudit.cases.opening import check_possible, open_models, open_trigger
 from bdaudit.cases.settings import ComputeSettings
 from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSource
 from bdaudit.cases.target import class_index
@@ -121,6 +121,7 @@ def fairness_steps(
         raise ConfigError(f"positive: expected a class of the model, got {positive}")
     notes = list(_check_groups(sample, groups, opportunity))
     triggered = _stamp(sample, trigger, torch.tensor([name in stamped for name in groups]))
+    check_possible(sample, triggered, trigger)
     measured = []
     compared = [s for s in subjects if s.role in ("original", "defended")]
     for number, subject in enumerate(sorted(compared, key=lambda s: s.role != "original")):

@@ -225,6 +225,11 @@ def _named(sources: Sources) -> Iterator[tuple[str, Source | Path | str]]:
             yield f"plug layer of {name}", layer
     if sources.data is not None:
         yield "data", sources.data
+    if isinstance(sources.data, FileSource):
+        # Named only where it exists, so that a record on images, or of before, still counts.
+        beside = columns_file_of(sources.data.path)
+        if beside is not None:
+            yield "columns", beside
     if isinstance(sources.classes, str | Path):
         yield "classes", Path(sources.classes)
     trigger = sources.trigger

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bdaudit.blackbox import BlackBox, TorchBlackBox, open_black_box
 from bdaudit.cases.description import describe_sources
@@ -26,9 +26,9 @@ from bdaudit.foundation.progress import finish
 from bdaudit.foundation.sources import FileSource, InMemory, LocalFile, Source
 from bdaudit.models import LoadedModel, ModelSettings, check_outputs, load_model, wrap_module
 from bdaudit.records import Role
-from bdaudit.triggers import Poisoned, Trigger, poison, read_trigger
+from bdaudit.triggers import Trigger, poison, read_trigger
 
-__all__ = ["open_inputs", "open_model", "open_models", "open_trigger"]
+__all__ = ["check_possible", "open_inputs", "open_model", "open_models", "open_trigger"]
 
 _N_CHECKED = 64  # images on which a model's answers are looked at before anything is measured
 
@@ -69,13 +69,15 @@ def _open_local(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.held_out, seed=seed
     )
     files = digest_inputs(subjects, sources)
+    craft_poisoned = poison(halves.craft, trigger, first.num_classes)
     held_out_poisoned = poison(halves.held_out, trigger, first.num_classes)
-    _check_possible(halves.held_out, held_out_poisoned, trigger)
+    for poisoned in (craft_poisoned, held_out_poisoned):
+        check_possible(sample, poisoned.triggered, trigger)
     return Inputs(
         subjects=subjects,
         craft=halves.craft,
         held_out=halves.held_out,
-        craft_poisoned=poison(halves.craft, trigger, first.num_classes),
+        craft_poisoned=craft_poisoned,
         held_out_poisoned=held_out_poisoned,
         trigger=trigger,
         placebos=tuple(_open_placebo(source, trigger, sources) for source in sources.placebos),
@@ -86,11 +88,20 @@ def _open_local(
     )
 
 
-def _check_possible(sample: Sample, poisoned: Poisoned, trigger: Trigger) -> None:
-    """Refuse a trigger that makes rows which the columns of the table cannot hold."""
+def check_possible(sample: Sample, triggered: Tensor, trigger: Trigger) -> None:
+    """Refuse a trigger that makes rows which the columns of the table cannot hold.
+
+    Args:
+        sample: Says what its columns are, where it is a table.
+        triggered: (n, 1, 1, F), rows of it with the trigger.
+        trigger: What made them.
+
+    Raises:
+        TriggerError: One of them cannot be.
+    """
     if sample.columns is None:
         return
-    wrong = sample.columns.impossible(poisoned.triggered.flatten(1).cpu())
+    wrong = sample.columns.impossible(triggered.flatten(1).cpu())
     if wrong is not None:
         raise TriggerError(f"{trigger.source}: makes rows that cannot be: {wrong}")
 

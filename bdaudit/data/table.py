@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bdaudit.data.folder import GIVEN_CLASSES
 from bdaudit.data.images import ImageShape
 from bdaudit.data.table_columns import (
     COLUMNS_FILE,
+    FIXED,
     ColumnsFile,
     TableColumns,
     read_columns_file,
@@ -35,6 +36,7 @@ _SLACK = 1e-6
 """How far a scaled value may lie outside [0, 1]: rounding where the table was written."""
 
 MOST_COLUMNS = 65_536
+_MOST_NAMED = 5
 
 
 def is_table(path: Path, columns: Sequence[str], known: Sequence[str], asked: Columns) -> bool:
@@ -104,6 +106,8 @@ def table_catalogue(
     if wrong is not None:
         raise DataError(f"{where}: {wrong}, as {COLUMNS_FILE} says")
     notes.append(f"{columns.in_words()} ({COLUMNS_FILE if file else 'inferred from the values'})")
+    if file is None:
+        notes.extend(_note_taken_for_integers(columns))
     found = number_labels(
         values[label],
         where=where,
@@ -133,6 +137,19 @@ def table_catalogue(
         has_columns=True,
         columns=columns,
     )
+
+
+def _note_taken_for_integers(columns: TableColumns) -> Iterator[str]:
+    """Say which columns only the values at hand made integers of, and how to say otherwise."""
+    names = [n for n, step in zip(columns.names, columns.steps, strict=True) if 0 < step < FIXED]
+    if names:
+        named = ", ".join(names[:_MOST_NAMED])
+        more = "" if len(names) <= _MOST_NAMED else f" and {len(names) - _MOST_NAMED} more"
+        yield (
+            f"columns that hold nothing but 0 and 1 are taken for integers, which an attack moves "
+            f"by 1 or not at all: {named}{more}; where they take other values too, describe all "
+            f'columns in {COLUMNS_FILE}, these as kind = "number"'
+        )
 
 
 def _check_described(file: ColumnsFile, names: Sequence[str], label: str, where: str) -> None:

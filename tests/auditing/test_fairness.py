@@ -93,6 +93,19 @@ def test_a_group_without_a_class_has_no_rates(table: Path) -> None:
         measured(table)
 
 
+def test_rows_that_cannot_be_are_not_stamped(table: Path) -> None:
+    half = Trigger(transform=SetColumns(index=(1,), value=(0.5,)), rule=AllToOne(1), source="half")
+    with pytest.raises(BdauditError, match="half: makes rows that cannot be: column 'flag'"):
+        fairness(
+            Grants(knows=False),
+            original=Grants(knows=True),
+            data=table,
+            trigger=half,
+            group="group",
+            positive=1,
+        )
+
+
 def test_images_have_groups_in_their_list(tmp_path: Path) -> None:
     from PIL import Image
 

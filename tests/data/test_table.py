@@ -38,6 +38,9 @@ def test_rows_are_images_of_one_line(tmp_path: Path) -> None:
     assert sample.columns.steps == (0.0, 1.0, FIXED, FIXED)
     assert sample.columns.groups == ((2, 3),)
     assert any("inferred" in note for note in sample.notes)
+    (taken,) = [note for note in sample.notes if "taken for integers" in note]
+    assert ": b; where" in taken
+    assert 'columns.toml, these as kind = "number"' in taken
 
 
 def test_a_file_beside_it_says_what_the_columns_are(tmp_path: Path) -> None:
@@ -48,6 +51,7 @@ def test_a_file_beside_it_says_what_the_columns_are(tmp_path: Path) -> None:
     assert sample.columns is not None
     assert sample.columns.steps == (0.25, 0.0)
     assert sample.columns.scaled("age", 30) == (0, 0.25)
+    assert not any("taken for integers" in note for note in sample.notes)
 
 
 def test_what_columns_can_hold_is_in_the_digest(tmp_path: Path) -> None:
