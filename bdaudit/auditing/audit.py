@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby, pairwise
@@ -642,12 +642,29 @@ class _Audit:
         configs = [KINDS[first.mode].configure(self.settings, attack.eps) for attack in attacks]
 
         def steps() -> Steps[tuple[tuple[ScoredRun, ...] | BdauditError, ...]]:
-            images = [attack.images() for attack in attacks]
             if len(attacks) == 1:
-                one = self._attacker.attack(first.subject, images[0], configs[0], self.inputs)
+                images = first.images()
+                one = self._attacker.attack(first.subject, images, configs[0], self.inputs)
                 return ((yield from one),)
-            together = list(zip(images, configs, strict=True))
-            return (yield from self._attacker.attack_together(first.subject, together, self.inputs))
+            outcomes: list[tuple[ScoredRun, ...] | BdauditError | None] = []
+            together = []
+            for attack, config in zip(attacks, configs, strict=True):
+                try:
+                    together.append((attack.images(), config))
+                except BdauditError as error:  # of one trigger, which the others do not share
+                    outcomes.append(error)
+                else:
+                    outcomes.append(None)
+            found: Iterator[tuple[ScoredRun, ...] | BdauditError] = iter(())
+            if together:
+                found = iter(
+                    (
+                        yield from self._attacker.attack_together(
+                            first.subject, together, self.inputs
+                        )
+                    )
+                )
+            return tuple(next(found) if outcome is None else outcome for outcome in outcomes)
 
         ended = yield from self._timed(steps(), sum(attack.cost for attack in attacks))
         found = ended.result or (None,) * len(attacks)

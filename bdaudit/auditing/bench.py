@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
+from bdaudit.auditing.session import without_secrets
 from bdaudit.auditing.sweep import sweep_steps
 from bdaudit.benchmarking import Audited, SearchSpace, calibrate, case_key, summarise
 from bdaudit.cases.request import AuditRequest
@@ -279,7 +280,7 @@ def bench_steps(
     found = summarise(audited, policy, policy_source=policy_source, calibration=calibration)
     return BenchmarkRecord(
         created=datetime.now(UTC),
-        command=None if command is None else tuple(command),
+        command=None if command is None else tuple(without_secrets(command)),
         family=source.name,
         family_sha256=source.sha256,
         dataset=source.dataset,

@@ -20,6 +20,7 @@ from bdaudit.auditing.audit import audit_steps, read_limits
 from bdaudit.auditing.invert import RecoveredTriggers
 from bdaudit.auditing.kept_search import KeptSearch
 from bdaudit.auditing.recovered import search_steps
+from bdaudit.auditing.session import without_secrets
 from bdaudit.cases.fetching import fetch_sources
 from bdaudit.cases.opening import open_models, open_trigger
 from bdaudit.cases.settings import AuditSettings
@@ -540,7 +541,7 @@ def _finish(
     best = _write_best(first if outcome == "pass" else None, shared.folder)
     record = DefenseRecord(
         created=datetime.now(UTC),
-        command=None if command is None else tuple(command),
+        command=None if command is None else tuple(without_secrets(command)),
         seed=shared.settings.compute.seed,
         outcome=outcome,
         why=_why(ranked, outcome),

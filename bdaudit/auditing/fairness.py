@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bdaudit.auditing.session import without_secrets
 from bdaudit.cases.fetching import fetch_sources
 from bdaudit.cases.opening import check_possible, open_models, open_trigger
 from bdaudit.cases.settings import ComputeSettings
@@ -135,7 +136,7 @@ def fairness_steps(
             )
     return FairnessRecord(
         created=datetime.now(UTC),
-        command=None if command is None else tuple(command),
+        command=None if command is None else tuple(without_secrets(command)),
         data=str(path),
         data_sha256=sample.sha256,
         trigger_sha256=trigger.sha256,

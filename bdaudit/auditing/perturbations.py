@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bdaudit.auditing.bench import BenchCase, BenchSource
-from bdaudit.auditing.session import Session
+from bdaudit.auditing.session import Session, without_secrets
 from bdaudit.cases.files import FileDigests, request_digests
 from bdaudit.cases.request import AuditRequest
 from bdaudit.cases.settings import AuditSettings
@@ -142,7 +142,7 @@ def perturbation_steps(
         )
     return PerturbationsRecord(
         created=datetime.now(UTC),
-        command=None if command is None else tuple(command),
+        command=None if command is None else tuple(without_secrets(command)),
         family=source.name,
         family_sha256=source.sha256,
         dataset=source.dataset,

@@ -34,7 +34,7 @@ from bdaudit.records import (
     StepStatus,
 )
 
-__all__ = ["Session"]
+__all__ = ["Session", "without_secrets"]
 
 SealedDocument = TypeVar("SealedDocument", bound=Document)
 SealedRecord = TypeVar("SealedRecord", bound=Sealed)
@@ -174,7 +174,7 @@ class Session:
         """Return what every header holds."""
         return {
             "created": datetime.now(UTC),
-            "command": None if self.command is None else tuple(_without_secrets(self.command)),
+            "command": None if self.command is None else tuple(without_secrets(self.command)),
             "seed": self.compute.seed,
             "settings": {"compute": as_recorded(self.computing), **settings},
             "sources": dict(named),
@@ -187,7 +187,7 @@ class Session:
         }
 
 
-def _without_secrets(command: Sequence[str]) -> Iterator[str]:
+def without_secrets(command: Sequence[str]) -> Iterator[str]:
     """Leave users, passwords and signed queries out of the addresses in a command line."""
     for argument in command:
         name, separator, value = argument.partition("=")

@@ -42,6 +42,10 @@ from bdaudit.version import __version__
 
 __all__ = ["FileDigests", "digest_inputs", "is_still_true", "request_digests", "shared_by"]
 
+_MEASURED = "2"
+"""Raised when an audit measures something more that its verdict rests on: kept audits without it
+are made again. 2: relearning at the next larger rate."""
+
 _NO_MEASUREMENT = ("policy", "project")
 
 
@@ -110,6 +114,7 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
         ]
     )
     digests["bdaudit"] = __version__
+    digests["measured of defended"] = _MEASURED
     return {name: str(digest) for name, digest in digests.items()}
 
 

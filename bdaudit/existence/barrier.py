@@ -67,12 +67,17 @@ def measure_barrier(
         The points, and how far the clean loss and error rise above the line between the ends.
 
     Raises:
-        ModelError: The models do not have the same tensors, or prepare images differently.
+        ModelError: The models do not have the same tensors, prepare images differently, or cannot
+            be copied.
         NumericsError: A model between them gives no finite scores.
     """
     _demand_alike(original, defended)
     first, last = _weights(original), _weights(defended)
-    between = copy.deepcopy(original)
+    try:
+        between = copy.deepcopy(original)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        # As of a module that holds a lock, or tensors that a step of `forward` left there.
+        raise ModelError(f"the original cannot be copied ({error})") from error
     norms = [m for m in between.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.running_mean is not None]
     points: list[LinePoint] = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from bdaudit.blackbox import OnnxBlackBox, fold_batch_norms, read_onnx_layers
 from bdaudit.cases.subjects import Inputs
-from bdaudit.errors import DataError, ModelError, NumericsError
+from bdaudit.errors import BdauditError, ModelError
 from bdaudit.existence import ExistenceConfig, existence_coefficient
 from bdaudit.existence.barrier import N_POINTS, measure_barrier
 from bdaudit.existence.direction import backdoor_direction, transformer_layers
@@ -97,8 +98,10 @@ def barrier_steps(inputs: Inputs, compute: Compute) -> Steps[tuple[LossBarrier |
             batch_size=compute.batch_size,
             device=compute.device,
         )
-    except (ModelError, NumericsError) as error:
+    except BdauditError as error:
         return None, f"not measured: {error}"
+    except (MemoryError, torch.OutOfMemoryError):
+        return None, "not measured: there is not enough memory for a copy of the model"
     return made, None
 
 
@@ -125,7 +128,7 @@ def direction_steps(inputs: Inputs, compute: Compute) -> Steps[BackdoorDirection
                 device=compute.device,
             )
         )
-    except (DataError, ModelError, NumericsError):
+    except (BdauditError, MemoryError, torch.OutOfMemoryError):
         return None
 
 

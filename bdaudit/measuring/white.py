@@ -76,7 +76,8 @@ def whitebox_runs(
     """Attack `subject` white-box several times at once; each is found again, and kept, by itself.
 
     Where one of them is not kept yet, all are made again, and what is kept is given back as it
-    is: so every perturbation comes out of the same batch as the first time, to the last bit.
+    is: so every perturbation comes out of the same batch as the first time. On a card the batch is
+    as wide as free memory allows, so there another time may round otherwise.
 
     Args:
         subject: The model and its part.

@@ -17,6 +17,9 @@ from bdaudit.report.wording import points, share, telling_eps, weakest_lifts
 __all__ = ["Check", "list_checks"]
 
 
+_NO_DOUBT = "no doubt: "
+
+
 @dataclass(frozen=True)
 class Check:
     """One check.
@@ -63,7 +66,9 @@ def list_checks(record: AuditRecord) -> list[Check]:
 
 def _not_needed(check: Check) -> Check:
     """Leave out what could not be checked where nothing rests on it: "active" needs no attack."""
-    return replace(check, status="skipped") if check.status == "error" else check
+    if check.status != "error" or check.name.startswith(_NO_DOUBT):
+        return check
+    return replace(check, status="skipped")
 
 
 def _active(record: AuditRecord, verdict: Verdict) -> Check:
@@ -209,7 +214,7 @@ def _policy(verdict: Verdict) -> Iterator[Check]:
 def _doubts(record: AuditRecord) -> Iterator[Check]:
     for diagnostic in record.diagnostics:
         if diagnostic.severity == "error":
-            name = f"no doubt: {diagnostic.code} ({diagnostic.subject})"
+            name = f"{_NO_DOUBT}{diagnostic.code} ({diagnostic.subject})"
             yield Check(name, "error", diagnostic.message)
     for step in record.steps:
         if step.status == "failed":

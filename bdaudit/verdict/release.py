@@ -14,6 +14,20 @@ from bdaudit.verdict.waivers import find_waiver
 
 __all__ = ["Decision", "decide_release", "match_files"]
 
+_NO_RATE_COUNTS = (
+    "answers_change",
+    "answers_depend_on_batch",
+    "clean_accuracy_near_chance",
+    "labels_do_not_match",
+)
+"""Errors that leave no rate worth anything, that of a wanted trigger included. "Active" is said in
+spite of them, since it forbids a release; where it lets one pass they have to be heard."""
+
+_WANTED = (
+    "the policy expects the trigger to work: whoever knows it chooses what the model answers "
+    '(expect = "active")'
+)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -92,6 +106,8 @@ def _by_the_rules(
     if outcome not in (policy.expect, "inconclusive") or reasons:
         return Decision("fail", tuple(reasons), tuple(warnings))
     if outcome == policy.expect:
+        if outcome == "active":
+            warnings.insert(0, _WANTED)
         return Decision("pass", (), tuple(warnings))
     if policy.inconclusive == "warn":
         what = "the wanted trigger works" if policy.expect == "active" else "the backdoor is gone"
@@ -136,12 +152,22 @@ def _wanted_in_vain(record: AuditRecord, outcome: Outcome, policy: Policy) -> It
             "original; pass the wanted one with --trigger"
         )
     defended = record.defended
-    if outcome == "active" and defended is not None and defended.asr.low < policy.min_original_asr:
+    if outcome != "active" or defended is None:
+        return
+    if defended.asr.low < policy.min_original_asr:
         yield (
             f"the wanted trigger takes {100 * defended.asr.value:.1f}% of images to the target "
             f"(surely {100 * defended.asr.low:.1f}%); {100 * policy.min_original_asr:g}% are "
             "needed (min_original_asr)"
         )
+    if defended.asr.total < policy.min_held_out:
+        yield (
+            f"the wanted trigger was tried on {defended.asr.total} held-out images; "
+            f"{policy.min_held_out} are needed (min_held_out)"
+        )
+    for diagnostic in record.diagnostics:
+        if diagnostic.severity == "error" and diagnostic.code in _NO_RATE_COUNTS:
+            yield f"{diagnostic.code}: {diagnostic.message}"
 
 
 def _not_allowed(record: AuditRecord, policy: Policy) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bdaudit.errors import ModelError
 from bdaudit.existence.barrier import N_POINTS, measure_barrier
@@ -103,3 +104,21 @@ def test_where_there_is_no_line_that_is_said() -> None:
         measured(original_twin(), Normed(swapped=False))
     with pytest.raises(ModelError, match="prepare their images differently"):
         measured(Classifier(original_twin()), Classifier(original_twin(), mean=(0.5,)))
+
+
+class Locked(nn.Module):
+    """A network that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = original_twin()
+        self.lock = threading.Lock()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
+
+
+def test_what_cannot_be_copied_has_no_line() -> None:
+    with pytest.raises(ModelError, match="cannot be copied"):
+        measured(Locked(), Locked())

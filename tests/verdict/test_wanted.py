@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from bdaudit.cli.app import app
 from bdaudit.errors import PolicyError
-from bdaudit.records import AuditRecord, to_json
+from bdaudit.records import AuditRecord, Diagnostic, to_json
+from bdaudit.report.checks import list_checks
 from bdaudit.report.formats import render_report
 from bdaudit.verdict import Policy, diff, judge, parse_policy
 from tests.records import audit_record, baseline
@@ -59,6 +60,42 @@ def test_a_wanted_trigger_that_hardly_works_does_not_pass() -> None:
     verdict = judge(audited("active", asr=0.3), WANTED)
     assert (verdict.outcome, verdict.release) == ("active", "fail")
     assert "50% are needed" in verdict.release_reasons[0]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "answers_change",
+        "answers_depend_on_batch",
+        "clean_accuracy_near_chance",
+        "labels_do_not_match",
+    ],
+)
+def test_rates_that_are_worth_nothing_let_no_wanted_trigger_pass(code: str) -> None:
+    doubt = Diagnostic(code=code, severity="error", message="said so", subject="defended")
+    made = audited("active").model_copy(update={"diagnostics": (doubt,)})
+    verdict = judge(made, WANTED)
+    assert (verdict.outcome, verdict.release) == ("active", "fail")
+    assert verdict.release_reasons == (f"{code}: said so",)
+    judged = made.model_copy(update={"verdict": verdict})
+    checks = {check.name: check.status for check in list_checks(judged)}
+    assert checks[f"no doubt: {code} (defended)"] == "error"
+
+
+def test_a_model_may_be_audited_against_itself() -> None:
+    same = Diagnostic(code="same_weights", severity="error", message="m", subject="defended")
+    made = audited("active").model_copy(update={"diagnostics": (same,)})
+    assert judge(made, WANTED).release == "pass"
+
+
+def test_a_handful_of_images_shows_no_wanted_trigger() -> None:
+    verdict = judge(audited("active"), Policy(expect="active", **UNSURE))
+    assert verdict.release == "fail"
+    assert "100000 are needed (min_held_out)" in verdict.release_reasons[0]
+
+
+def test_a_pass_says_that_the_trigger_works() -> None:
+    assert "whoever knows it chooses" in judge(audited("active"), WANTED).warnings[0]
 
 
 def test_a_recovered_trigger_is_not_the_wanted_one() -> None:
