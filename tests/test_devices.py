@@ -82,6 +82,8 @@ def test_training_there_is_training(card: torch.device) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_where_its_images_are(name: str, card: torch.device) -> None:
     images, labels = photos.photos()
+    if name == "columns":
+        images = images.reshape(len(images), 1, 1, -1)  # rows of a table
     attack = ATTACKS[name]
     helper = photos.helper_of(name, images, labels)
     helper = None if helper is None else helper.to(card)
