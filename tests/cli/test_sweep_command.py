@@ -167,7 +167,7 @@ def test_an_interrupt_keeps_what_is_finished(files: Path) -> None:
         # A script in the background hands down an ignored SIGINT; a terminal does not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # a hang is told from a busy machine
     records = files / "out" / "records"
     while len(list(records.glob("*.json"))) < 2:
         assert time.monotonic() < deadline
