@@ -169,12 +169,17 @@ def test_an_interrupt_keeps_what_is_finished(files: Path) -> None:
     )
     deadline = time.monotonic() + 300  # a hang is told from a busy machine
     records = files / "out" / "records"
-    while len(list(records.glob("*.json"))) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    try:
+        while len(list(records.glob("*.json"))) < 2:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:  # nothing is left behind that would never end
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert process.returncode == 130
     assert "run the same command again to continue" in err
     assert "Traceback" not in err

@@ -105,7 +105,9 @@ def test_an_audit_off_a_terminal_says_what_it_does_and_what_it_wrote(
     outputs = ["--json", written[0], "--report", f"html={written[1]}"]
     result = run(*audit_arguments(files, "dormant", *outputs))
     assert result.exit_code == 1
-    assert re.search(r"^bdaudit: +\d+% white box on defended, \d+ attacks at once: ", result.stderr, re.M)
+    assert re.search(
+        r"^bdaudit: +\d+% white box on defended, \d+ attacks at once: ", result.stderr, re.M
+    )
     for path in written:
         assert f"bdaudit: wrote {path}\n" in result.stderr
         path.unlink()
