@@ -180,7 +180,7 @@ def test_two_lists_of_one_folder(tmp_path: Path) -> None:
     [
         ("", "got none"),
         ("path,label\n", "got none"),
-        ("a,b\nimg/0.png,1\n", "expected a column of paths"),
+        ("a,b\nimg/0.png,1\n", "name it .--label-column, --image-column"),
         ("path,b\nimg/0.png,1\n", "expected a column of labels"),
         ("path,label\nimg/0.png\n", "more or fewer values"),
         ("path,label\nimg/0.png,1,2\n", "more or fewer values"),
