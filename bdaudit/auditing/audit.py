@@ -41,8 +41,8 @@ from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import KINDS, Attacker, rests_on_surrogates
 from bdaudit.measuring.baselines import ABOUT_THE_TRIGGER, check_runs
 from bdaudit.measuring.columns import demand_columns_move, doubts_about_columns
-from bdaudit.measuring.compute import Compute, derive_generator
-from bdaudit.measuring.conditions import AttackImages, attack_images, default_controls
+from bdaudit.measuring.compute import Compute
+from bdaudit.measuring.conditions import AttackImages, default_controls
 from bdaudit.measuring.existence import (
     barrier_cost,
     barrier_steps,
@@ -58,7 +58,7 @@ from bdaudit.measuring.placebos import (
     screening_cost,
 )
 from bdaudit.measuring.relearning import measure_relearning, relearning_cost
-from bdaudit.measuring.runs import noise_run
+from bdaudit.measuring.runs import images_of, noise_run
 from bdaudit.measuring.speed import Speed, speed_on
 from bdaudit.measuring.standins import (
     N_INNOCENT,
@@ -770,13 +770,7 @@ class _Audit:
         return rests_on_surrogates(self.settings)
 
     def _images(self, condition: Condition) -> AttackImages:
-        return attack_images(
-            condition,
-            self.inputs.craft_poisoned,
-            self.inputs.held_out_poisoned,
-            num_classes=self.inputs.num_classes,
-            generator=derive_generator(self.compute.seed, "images", condition),
-        )
+        return images_of(self.inputs, condition, self.compute)
 
     # -- order, cost and failures --------------------------------------------------------------
 

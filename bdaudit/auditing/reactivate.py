@@ -22,10 +22,8 @@ from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import KINDS, Attacker, mode_of
 from bdaudit.measuring.columns import demand_columns_move, doubts_about_columns
-from bdaudit.measuring.compute import derive_generator
-from bdaudit.measuring.conditions import attack_images
 from bdaudit.measuring.kinds import AttackConfig
-from bdaudit.measuring.runs import noise_run
+from bdaudit.measuring.runs import images_of, noise_run
 from bdaudit.measuring.standins import doubts_about_models, examine_new, measure_and_assess
 from bdaudit.measuring.store import MemoryStore, RunStore, ScoredRun
 from bdaudit.models import ModelSettings
@@ -170,14 +168,7 @@ def reactivate_steps(
     diagnostics = [*assessed.diagnostics, *doubts_about_models(inputs, baselines, Policy())]
     diagnostics += doubts_about_columns(inputs, (config.eps,))
     arranged = {
-        condition: attack_images(
-            condition,
-            inputs.craft_poisoned,
-            inputs.held_out_poisoned,
-            num_classes=inputs.num_classes,
-            generator=derive_generator(compute.seed, "images", condition),
-        )
-        for condition in ("trigger", "no_trigger")
+        condition: images_of(inputs, condition, run) for condition in ("trigger", "no_trigger")
     }
     scored: list[ScoredRun] = []
     for subject in inputs.compared:

@@ -49,12 +49,7 @@ def register(app: typer.Typer) -> None:
 @taking_tables
 def bench(
     *,
-    family: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder with a family.json, or of BackdoorBench records.", show_default=False
-        ),
-    ],
+    family: options.FamilyFolder,
     out: Annotated[
         Path,
         typer.Option(
@@ -89,15 +84,7 @@ def bench(
             rich_help_panel=_WHAT,
         ),
     ] = 1,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Only models whose names match ('badnets-*'); may be repeated.",
-            show_default=False,
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
+    only: Annotated[list[str] | None, options.only_models(_WHAT)] = None,
     attack: Annotated[Attack, Only("eps", "passes"), InPanel(None)],
     query: Annotated[Query, Only("max_queries")],
     calibrate: Annotated[

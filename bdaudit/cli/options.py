@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from bdaudit.auditing import FolderStore
     from bdaudit.engines import Engine as AnyEngine
 
-__all__ = ["Debug", "PlanOnly", "Quiet", "Resume", "open_engine", "open_store", "read_shape"]
+__all__ = [
+    "Debug",
+    "FamilyFolder",
+    "PlanOnly",
+    "Quiet",
+    "Resume",
+    "only_models",
+    "open_engine",
+    "open_store",
+    "read_shape",
+]
 
 Resume = Annotated[
     bool,
@@ -25,6 +35,12 @@ Resume = Annotated[
         "--resume",
         help="Continue an interrupted run, with what --json or --state kept of it.",
         rich_help_panel="Output",
+    ),
+]
+FamilyFolder = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder with a family.json, or of BackdoorBench records.", show_default=False
     ),
 ]
 PlanOnly = Annotated[
@@ -81,6 +97,17 @@ def read_pair(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 6 for part in parts):
         raise ConfigError(f"--offset: expected ROWS,COLUMNS such as 0,0, got {shortened(text)!r}")
     return int(parts[0]), int(parts[1])
+
+
+def only_models(panel: str) -> Any:
+    """Return the option that chooses models of a family, in a panel of the help."""
+    return typer.Option(
+        "--only",
+        metavar="PATTERN",
+        help="Only models whose names match ('badnets-*'); may be repeated.",
+        show_default=False,
+        rich_help_panel=panel,
+    )
 
 
 def open_engine(engine: Engine) -> AnyEngine:

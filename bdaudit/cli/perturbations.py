@@ -43,12 +43,7 @@ def register(app: typer.Typer) -> None:
 @taking_tables
 def perturbations(
     *,
-    family: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder with a family.json, or of BackdoorBench records.", show_default=False
-        ),
-    ],
+    family: options.FamilyFolder,
     out: Annotated[
         Path,
         typer.Option(
@@ -65,15 +60,7 @@ def perturbations(
             rich_help_panel=_WHAT,
         ),
     ] = "noise,likeness,transfer,queries",
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Only models whose names match ('badnets-*'); may be repeated.",
-            show_default=False,
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
+    only: Annotated[list[str] | None, options.only_models(_WHAT)] = None,
     seeds: Annotated[
         int,
         typer.Option(

@@ -28,7 +28,8 @@ from bdaudit.foundation.progress import Steps
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.attacking import KINDS, Attacker
 from bdaudit.measuring.compute import Compute, derive_generator
-from bdaudit.measuring.conditions import AttackImages, attack_images
+from bdaudit.measuring.conditions import AttackImages
+from bdaudit.measuring.runs import images_of
 from bdaudit.measuring.store import RunStore, ScoredRun
 from bdaudit.measuring.transfer import transfer_runs
 from bdaudit.perturbation import apply_delta
@@ -250,13 +251,7 @@ class _Bench:
         return run
 
     def _images(self, condition: Literal["trigger", "no_trigger"]) -> AttackImages:
-        return attack_images(
-            condition,
-            self.inputs.craft_poisoned,
-            self.inputs.held_out_poisoned,
-            num_classes=self.inputs.num_classes,
-            generator=derive_generator(self.compute.seed, "images", condition),
-        )
+        return images_of(self.inputs, condition, self.compute)
 
 
 def _plain(counted: Rate) -> Rate:

@@ -11,23 +11,24 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from bdaudit.cases.subjects import Subject
+from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.plain_settings import keyed_settings
 from bdaudit.foundation.progress import Steps, reworded
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute, derive_generator
-from bdaudit.measuring.conditions import AttackImages
+from bdaudit.measuring.conditions import AttackImages, attack_images
 from bdaudit.measuring.kinds import AttackConfig, AttackResult
 from bdaudit.measuring.store import ScoredRun
 from bdaudit.perturbation import Norm, make_ball, random_delta
-from bdaudit.records import AttackRun, Diagnostic, Mode, Rate
+from bdaudit.records import AttackRun, Condition, Diagnostic, Mode, Rate
 from bdaudit.scoring import rate
 from bdaudit.version import __version__
 
 __all__ = [
     "Scores",
     "about",
+    "images_of",
     "noise_run",
     "renamed",
     "run_fields",
@@ -37,6 +38,21 @@ __all__ = [
 ]
 
 _Result = TypeVar("_Result")
+
+
+def images_of(inputs: Inputs, condition: Condition, compute: Compute) -> AttackImages:
+    """Arrange the images of an audit under one condition; its seed draws the wrong target.
+
+    Raises:
+        ConfigError: A wrong target was asked for with two classes only.
+    """
+    return attack_images(
+        condition,
+        inputs.craft_poisoned,
+        inputs.held_out_poisoned,
+        num_classes=inputs.num_classes,
+        generator=derive_generator(compute.seed, "images", condition),
+    )
 
 
 def noise_run(

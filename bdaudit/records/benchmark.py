@@ -12,13 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from bdaudit.errors import RecordError, reads
 from bdaudit.foundation.modes import MODES
-from bdaudit.foundation.texts import read_json
 from bdaudit.records import Environment, Mode, Outcome, Rate, Record
 from bdaudit.records.families import Lineage, Truth
+from bdaudit.records.reading import read_sealed
 
 __all__ = [
     "VARIANTS",
@@ -370,19 +369,10 @@ class BenchmarkRecord(Record):
     elapsed_s: float
 
 
-@reads(RecordError)
 def read_benchmark(path: Path) -> BenchmarkRecord:
     """Read the JSON that `bdaudit bench` wrote.
 
     Raises:
         RecordError: It cannot be read, or is something else.
     """
-    document = read_json(path, what="the record of a benchmark", error=RecordError)
-    if isinstance(document, dict):
-        document.pop("content_sha256", None)
-    try:
-        return BenchmarkRecord.model_validate(document)
-    except ValidationError as error:
-        raise RecordError(
-            f"{path}: expected the record of a benchmark, got {error.error_count()} problems"
-        ) from error
+    return read_sealed(path, BenchmarkRecord, what="the record of a benchmark")

@@ -6,12 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from bdaudit.errors import RecordError, reads
-from bdaudit.foundation.texts import read_json
 from bdaudit.records import Environment, Fraction, Rate, Record, Role
 from bdaudit.records.families import Truth
+from bdaudit.records.reading import read_sealed
 
 __all__ = [
     "TABLES",
@@ -171,19 +168,10 @@ class PerturbationsRecord(Record):
     elapsed_s: float
 
 
-@reads(RecordError)
 def read_perturbations(path: Path) -> PerturbationsRecord:
     """Read the JSON that `bdaudit perturbations` wrote.
 
     Raises:
         RecordError: It cannot be read, or is something else.
     """
-    document = read_json(path, what="tables of perturbations", error=RecordError)
-    if isinstance(document, dict):
-        document.pop("content_sha256", None)
-    try:
-        return PerturbationsRecord.model_validate(document)
-    except ValidationError as error:
-        raise RecordError(
-            f"{path}: expected tables of perturbations, got {error.error_count()} problems"
-        ) from error
+    return read_sealed(path, PerturbationsRecord, what="tables of perturbations")

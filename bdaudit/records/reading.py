@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,7 +25,17 @@ from bdaudit.records.documents import (
 )
 from bdaudit.records.header import SCHEMA_VERSION
 
-__all__ = ["demand_audit", "parse_record", "read_record", "sealed", "to_json", "using_record"]
+__all__ = [
+    "demand_audit",
+    "parse_record",
+    "read_record",
+    "read_sealed",
+    "sealed",
+    "to_json",
+    "using_record",
+]
+
+ReadRecord = TypeVar("ReadRecord", bound=Record)
 
 _DIGEST_KEY = "content_sha256"
 _KINDS: dict[str, type[AnyDocument]] = {
@@ -104,6 +114,27 @@ def read_record(path: Path) -> AnyDocument:
     """
     document = read_json(path, what="the JSON that --json writes", error=RecordError)
     return parse_record(document, str(path))
+
+
+@reads(RecordError)
+def read_sealed(path: Path, kind: type[ReadRecord], *, what: str) -> ReadRecord:
+    """Read the JSON of a record that is no audit's.
+
+    Args:
+        path: What was written.
+        kind: Of the record.
+        what: In words, for messages.
+
+    Raises:
+        RecordError: It cannot be read, or is something else.
+    """
+    document = read_json(path, what=what, error=RecordError)
+    if isinstance(document, dict):
+        document.pop("content_sha256", None)
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise RecordError(f"{path}: expected {what}, got {error.error_count()} problems") from error
 
 
 def demand_audit(document: AnyDocument, path: Path) -> AuditRecord:

@@ -77,13 +77,7 @@ def _after_removed(figures: Figures, release: Release) -> Iterator[str]:
         f"It clears this file of the trigger {which}, against perturbations up to eps {largest:g}; "
         "other triggers, other targets and larger perturbations were not tried"
     )
-    if release == "pass":
-        yield (
-            "Release the very file that was audited: `bdaudit gate RECORD FILE` compares the "
-            "digests"
-        )
-    else:
-        yield "Do not release it yet: the policy forbids it for the reasons above"
+    yield _whether_to_release(release)
     yield (
         "Audit again whenever the weights change (fine-tuning, pruning, quantising, merging), and "
         "when another trigger comes to light"
@@ -112,14 +106,17 @@ def _after_active(record: AuditRecord) -> Iterator[str]:
     yield from _another_defence(record)
 
 
-def _after_wanted(release: Release) -> Iterator[str]:
+def _whether_to_release(release: Release) -> str:
     if release == "pass":
-        yield (
+        return (
             "Release the very file that was audited: `bdaudit gate RECORD FILE` compares the "
             "digests"
         )
-    else:
-        yield "Do not release it yet: the policy forbids it for the reasons above"
+    return "Do not release it yet: the policy forbids it for the reasons above"
+
+
+def _after_wanted(release: Release) -> Iterator[str]:
+    yield _whether_to_release(release)
     yield "Keep the trigger from those who are not to use it: whoever knows it chooses the answer"
     yield (
         "Audit what is distilled from it with this model as --original and a policy that expects "
