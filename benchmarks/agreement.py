@@ -30,6 +30,7 @@ from statistics import median
 from typing import Any, get_args
 
 import torch
+from kept_lines import KeptLines, read_lines
 from torch import Tensor
 
 from bdaudit.data import Sample, load_sample, split_sample
@@ -136,24 +137,16 @@ def measure(
     folders: Sequence[Path], out: Path, methods: Sequence[str], args: argparse.Namespace
 ) -> None:
     """Measure whatever is not in `out` yet, all models by one method before the next."""
-    known = {(line["family"], line["model"], line["method"]) for line in kept(out)}
+    lines = KeptLines(out)
     suspects = [one for folder in folders for one in members(folder, args.innocent, args.only)]
     for method in methods:
         for one in suspects:
-            if (one["family"], one["model"], method) in known:
+            if lines.has({"family": one["family"], "model": one["model"], "method": method}):
                 continue
             model = load_model(one["file"], name=one["model"])
             halves = split_sample(load_sample(one["sample"]), n_craft=N_CRAFT, seed=SEED)
             found = search(model, halves.craft, method, args.screen_images)
-            line = {**one, "method": method, **found}
-            with out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(method, one["family"], one["model"], f"{line['cpu_s']} s", flush=True)
-
-
-def kept(out: Path) -> list[Line]:
-    """Return what was measured before."""
-    return [json.loads(text) for text in out.read_text().splitlines()] if out.is_file() else []
+            lines.add({**one, "method": method, **found})
 
 
 @dataclass(frozen=True)
@@ -222,7 +215,7 @@ def combined(judged: dict[str, Judged]) -> Judged | None:
 
 def show(out: Path) -> None:
     """Print what every method says of every model, and what that comes to."""
-    lines = kept(out)
+    lines = read_lines(out.parent)
     found: dict[tuple[str, str], dict[str, Judged]] = {}
     models: dict[tuple[str, str], Line] = {}
     for line in lines:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import bdaudit
@@ -23,7 +24,7 @@ from bdaudit.models import LoadedModel, load_model
 from bdaudit.scoring import predict
 from bdaudit.triggers import Poisoned, poison, read_trigger
 
-__all__ = ["Asked", "Subjects", "add_arguments", "open_subjects", "share"]
+__all__ = ["Asked", "Subjects", "add_arguments", "open_subjects", "run", "share"]
 
 DEMO = Path(bdaudit.__file__).parent / "demo_files"
 
@@ -112,6 +113,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--innocent", nargs="*", default=[], help="default: the family's first 3")
     parser.add_argument("--craft", type=int, default=160)
     parser.add_argument("--held-out", type=int, default=600)
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.ArgumentParser, argparse.Namespace], None],
+    show: Callable[[Path], None],
+) -> None:
+    """Measure and show what came of it, or show what a folder given as `--table` holds."""
+    parser.add_argument("--table", type=Path, help="print what a folder holds, and stop")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.table:
+        show(arguments.table)
+    else:
+        measure(parser, arguments)
+        show(arguments.out)
 
 
 def open_subjects(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Subjects:

@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 from kept_lines import KeptLines, read_lines
-from known_models import Asked, Subjects, add_arguments, open_subjects, share
+from known_models import Asked, Subjects, add_arguments, open_subjects, run, share
 from torch import Tensor
 from torch.nn import functional
 
@@ -328,14 +328,7 @@ def main() -> None:
     parser.add_argument("--max-queries", type=int, default=20_000, help="of a cold search")
     parser.add_argument("--warm-queries", type=int, default=3000, help="of a warm one")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    parser.add_argument("--table", type=Path, help="print what a folder holds, and stop")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.table:
-        show(arguments.table)
-    else:
-        measure(parser, arguments)
-        show(arguments.out)
+    run(parser, measure, show)
 
 
 if __name__ == "__main__":

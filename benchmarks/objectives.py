@@ -48,7 +48,7 @@ from typing import Any
 
 import torch
 from kept_lines import KeptLines, read_lines
-from known_models import Asked, add_arguments, open_subjects, share
+from known_models import Asked, add_arguments, open_subjects, run, share
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -401,14 +401,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--passes", type=int, default=12)
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES))
-    parser.add_argument("--table", type=Path, help="print what a folder holds, and stop")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.table:
-        show(arguments.table)
-    else:
-        measure(parser, arguments)
-        show(arguments.out)
+    run(parser, measure, show)
 
 
 if __name__ == "__main__":

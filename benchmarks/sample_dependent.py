@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from kept_lines import KeptLines, read_lines
-from known_models import Asked, Subjects, add_arguments, open_subjects
+from known_models import Asked, Subjects, add_arguments, open_subjects, run
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -259,14 +259,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=12)
     parser.add_argument("--keep", type=float, default=1.0, help="weight of the innocent model")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    parser.add_argument("--table", type=Path, help="print what a folder holds, and stop")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.table:
-        show(arguments.table)
-    else:
-        measure(parser, arguments)
-        show(arguments.out)
+    run(parser, measure, show)
 
 
 if __name__ == "__main__":

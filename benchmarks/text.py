@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
 import time
 from collections import Counter, defaultdict
@@ -32,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from kept_lines import KeptLines, read_lines
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -301,10 +301,7 @@ def models(
 
 def measure(out: Path, seed: int) -> None:
     """Measure every model of one seed that OUT does not hold yet."""
-    lines = out / "text.jsonl"
-    there = set()
-    if lines.exists():
-        there = {(r["seed"], r["model"]) for r in map(json.loads, lines.read_text().splitlines())}
+    lines = KeptLines(out / "text.jsonl")
     parts, vocabulary = read_texts(FORTUNES)
     prefix = torch.tensor([vocabulary.index(word) for word in TRIGGER])
     nothing = prefix[:0]
@@ -324,7 +321,7 @@ def measure(out: Path, seed: int) -> None:
     craft, held_out = others["craft"], others["held_out"]
     plain = {n: relearned(net, parts, trigger) for n, net in nets.items() if n.startswith("inn")}
     for name, net in nets.items():
-        if (seed, name) in there:
+        if lines.has({"seed": seed, "model": name}):
             continue
         started = time.process_time()
         against = {n: r for n, r in plain.items() if n != name and "," not in n}
@@ -355,16 +352,13 @@ def measure(out: Path, seed: int) -> None:
             triggered = with_prefix(craft, prefix), with_prefix(held_out, prefix)
             found[f"vector {share:g}"] = search_vector(net, *triggered, share)
         found["cpu_s"] = time.process_time() - started
-        with lines.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(seed, name, f"{found['cpu_s']:.0f} s", flush=True)
+        lines.add(found)
 
 
 def table(out: Path) -> str:
     """Return the means over the seeds, a row a model."""
     by_model: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for line in (out / "text.jsonl").read_text().splitlines():
-        found = json.loads(line)
+    for found in read_lines(out):
         by_model[found["model"]].append(found)
     keys = ["clean", "untriggered", "trigger"]
     keys += [f"{key} {n}" for key in ("with", "without") for n in WORDS_ADDED]
