@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from bdaudit.data.table_columns import TableColumns
+from bdaudit.detection import Places
 
 __all__ = ["Sample"]
 
@@ -26,6 +27,8 @@ class Sample:
         notes: What of the source was dropped, ignored, converted or guessed, for a person.
         classes_from: Who gave the class names: "--classes", "its class folders".
         columns: Of a table, whose rows are images of 1 x F: what its columns are.
+        places: Of pictures with objects, whose images are marked (`detection.mark`): which box of
+            which picture each asks about.
     """
 
     images: Tensor
@@ -37,6 +40,7 @@ class Sample:
     notes: tuple[str, ...] = ()
     classes_from: str = "the class names"
     columns: TableColumns | None = None
+    places: Places | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -48,4 +52,5 @@ class Sample:
             images=self.images[indices],
             labels=self.labels[indices],
             names=tuple(self.names[int(index)] for index in indices),
+            places=None if self.places is None else self.places.take(indices),
         )
