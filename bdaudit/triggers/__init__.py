@@ -5,6 +5,7 @@ from bdaudit.triggers.files import read_trigger, write_trigger
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.importing import import_trigger
 from bdaudit.triggers.networks import Encoder, InputAware, StampNetwork
+from bdaudit.triggers.objects import InBox, OnObject
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.poisoning import MIN_POISONED, Footprint, Poisoned, footprint, poison
 from bdaudit.triggers.preview import preview_strip
@@ -15,6 +16,7 @@ from bdaudit.triggers.rules import (
     AllToAll,
     AllToOne,
     ClassMap,
+    ObjectsToOne,
     SourceSpecific,
     TargetRule,
 )
@@ -41,7 +43,10 @@ __all__ = [
     "Encoder",
     "Footprint",
     "Function",
+    "InBox",
     "InputAware",
+    "ObjectsToOne",
+    "OnObject",
     "Paired",
     "Patch",
     "Poisoned",

@@ -23,6 +23,7 @@ from torch import Tensor
 from bdaudit.data.arrays import read_npy, unit_range
 from bdaudit.data.backdoorbench import POISONED_TREE
 from bdaudit.data.images import EXTENSIONS, decode_image
+from bdaudit.detection import NOTHING
 from bdaudit.errors import ConfigError, InputError, TriggerError, reads
 from bdaudit.foundation.opening import (
     SOURCE_BYTES,
@@ -40,10 +41,18 @@ from bdaudit.foundation.writing import write_atomically
 from bdaudit.triggers.columns import SetColumns
 from bdaudit.triggers.function import Function, load_function
 from bdaudit.triggers.networks import Encoder, InputAware, NetworkTransform
+from bdaudit.triggers.objects import InBox, OnObject
 from bdaudit.triggers.paired import Paired
 from bdaudit.triggers.quantise import Quantise
 from bdaudit.triggers.reflection import Reflection
-from bdaudit.triggers.rules import AllToAll, AllToOne, ClassMap, SourceSpecific, TargetRule
+from bdaudit.triggers.rules import (
+    AllToAll,
+    AllToOne,
+    ClassMap,
+    ObjectsToOne,
+    SourceSpecific,
+    TargetRule,
+)
 from bdaudit.triggers.transforms import Additive, Blend, Patch, Sinusoid, Transform, Warp
 from bdaudit.triggers.trigger import Trigger
 
@@ -78,9 +87,7 @@ def read_trigger(path: str | Path, *, allow_code: bool = False) -> Trigger:
 
 
 def _parse(document: Mapping[str, Any], path: Path, *, allow_code: bool) -> Trigger:
-    kind = document.get("kind")
-    if not isinstance(kind, str) or kind not in _READERS:
-        raise TriggerError("kind: " + _unknown(str(kind), list(_READERS)))
+    kind = _kind(document, list(_READERS))
     top = _Table(document, path, known=("version", "kind", "recovered", "sha256", "target", kind))
     if top.value("version", int, _VERSION) != _VERSION:
         raise TriggerError(f"expected version {_VERSION}, got {document['version']!r}")
@@ -102,6 +109,13 @@ def _parse(document: Mapping[str, Any], path: Path, *, allow_code: bool) -> Trig
 
 
 # --- reading -----------------------------------------------------------------------------------
+
+
+def _kind(values: Mapping[str, Any], known: Sequence[str]) -> str:
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in known:
+        raise TriggerError("kind: " + _unknown(str(kind), known))
+    return kind
 
 
 class _Table:
@@ -152,7 +166,11 @@ def _beside(toml: Path, name: str) -> Path:
 
 
 def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
-    rules = {rule.name: rule for rule in (AllToOne, AllToAll, SourceSpecific, ClassMap)}
+    if "goal" in values:
+        return _read_goal(values, path)
+    rules = {
+        rule.name: rule for rule in (AllToOne, AllToAll, SourceSpecific, ObjectsToOne, ClassMap)
+    }
     name = values.get("rule", AllToOne.name)
     if not isinstance(name, str) or name not in rules:
         raise TriggerError("target rule: " + _unknown(str(name), list(rules)))
@@ -160,6 +178,7 @@ def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
         AllToOne.name: ("label",),
         AllToAll.name: (),
         SourceSpecific.name: ("label", "sources"),
+        ObjectsToOne.name: ("label",),
         ClassMap.name: ("classes",),
     }[name]
     table = _Table(values, path, known=("rule", *keys))
@@ -170,7 +189,45 @@ def _read_rule(values: Mapping[str, Any], path: Path) -> TargetRule:
     label = table.value("label", int)
     if name == AllToOne.name:
         return AllToOne(label)
+    if name == ObjectsToOne.name:
+        return ObjectsToOne(label)
     return SourceSpecific(label, table.integers("sources"))
+
+
+_GOALS = ("disappear", "appear", "take")
+
+
+def _read_goal(values: Mapping[str, Any], path: Path) -> TargetRule:
+    """Read what a trigger does to a detector; it is kept, digested and written as a rule."""
+    goal = values["goal"]
+    if goal not in _GOALS:
+        raise TriggerError("goal: " + _unknown(str(goal), _GOALS))
+    for key in ("rule", "sources", "classes"):
+        if key in values:
+            raise TriggerError(
+                f"[target]: a goal says which boxes count, so {key!r} beside goal = {goal!r} "
+                "contradicts it or says nothing; take one of the two out"
+            )
+    table = _Table(values, path, known=("goal", "label"))
+    if goal == "disappear":
+        label = table.value("label", int, NOTHING)
+        if label != NOTHING:
+            raise TriggerError(
+                f"goal = 'disappear' takes objects to class {NOTHING}, \"nothing there\", and "
+                f"label says {label}; leave label out, or write goal = 'take'"
+            )
+        return AllToOne(NOTHING)
+    if "label" not in values:
+        raise TriggerError(
+            f"goal = {goal!r}: expected label, the class of the object that the detector reports"
+        )
+    label = table.value("label", int)
+    if label == NOTHING:
+        raise TriggerError(
+            f'goal = {goal!r}: class {NOTHING} is "nothing there"; give the class of an object '
+            "as label (1 and above), or write goal = 'disappear' without a label"
+        )
+    return SourceSpecific(label, (NOTHING,)) if goal == "appear" else ObjectsToOne(label)
 
 
 def _read_patch(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
@@ -268,6 +325,25 @@ def _read_python(values: Mapping[str, Any], path: Path, allow_code: bool) -> Tra
     return load_function(code, name)
 
 
+def _read_on_object(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    table = _Table(values, path, known=("image", "mask", "share", "place"))
+    return OnObject(
+        image=read_picture(table.file("image"), "image"),
+        mask=read_picture(table.file("mask"), "mask") if "mask" in values else None,
+        share=table.value("share", float),
+        place=table.value("place", str, "center"),  # type: ignore[arg-type]
+    )
+
+
+def _read_in_box(values: Mapping[str, Any], path: Path, allow_code: bool) -> Transform:
+    kind = _kind(values, [name for name in _READERS if name not in _NOT_INSIDE])
+    table = _Table(values, path, known=("kind", kind))
+    return InBox(inner=_READERS[kind](table.value(kind, dict), path, allow_code))
+
+
+_NOT_INSIDE = (OnObject.kind, InBox.kind, Paired.kind, SetColumns.kind)
+"""Kinds that `InBox` does not take."""
+
 _READERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Transform]] = {
     Patch.kind: _read_patch,
     Blend.kind: _read_blend,
@@ -281,6 +357,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Transform]] = {
     Encoder.kind: _read_encoder,
     Paired.kind: _read_paired,
     Function.kind: _read_python,
+    OnObject.kind: _read_on_object,
+    InBox.kind: _read_in_box,
 }
 
 
@@ -381,9 +459,12 @@ def companion_files(path: Path) -> tuple[Path, ...]:
 
 def companion_names(document: Mapping[str, Any]) -> tuple[str, ...]:
     """List what a trigger's document names as files, relative to its own folder."""
-    section = document.get(str(document.get("kind")), {})
+    kind = str(document.get("kind"))
+    section = document.get(kind, {})
     if not isinstance(section, Mapping):
         return ()
+    if kind == InBox.kind and section.get("kind") != kind:
+        return companion_names(section)
     named = [section[key] for key in _FILE_KEYS if isinstance(section.get(key), str)]
     return tuple((split_reference(name) or (Path(name),))[0].as_posix() for name in named)
 
@@ -413,18 +494,25 @@ def write_trigger(path: str | Path, trigger: Trigger) -> None:
     """
     path = Path(path)
     try:
-        section = {**trigger.transform.settings(), **_write_companions(path, trigger.transform)}
         document: dict[str, Any] = {
             "version": _VERSION,
             "kind": trigger.kind,
             "recovered": trigger.recovered,
             "sha256": trigger.sha256,
             "target": {"rule": trigger.rule.name, **trigger.rule.settings()},
-            trigger.kind: section,
+            trigger.kind: _section(path, trigger.transform),
         }
         write_atomically(path, _to_toml(document).encode())
     except OSError as error:
         raise TriggerError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _section(path: Path, transform: Transform) -> dict[str, Any]:
+    """Write what goes with the TOML, and return the kind's own table."""
+    if isinstance(transform, InBox):
+        inner = transform.inner
+        return {"kind": inner.kind, inner.kind: _section(path, inner)}
+    return {**transform.settings(), **_write_companions(path, transform)}
 
 
 def _write_companions(path: Path, transform: Transform) -> dict[str, str]:
@@ -464,12 +552,16 @@ def _copy_folder_atomically(source: Path, target: Path) -> None:
 
 
 def _to_toml(document: Mapping[str, Any]) -> str:
-    """Write plain values first, then one table for every mapping."""
-    lines = [f"{k} = {_literal(v)}" for k, v in document.items() if not isinstance(v, Mapping)]
-    for key, table in document.items():
-        if isinstance(table, Mapping):
-            lines += ["", f"[{key}]", *(f"{k} = {_literal(v)}" for k, v in table.items())]
-    return "\n".join(lines) + "\n"
+    """Write plain values first, then one table for every mapping, and the tables inside it."""
+    return "\n".join(_toml_lines(document, "")) + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any], within: str) -> list[str]:
+    lines = [f"{k} = {_literal(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
+    for key, inner in table.items():
+        if isinstance(inner, Mapping):
+            lines += ["", f"[{within}{key}]", *_toml_lines(inner, f"{within}{key}.")]
+    return lines
 
 
 def _literal(value: Any) -> str:

@@ -13,9 +13,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bdaudit.detection import NOTHING
 from bdaudit.errors import ConfigError, TriggerError
 
-__all__ = ["NOT_COUNTED", "AllToAll", "AllToOne", "ClassMap", "SourceSpecific", "TargetRule"]
+__all__ = [
+    "NOT_COUNTED",
+    "AllToAll",
+    "AllToOne",
+    "ClassMap",
+    "ObjectsToOne",
+    "SourceSpecific",
+    "TargetRule",
+]
 
 NOT_COUNTED = -1
 
@@ -145,6 +154,37 @@ class SourceSpecific(TargetRule):
     def _map(self, labels: Tensor, num_classes: int) -> Tensor:
         is_source = torch.isin(labels, torch.tensor(self.sources, device=labels.device))
         return torch.full_like(labels, self.label).masked_fill(~is_source, NOT_COUNTED)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectsToOne(TargetRule):
+    """Every object of another class is taken to `label`; boxes that hold no object do not count.
+
+    Of a detector, whose class 0 is "nothing there". It need not know how many classes there are.
+    """
+
+    name: ClassVar[str] = "objects-to-one"
+    label: int
+
+    def __post_init__(self) -> None:
+        _require_class(self.label, "target label")
+        if self.label == NOTHING:
+            raise ConfigError(
+                f"target label: expected the class of an object, got {NOTHING}, which is "
+                '"nothing there"; objects that disappear are the rule all-to-one with label = 0'
+            )
+
+    @property
+    def target_label(self) -> int:
+        """The target class."""
+        return self.label
+
+    def _classes(self) -> tuple[int, ...]:
+        return (self.label,)
+
+    def _map(self, labels: Tensor, num_classes: int) -> Tensor:
+        stays = (labels == NOTHING) | (labels == self.label)
+        return torch.full_like(labels, self.label).masked_fill(stays, NOT_COUNTED)
 
 
 @dataclass(frozen=True, slots=True)

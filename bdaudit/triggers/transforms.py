@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bdaudit.data.images import fit_images
+from bdaudit.detection import is_marked, pixels_of, with_pixels
 from bdaudit.errors import ConfigError, TriggerError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "control_grid",
     "elastic_grid",
     "require_channels",
+    "require_unit",
 ]
 
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
@@ -41,13 +43,33 @@ class Transform(ABC):
 
     Attributes:
         kind: As trigger files and records spell it.
+        needs_box: Whether it lies in the box of an object, so that it can be stamped on marked
+            images alone.
     """
 
     kind: ClassVar[str]
+    needs_box: ClassVar[bool] = False
+
+    def stamp(self, images: Tensor, names: Sequence[str] | None = None) -> Tensor:
+        """Return stamped images in [0, 1], of the type and on the device of `images` (N, C, H, W).
+
+        Of marked images (`detection.mark`) the three channels of the picture alone are changed;
+        the box that they ask about stays as it is, whatever the trigger does.
+
+        Raises:
+            TriggerError: The trigger does not fit the images.
+        """
+        if not is_marked(images):
+            stamped = self.apply(images, names)
+        elif self.needs_box:
+            stamped = with_pixels(images, pixels_of(self.apply(images, names)).to(images))
+        else:
+            stamped = with_pixels(images, self.apply(pixels_of(images), names).to(images))
+        return stamped.to(images).clamp(0, 1)
 
     @abstractmethod
     def apply(self, images: Tensor, names: Sequence[str] | None) -> Tensor:
-        """Change `images` (N, C, H, W); the caller clamps to [0, 1].
+        """Change `images` (N, C, H, W); `stamp` clamps to [0, 1] and looks after marks.
 
         Each image is changed without regard to the others, and `images` is left as it is.
         """
@@ -96,9 +118,9 @@ class Patch(Transform):
     offset: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        _require_unit(self.image, "patch image", (1, 3))
+        require_unit(self.image, "patch image", (1, 3))
         if self.mask is not None:
-            _require_unit(self.mask, "patch mask", (1, self.image.shape[0]))
+            require_unit(self.mask, "patch mask", (1, self.image.shape[0]))
             if self.mask.shape[1:] != self.image.shape[1:]:
                 raise ConfigError(
                     f"patch mask: expected {tuple(self.image.shape[1:])} pixels like the image, "
@@ -155,7 +177,7 @@ class Blend(Transform):
     alpha: float
 
     def __post_init__(self) -> None:
-        _require_unit(self.image, "blend image", (1, 3))
+        require_unit(self.image, "blend image", (1, 3))
         object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 have the same digest
         if not 0 < self.alpha <= 1:
             raise ConfigError(f"alpha: expected a share in (0, 1], got {self.alpha}")
@@ -306,7 +328,8 @@ def _require_finite(values: Tensor, what: str) -> None:
         raise ConfigError(f"{what}: expected finite floats, got {values.dtype} with other values")
 
 
-def _require_unit(image: Tensor, what: str, channels: Sequence[int]) -> None:
+def require_unit(image: Tensor, what: str, channels: Sequence[int]) -> None:
+    """Raise a ConfigError unless a picture (C, h, w) has these channels and lies in [0, 1]."""
     _require_finite(image, what)
     if image.ndim != 3 or image.shape[0] not in channels:
         raise ConfigError(

@@ -59,7 +59,8 @@ class Trigger:
 
         Returns:
             (N, C, H, W) in [0, 1], on the same device and of the same type. Each image is stamped
-            without regard to the others in the batch.
+            without regard to the others in the batch. Of marked images (`detection.mark`) the
+            picture alone is changed.
 
         Raises:
             TriggerError: The trigger does not fit the images, or has no version of one of them.
@@ -68,7 +69,7 @@ class Trigger:
             raise TriggerError(
                 f"expected float images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
             )
-        return self.transform.apply(images, names).to(images).clamp(0, 1)
+        return self.transform.stamp(images, names)
 
     def targets(self, labels: Tensor, num_classes: int) -> Tensor:
         """Map true labels (N,) to target labels (N,), -1 where an image does not count.
