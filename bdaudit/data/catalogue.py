@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bdaudit.data.images import ImageShape
 from bdaudit.data.sample import Sample
 from bdaudit.data.table_columns import TableColumns
+from bdaudit.detection import Places
 from bdaudit.errors import DataError
 from bdaudit.foundation.digests import digest_tensors
 
@@ -33,6 +35,7 @@ class Catalogue:
         classes_from: Who gave the class names.
         has_columns: Whether it is a table, of which the user may name columns.
         columns: What the columns are where they are the images themselves.
+        places: Of marked images, which box of which picture each asks about.
     """
 
     labels: Tensor
@@ -44,6 +47,7 @@ class Catalogue:
     classes_from: str = "the class names"
     has_columns: bool = False
     columns: TableColumns | None = None
+    places: Places | None = None
 
 
 def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShape | None) -> Sample:
@@ -57,17 +61,33 @@ def read_catalogue(catalogue: Catalogue, indices: Tensor, image_shape: ImageShap
     _check_labels(labels, catalogue)
     images, notes = catalogue.read(indices, image_shape)
     bounds = {} if catalogue.columns is None else catalogue.columns.digest()
+    places = None if catalogue.places is None else catalogue.places.take(indices)
+    boxes = {} if places is None else _tensors_of(places)
     return Sample(
         images=images,
         labels=labels,
         names=tuple(catalogue.names[int(index)] for index in indices),
         class_names=catalogue.class_names,
         source=catalogue.source,
-        sha256=digest_tensors({"images": images, "labels": labels, **bounds}),
+        sha256=digest_tensors({"images": images, "labels": labels, **bounds, **boxes}),
         notes=(*catalogue.notes, *notes),
         classes_from=catalogue.classes_from,
         columns=catalogue.columns,
+        places=places,
     )
+
+
+def _tensors_of(places: Places) -> dict[str, Tensor]:
+    """Return what places say, for a digest; pictures that nothing asks about do not count."""
+    used, numbers = torch.unique(places.pictures, return_inverse=True)
+    annotated = [places.annotated[int(picture)] for picture in used]
+    return {
+        "pictures": numbers,
+        "boxes": places.boxes,
+        "annotated boxes": torch.cat([boxes for boxes, _ in annotated]),
+        "annotated labels": torch.cat([labels for _, labels in annotated]),
+        "annotated counts": torch.tensor([len(labels) for _, labels in annotated]),
+    }
 
 
 def _check_labels(labels: Tensor, catalogue: Catalogue) -> None:

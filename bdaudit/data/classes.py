@@ -118,9 +118,15 @@ def agree_on_classes(
 
 
 def look_up_folders(
-    folders: Sequence[str], class_names: Sequence[str], where: str
+    folders: Sequence[str], class_names: Sequence[str], where: str, *, what: str = "class folder"
 ) -> Mapping[str, int]:
     """Map class folders to their places in a list of names, by what can be seen of both.
+
+    Args:
+        folders: Their names.
+        class_names: In order of index.
+        where: For messages.
+        what: What is looked up, for messages.
 
     Raises:
         DataError: A folder is not in the list, or two folders look the same.
@@ -133,13 +139,12 @@ def look_up_folders(
         if form not in places:
             near = difflib.get_close_matches(form, places, n=1)
             raise DataError(
-                f"{where}: class folder {_short(folder)!r} is not among the {len(class_names)} "
+                f"{where}: {what} {_short(folder)!r} is not among the {len(class_names)} "
                 "class names" + (f"; did you mean {near[0]!r}?" if near else "")
             )
         if form in by_form:
             raise DataError(
-                f"{where}: class folders {_short(by_form[form])!r} and {_short(folder)!r} look "
-                "the same"
+                f"{where}: {what}s {_short(by_form[form])!r} and {_short(folder)!r} look the same"
             )
         by_form[form] = folder
         indices[folder] = places[form]

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -33,6 +34,7 @@ __all__ = [
     "fitting_notes",
     "gather_images",
     "read_image",
+    "read_image_size",
     "read_images",
 ]
 
@@ -41,6 +43,8 @@ ImageShape = tuple[int, int, int]
 
 Decoder: TypeAlias = Callable[[], tuple[Tensor, tuple[str, ...]]]
 """Decodes one image, as `decode_image` does."""
+
+_Seen = TypeVar("_Seen")
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
 EXTENSIONS = frozenset(
@@ -65,6 +69,18 @@ _LUMA = (0.299, 0.587, 0.114)
 def read_image(path: Path) -> Tensor:
     """Decode one image file, as `decode_image` does; what was left out of it is not said."""
     return decode_image(path)[0]
+
+
+def read_image_size(path: Path, *, within: Path | None = None) -> tuple[int, int]:
+    """Return the width and the height of an image file, by its header; nothing is decoded.
+
+    Raises:
+        DataError: As `decode_image`, for what can be told from the header.
+    """
+    with open_file(
+        path, limit=PICTURE_BYTES, what="an image", error=DataError, within=within
+    ) as stream:
+        return _opened(stream, str(path), lambda image: image.size)
 
 
 def decode_image(path: Path, *, within: Path | None = None) -> tuple[Tensor, tuple[str, ...]]:
@@ -100,14 +116,26 @@ def decode_stream(stream: IO[bytes], where: str) -> tuple[Tensor, tuple[str, ...
     Raises:
         DataError: As `decode_image`.
     """
+    pixels, oddities = _opened(stream, where, _pixels_of)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, oddities
+
+
+def _pixels_of(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    _demand_eight_bits(image)
+    oddities = _list_oddities(image)
+    return np.array(_eight_bit(image)), oddities
+
+
+def _opened(stream: IO[bytes], where: str, look: Callable[[Image.Image], _Seen]) -> _Seen:
+    """Return what is seen in an encoded image, of which only the header is decoded so far."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(stream, formats=FORMATS) as image:
                 _demand_size(image)
-                _demand_eight_bits(image)
-                oddities = _list_oddities(image)
-                pixels = np.array(_eight_bit(image))
+                return look(image)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     # A decoder fed hostile bytes raises OSError, SyntaxError, struct.error and more.
@@ -115,9 +143,6 @@ def decode_stream(stream: IO[bytes], where: str) -> tuple[Tensor, tuple[str, ...
         raise DataError(
             f"{where}: expected an image, got {type(error).__name__}: {error}"
         ) from error
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, oddities
 
 
 def _demand_size(image: Image.Image) -> None:

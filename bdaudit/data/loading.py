@@ -37,7 +37,14 @@ from bdaudit.data.tiny_imagenet import find_tiny_imagenet_folder, tiny_imagenet_
 from bdaudit.errors import ConfigError, DataError, reads
 from bdaudit.foundation.opening import SAMPLE_BYTES, check_file, is_folder
 
-__all__ = ["load_poisoned_tree", "load_sample", "name_classes", "with_classes"]
+__all__ = [
+    "load_poisoned_tree",
+    "load_sample",
+    "name_classes",
+    "read_limited",
+    "take_names",
+    "with_classes",
+]
 
 
 @reads(DataError)
@@ -96,8 +103,8 @@ def load_sample(
             f"{path}: expected a table or parquet files, since {asked.columns.in_words()} was "
             "asked for, got images in another form; leave that out"
         )
-    catalogue = _named(catalogue, class_names, given_by)
-    return _read(catalogue, image_shape, limit, seed)
+    catalogue = take_names(catalogue, class_names, given_by)
+    return read_limited(catalogue, image_shape, limit, seed)
 
 
 def with_classes(sample: Sample, classes: str | Path | Sequence[str] | None) -> Sample:
@@ -112,13 +119,18 @@ def with_classes(sample: Sample, classes: str | Path | Sequence[str] | None) -> 
             f"{sample.source}: label {int(sample.labels.max())} is out of range for the "
             f"{len(class_names)} class names given"
         )
-    return _named(sample, class_names, given_by)
+    return take_names(sample, class_names, given_by)
 
 
 _Named = TypeVar("_Named", Catalogue, Sample)
 
 
-def _named(source: _Named, class_names: tuple[str, ...] | None, given_by: str) -> _Named:
+def take_names(source: _Named, class_names: tuple[str, ...] | None, given_by: str) -> _Named:
+    """Return a catalogue or a sample with the class names given, if there are any.
+
+    Raises:
+        DataError: They contradict those that it has.
+    """
     if class_names is None:
         return source
     own = source.class_names
@@ -171,12 +183,17 @@ def load_poisoned_tree(
     tree = find_poisoned_tree(Path(path))
     if tree is None:
         raise DataError(f"{path}: expected a BackdoorBench record folder with bd_test_dataset/")
-    return _read(backdoorbench_catalogue(tree), image_shape, limit, seed)
+    return read_limited(backdoorbench_catalogue(tree), image_shape, limit, seed)
 
 
-def _read(
+def read_limited(
     catalogue: Catalogue, image_shape: ImageShape | None, limit: int | None, seed: int
 ) -> Sample:
+    """Read at most `limit` of the images, chosen by `seed` so that every class keeps its share.
+
+    Raises:
+        DataError: As `read_catalogue`.
+    """
     total = len(catalogue.names)
     indices = torch.arange(total)
     if limit is not None and limit < total:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bdaudit.data import Sample, from_arrays, split_sample, stratified_indices
+from bdaudit.detection import Places
 from bdaudit.errors import ConfigError, DataError
 
 
@@ -59,6 +61,41 @@ def test_split_is_disjoint_stratified_and_repeatable(
     assert_within_one(split.craft.labels, sample.labels)
     left = [label for name, label in zip(sample.names, labels, strict=True) if name not in craft]
     assert_within_one(split.held_out.labels, torch.tensor(left))
+    again = split_sample(sample, n_craft=n_craft, n_held_out=n_held_out, seed=seed)
+    assert again.craft.names == split.craft.names
+    assert again.held_out.names == split.held_out.names
+
+
+def of_pictures(draw: st.DrawFn) -> Sample:
+    """Boxes of pictures, mostly with an empty one each."""
+    picture = st.lists(st.integers(0, 4), min_size=1, max_size=5)
+    pictures = [[0, 1], *draw(st.lists(picture, min_size=1, max_size=30))]
+    numbers = torch.tensor([k for k, labels in enumerate(pictures) for _ in labels])
+    places = Places(numbers, torch.zeros(len(numbers), 4), ())
+    return replace(sample_of([k for labels in pictures for k in labels]), places=places)
+
+
+@settings(deadline=None)
+@given(st.composite(of_pictures)(), st.integers(0, 2**31), st.data())
+def test_no_picture_is_in_both_halves(sample: Sample, seed: int, data: st.DataObject) -> None:
+    assert sample.places is not None
+    n_craft = data.draw(st.integers(1, len(sample) - 1))
+    n_held_out = data.draw(st.none() | st.integers(1, len(sample) - n_craft))
+    _, sizes = torch.unique(sample.places.pictures, return_counts=True)
+    try:
+        split = split_sample(sample, n_craft=n_craft, n_held_out=n_held_out, seed=seed)
+    except DataError:
+        # Nearly all are asked for: whole pictures do not add up to the number of boxes.
+        assert len(sample) - n_craft - (n_held_out or 1) < int(sizes.max())
+        return
+    assert len(split.craft) == n_craft
+    assert n_held_out is None or len(split.held_out) == n_held_out
+    parts = [half.places for half in (split.craft, split.held_out)]
+    craft, held_out = (set(part.pictures.tolist()) for part in parts if part is not None)
+    assert craft.isdisjoint(held_out)
+    spare = len(sample) - n_craft - (n_held_out or 1)
+    if spare >= int(sizes[list(craft)].sum() + sizes.max()):
+        assert_within_one(split.craft.labels, sample.labels)
     again = split_sample(sample, n_craft=n_craft, n_held_out=n_held_out, seed=seed)
     assert again.craft.names == split.craft.names
     assert again.held_out.names == split.held_out.names
