@@ -465,6 +465,7 @@ def _save(
         std=classifier.std.flatten().tolist(),
         interpolation=classifier.interpolation,
         outputs=classifier.outputs,
+        score_threshold=getattr(classifier.network, "score_threshold", None),
         extra=extra,
     )
 

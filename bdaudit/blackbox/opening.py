@@ -117,6 +117,7 @@ def _ask_checkpoint(
         std=options.settings.std,
         interpolation=options.settings.interpolation,
         outputs=options.settings.outputs,
+        score_threshold=options.settings.score_threshold,
         clip=options.settings.clip,
         read_pickled_module=bool(options.settings.read_pickled_module),
         fallback_image_shape=fallback_image_shape,
@@ -149,6 +150,7 @@ def _wrap(module: nn.Module, name: str, settings: ModelSettings, device: Device)
         mean=settings.mean,
         std=settings.std,
         outputs=settings.outputs,
+        score_threshold=settings.score_threshold,
         device=device,
     )
 

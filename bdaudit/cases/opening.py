@@ -280,6 +280,7 @@ def _open_model(
             mean=options.mean,
             std=options.std,
             outputs=options.outputs,
+            score_threshold=options.score_threshold,
             device=device,
         )
     if not isinstance(source, LocalFile):
@@ -310,6 +311,7 @@ def _open_model(
         std=options.std,
         interpolation=options.interpolation,
         outputs=options.outputs,
+        score_threshold=options.score_threshold,
         clip=options.clip,
         weights=own,
         preferred_weights=general,

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from bdaudit.detection.candidates import kind_of
 from bdaudit.errors import ModelError
 from bdaudit.models.classifier import Classifier
 from bdaudit.models.shortcuts import is_on_shortcut
@@ -50,7 +51,8 @@ def select_layers(
     whatever is called `stem`, `patch_embed` or `conv_proj`, and the three that a CLIP's ResNet has
     before its first block) and those on shortcut paths; every
     attention output projection (`nn.MultiheadAttention` as a whole, since its fused path never
-    calls `out_proj`); and the last linear layer of every transformer MLP.
+    calls `out_proj`); and the last linear layer of every transformer MLP. Of a detector it is those
+    of the backbone: its heads run once for every size of map, or for every proposal.
 
     Args:
         network: The bare network; see `network_of`.
@@ -76,6 +78,8 @@ def select_layers(
         chosen = {name for name in readable if _matches(name, include)}
     else:
         chosen = {*_trunk_convolutions(network, readable), *_transformer_outputs(network, readable)}
+        if kind_of(network) is not None:
+            chosen = {name for name in chosen if name.startswith("backbone.")}
     layers = tuple(name for name in readable if name in chosen and not _matches(name, exclude))
     if not layers:
         some = ", ".join(list(readable)[:8]) or "none"

@@ -2,7 +2,7 @@
 
 | name | network |
 |---|---|
-| `torchvision/<name>` | any classifier of `torchvision.models` |
+| `torchvision/<name>` | any classifier of `torchvision.models`, any of its box detectors |
 | `timm/<name>` | any model of timm, where timm is installed |
 | `open_clip/<name>` | a CLIP as a zero-shot classifier, see `clip`; only `load_model` builds it |
 | `bdaudit/preactresnet18`, `bdaudit/preactresnet18_w<width>` | `preactresnet.PreActResNet` |
@@ -10,8 +10,11 @@
 | `bdaudit/mobilenet_v2_w<width>` | `small.SmallMobileNet` |
 | `bdaudit/vit_p4_w<width>` | `small.SmallViT` |
 | `bdaudit/mlp_f<columns>_w<width>` | `mlp.Mlp`, of a table |
+| `bdaudit/fcos_w<width>`, `retinanet`, `ssd`, `fasterrcnn` | a small detector, `detection.small` |
 | `path/to/file.py:factory` | what the user's own function returns; runs that file |
 | a bare name such as `resnet18` or `preactresnet18` | as BackdoorBench means it |
+
+A detector is built as an `Asked`, which maps marked images (N, 4, H, W) to logits.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import copy
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +34,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bdaudit.detection.asked import as_asked
+from bdaudit.detection.marking import CHANNELS, PIXELS
 from bdaudit.errors import ModelError
 from bdaudit.foundation.usercode import failing_as, load_function
 from bdaudit.models.mlp import Mlp
@@ -48,6 +54,7 @@ __all__ = [
     "from_backdoorbench_name",
     "is_clip",
     "is_python_factory",
+    "known_detectors",
     "known_torchvision",
     "native_input_size",
     "training_only_prefixes",
@@ -59,7 +66,15 @@ _PREACT = re.compile(r"bdaudit/preactresnet18(?:_w(\d{1,4}))?")
 _SMALL = re.compile(r"bdaudit/(vgg19_bn|mobilenet_v2|vit_p4)_w([1-9]\d{0,3})")
 _SMALL_NETWORKS = {"vgg19_bn": SmallVgg, "mobilenet_v2": SmallMobileNet, "vit_p4": SmallViT}
 _MLP = re.compile(r"bdaudit/mlp_f([1-9]\d{0,4})_w([1-9]\d{0,3})")
+_DETECTORS = ("fcos", "retinanet", "ssd", "fasterrcnn")
+_DETECTOR = re.compile(rf"bdaudit/({'|'.join(_DETECTORS)})_w([1-9]\d{{0,3}})")
+_OURS = (_PREACT, _SMALL, _MLP, _DETECTOR)
 _FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)")
+
+# Its constructor runs the backbone to count channels, which takes weights.
+_RUN_WHILE_BUILT = frozenset({"torchvision/ssdlite320_mobilenet_v3_large"})
+
+_FEW, _MORE = 7, 11  # classes that an architecture is built with to find its head
 
 # Classifiers used in training only: neither built nor loaded.
 _AUXILIARY_HEADS = {
@@ -84,7 +99,7 @@ def build_network(
     Args:
         arch: Name as in the table of this module.
         num_classes: Length of the logits; `None` leaves it to the default of a Python factory.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images; of a detector, which takes pictures of 3, also 4.
         generator: Seeds the initial weights, and torch's global generator is left as it was;
             without it they come from the global one, as any torch constructor's do.
 
@@ -109,7 +124,7 @@ def build_unfilled(arch: str, *, num_classes: int, in_channels: int) -> nn.Modul
     Where it can, it skips allocating and drawing initial weights, which takes seconds for a VGG.
     Some of timm's networks compute buffers that are not in a checkpoint; those are built in full.
     """
-    with _WeightsOnMeta(), torch.random.fork_rng(devices=[]):
+    with _weightless(arch), torch.random.fork_rng(devices=[]):
         network = _build(arch, num_classes, in_channels)
     stored = network.state_dict().keys()
     if any(buffer.is_meta for name, buffer in network.named_buffers() if name not in stored):
@@ -124,19 +139,24 @@ def canonical_name(arch: str) -> str:
     Raises:
         ModelError: The name is unknown; the message names similar ones.
     """
-    if is_python_factory(arch) or any(p.fullmatch(arch) for p in (_PREACT, _SMALL, _MLP)):
+    if is_python_factory(arch) or any(p.fullmatch(arch) for p in _OURS):
         return arch
     library, _, name = arch.partition("/")
-    if library == "torchvision" and name in known_torchvision():
+    if library == "torchvision" and name in (*known_torchvision(), *known_detectors()):
         return arch
     if library in ("timm", "open_clip") and name:
         return arch
     full = from_backdoorbench_name(arch)
     if full is None:
-        ours = ("preactresnet18", *(f"{name}_w8" for name in _SMALL_NETWORKS), "mlp_f30_w64")
+        ours = (
+            "preactresnet18",
+            *(f"{name}_w8" for name in _SMALL_NETWORKS),
+            "mlp_f30_w64",
+            *(f"{name}_w8" for name in _DETECTORS),
+        )
         known = [
             *(f"bdaudit/{name}" for name in ours),
-            *(f"torchvision/{n}" for n in known_torchvision()),
+            *(f"torchvision/{n}" for n in (*known_torchvision(), *known_detectors())),
         ]
         near = difflib.get_close_matches(arch, known, n=3, cutoff=0.5)
         raise ModelError(
@@ -145,7 +165,8 @@ def canonical_name(arch: str) -> str:
             + " Known are torchvision/<name>, timm/<name>, open_clip/<name>, "
             "bdaudit/preactresnet18[_w<width>], bdaudit/vgg19_bn_w<width>, "
             "bdaudit/mobilenet_v2_w<width>, bdaudit/vit_p4_w<width>, "
-            "bdaudit/mlp_f<columns>_w<width> and path/to/file.py:factory"
+            "bdaudit/mlp_f<columns>_w<width>, bdaudit/{fcos,retinanet,ssd,fasterrcnn}_w<width> and "
+            "path/to/file.py:factory"
         )
     return full
 
@@ -197,13 +218,14 @@ class Blueprint:
     Attributes:
         arch: The architecture.
         shapes: Shape by name, in the network's order.
-        head: Names whose first side is the number of classes.
+        head: Names whose first side grows with the number of classes, and by how much each: 1 of
+            a classifier's head, as many as it has boxes a place of a detector's.
         stem: Name whose second side is the number of input channels, `None` if not found.
     """
 
     arch: str
     shapes: dict[str, Shape]
-    head: frozenset[str]
+    head: Mapping[str, int]
     stem: str | None
 
 
@@ -218,14 +240,18 @@ def blueprint(arch: str) -> Blueprint:
     """
     if is_python_factory(arch):
         raise ModelError(f"arch: {arch!r} has no blueprint; it is known once it is built")
-    with _WeightsOnMeta(), torch.random.fork_rng(devices=[]):
-        network = _build(arch, 7, 3)
-        other = _build(arch, 11, 3)
+    with _weightless(arch), torch.random.fork_rng(devices=[]):
+        network = _build(arch, _FEW, 3)
+        other = _build(arch, _MORE, 3)
     shapes = _shapes(network)
     return Blueprint(
         arch=arch,
         shapes=shapes,
-        head=frozenset(n for n, shape in _shapes(other).items() if shapes[n] != shape),
+        head={
+            name: (shape[0] - shapes[name][0]) // (_MORE - _FEW)
+            for name, shape in _shapes(other).items()
+            if shapes[name] != shape
+        },
         stem=next(
             (f"{n}.weight" for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None
         ),
@@ -234,7 +260,11 @@ def blueprint(arch: str) -> Blueprint:
 
 def blueprint_of(network: nn.Module, arch: str) -> Blueprint:
     """Describe a network that is built already; nothing in it is left open."""
-    return Blueprint(arch=arch, shapes=_shapes(network), head=frozenset(), stem=None)
+    return Blueprint(arch=arch, shapes=_shapes(network), head={}, stem=None)
+
+
+def _weightless(arch: str) -> AbstractContextManager[object]:
+    return nullcontext() if arch in _RUN_WHILE_BUILT else _WeightsOnMeta()
 
 
 class _WeightsOnMeta(TorchFunctionMode):
@@ -288,6 +318,8 @@ def _build(arch: str, num_classes: int | None, in_channels: int) -> nn.Module:
     if mlp:
         return Mlp(num_classes, int(mlp[2]), in_channels, int(mlp[1]))
     library, _, name = arch.partition("/")
+    if _DETECTOR.fullmatch(arch) or (library == "torchvision" and name in known_detectors()):
+        return _build_detector(arch, num_classes, in_channels)
     if library == "timm":
         return _build_timm(name, num_classes, in_channels)
     return _build_torchvision(name, num_classes, in_channels)
@@ -305,6 +337,35 @@ def known_torchvision() -> tuple[str, ...]:
     from torchvision import models
 
     return tuple(models.list_models(module=models))
+
+
+@cache
+def known_detectors() -> tuple[str, ...]:
+    """Return the names of torchvision's detectors of boxes, without the library's prefix."""
+    from torchvision import models
+
+    names = models.list_models(module=models.detection)
+    return tuple(n for n in names if not n.startswith(("maskrcnn", "keypointrcnn")))
+
+
+def _build_detector(arch: str, num_classes: int, in_channels: int) -> nn.Module:
+    if in_channels not in (PIXELS, CHANNELS):
+        raise ModelError(
+            f"{arch}: expected pictures of {PIXELS} channels, with the box that is asked about "
+            f"{CHANNELS}, got {in_channels}"
+        )
+    small = _DETECTOR.fullmatch(arch)
+    if small:
+        from bdaudit.detection.small import small_detector
+
+        return small_detector(small[1], int(small[2]), num_classes)
+    from torchvision import models
+
+    return as_asked(
+        models.get_model(
+            arch.partition("/")[2], weights=None, weights_backbone=None, num_classes=num_classes
+        )
+    )
 
 
 def _build_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:

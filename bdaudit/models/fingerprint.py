@@ -11,6 +11,7 @@ from torch import Tensor
 from bdaudit.models.architectures import (
     Blueprint,
     blueprint,
+    known_detectors,
     known_torchvision,
     training_only_prefixes,
 )
@@ -38,6 +39,20 @@ FAMILIES = (
 )
 """Torchvision's names by family, with a tensor that every member has, so that only the family in
 question is built to compare against."""
+
+DETECTORS = (
+    ("fcos", r"fcos_\w+", "head.regression_head.bbox_ctrness.weight"),
+    ("retinanet", r"retinanet_\w+", "head.classification_head.cls_logits.weight"),
+    ("ssd", r"ssd300_\w+", "head.classification_head.module_list.0.weight"),
+    ("ssd", r"ssdlite\w+", "head.classification_head.module_list.0.1.weight"),
+    # Torchvision's two on MobileNetV3 differ in nothing that is in a file, and must be named.
+    ("fasterrcnn", r"fasterrcnn_resnet\w+", "roi_heads.box_predictor.cls_score.weight"),
+)
+"""Kinds of detectors by our name and torchvision's, with a tensor that all of the kind have; a kind
+that shares its tensor with another stands behind it."""
+
+DETECTOR_STEM = "backbone.stem.0.weight"
+"""The first convolution of our small detectors, whose first side is the width."""
 
 SMALL_MARKERS = {
     "vgg19_bn": "convolutions.0.weight",
@@ -95,7 +110,7 @@ def match_blueprint(plan: Blueprint, tensors: Mapping[str, Tensor]) -> Match:
             continue
         expected = shape
         if name in plan.head and num_classes is not None:
-            expected = (num_classes, *shape[1:])
+            expected = (num_classes * plan.head[name], *shape[1:])
         if name == plan.stem and in_channels is not None:
             expected = (shape[0], in_channels, *shape[2:])
         if found[name] == expected:
@@ -169,8 +184,24 @@ def _candidates(tensors: Mapping[str, Tensor]) -> Iterator[str]:
             for name in known_torchvision():
                 if re.fullmatch(pattern, name):
                     yield f"torchvision/{name}"
+    yield from _candidate_detectors(tensors)
 
 
-def _common_side(found: Mapping[str, tuple[int, ...]], head: frozenset[str]) -> int | None:
-    sides = {found[name][0] for name in head if found.get(name)}
-    return sides.pop() if len(sides) == 1 else None
+def _candidate_detectors(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    stem = tensors.get(DETECTOR_STEM)
+    for kind, pattern, marker in DETECTORS:
+        if marker not in tensors:
+            continue
+        if stem is not None and stem.ndim == 4 and 1 <= stem.shape[0] <= 1024:
+            yield f"bdaudit/{kind}_w{stem.shape[0]}"
+        elif stem is None:
+            for name in known_detectors():
+                if re.fullmatch(pattern, name):
+                    yield f"torchvision/{name}"
+        return
+
+
+def _common_side(found: Mapping[str, tuple[int, ...]], head: Mapping[str, int]) -> int | None:
+    sides = {found[name][0] / each for name, each in head.items() if found.get(name)}
+    side = sides.pop() if len(sides) == 1 else 0.5
+    return int(side) if side.is_integer() else None

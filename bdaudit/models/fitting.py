@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bdaudit.detection.asked import Asked
+from bdaudit.detection.marking import CHANNELS
 from bdaudit.errors import ModelError
 from bdaudit.models.architectures import (
     Blueprint,
@@ -48,6 +51,11 @@ from bdaudit.models.weight_sets import quote_names
 __all__ = ["Fitted", "build_and_fill", "note_casts"]
 
 _MISMATCHES_SHOWN = 5
+_OLD_RPN = re.compile(r"(rpn\.head\.conv)\.(weight|bias)")
+_OLD_PYRAMID = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d{1,2})\.(weight|bias)")
+_OLD_RETINANET = re.compile(
+    r"(head\.(?:classification|regression)_head\.conv)\.(\d{1,2})\.(weight|bias)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +136,12 @@ def _fill_named(checkpoint: Checkpoint, settings: ModelSettings, notes: list[str
         notes.append(f"left out {len(tensors) - len(kept)} tensors of heads that only train")
     _fill(path, network, kept, notes)
     _hold_against_module(checkpoint, arch, network, notes)
+    marked = isinstance(network, Asked)
     return Fitted(
-        network=network, arch=arch, num_classes=match.num_classes, in_channels=match.in_channels
+        network=network,
+        arch=arch,
+        num_classes=match.num_classes,
+        in_channels=CHANNELS if marked else match.in_channels,
     )
 
 
@@ -209,7 +221,7 @@ def _with_text_tower(
 
 
 def _blueprint_of_clip(plan: ClipPlan) -> Blueprint:
-    return Blueprint(arch=plan.arch, shapes=plan.shapes, head=frozenset(), stem=None)
+    return Blueprint(arch=plan.arch, shapes=plan.shapes, head={}, stem=None)
 
 
 def _hold_against_module(
@@ -271,6 +283,7 @@ def _settle_architecture(
     arch = canonical_name(arch)
     plan = blueprint(arch)
     tensors = _fit_names(tensors, set(plan.shapes), notes)
+    tensors = _under_new_names(tensors, set(plan.shapes), notes)
     match = match_blueprint(plan, tensors)
     _demand_fit(path, match, tensors)
     return arch, match, tensors
@@ -299,6 +312,31 @@ def _fit_names(tensors: dict[str, Tensor], wanted: set[str], notes: list[str]) -
         )
     )
     return inner
+
+
+def _under_new_names(
+    tensors: dict[str, Tensor], wanted: set[str], notes: list[str]
+) -> dict[str, Tensor]:
+    """Rename convolutions of torchvision's detectors that were saved before its version 0.13.
+
+    They stood alone where each is now in one part with its norm and activation.
+    """
+    new = {name: _new_name(name) for name in tensors.keys() - wanted}
+    renamed = {old: name for old, name in new.items() if name in wanted - tensors.keys()}
+    if not renamed:
+        return tensors
+    notes.append(f"renamed {len(renamed)} tensors that an older torchvision wrote")
+    return {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _new_name(name: str) -> str | None:
+    if match := _OLD_RPN.fullmatch(name):
+        return f"{match[1]}.0.0.{match[2]}"
+    if match := _OLD_PYRAMID.fullmatch(name):
+        return f"{match[1]}.0.{match[2]}"
+    if match := _OLD_RETINANET.fullmatch(name):  # an activation followed each, and was counted
+        return f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
+    return None
 
 
 def _explain(match: Match) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from bdaudit.detection.asked import Asked
 from bdaudit.errors import ModelError
 from bdaudit.models.architectures import build_network, canonical_name, is_python_factory
 from bdaudit.models.clamps import remove_clamps
@@ -35,8 +36,15 @@ def fresh_classifier(model: LoadedModel, *, generator: torch.Generator) -> nn.Mo
 
     Raises:
         ModelError: A layer has parameters and no way to draw them anew, so that something of what
-            the model learned would be left.
+            the model learned would be left; or it is a detector, which answers about boxes cannot
+            teach where to look.
     """
+    if isinstance(model.network, Asked):
+        raise ModelError(
+            f"{model.name}: a detector cannot be trained anew from single boxes alone, since they "
+            "do not say what is in the rest of a picture; give detectors of the same kind, trained "
+            "without the backdoor, with --reference"
+        )
     device = next((p.device for p in model.classifier.parameters()), torch.device("cpu"))
     classifier = copy.deepcopy(model.classifier).cpu()
     network = classifier.network if isinstance(classifier, Classifier) else classifier

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bdaudit.detection.asked import SCORE_THRESHOLD, Asked, as_asked
+from bdaudit.detection.candidates import kind_of
+from bdaudit.detection.marking import CHANNELS
 from bdaudit.errors import ModelError, reads
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.models import backdoorbench
@@ -46,6 +49,7 @@ def load_model(
     std: Sequence[float] | None = None,
     interpolation: Interpolation | None = None,
     outputs: Outputs | None = None,
+    score_threshold: float | None = None,
     clip: ClipSettings | None = None,
     weights: str | None = None,
     preferred_weights: str | None = None,
@@ -72,6 +76,7 @@ def load_model(
         std: Divisor, likewise; default 1.
         interpolation: How images are resized; default bilinear, for a CLIP bicubic.
         outputs: What the network returns; default logits.
+        score_threshold: Score from which a detector's box counts; default .5.
         clip: Class names and prompts, needed where the architecture is a CLIP.
         weights: Which of a file's sets of weights is meant, by the keys that lead to it joined by
             `/`; the file must have it.
@@ -100,6 +105,7 @@ def load_model(
         std=None if std is None else tuple(std),
         interpolation=interpolation,
         outputs=outputs,
+        score_threshold=score_threshold,
         clip=clip,
     )
     hub = read_hub_folder(Path(path)) if is_hub_folder(path) else None
@@ -150,6 +156,7 @@ def wrap_module(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     outputs: Outputs | None = None,
+    score_threshold: float | None = None,
     device: torch.device | str = "cpu",
 ) -> LoadedModel:
     """Make a module in memory a classifier ready to be audited.
@@ -168,6 +175,8 @@ def wrap_module(
         mean: Subtracted from [0, 1] images, one value or one a channel; default 0.
         std: Divisor, likewise; default 1.
         outputs: What the module returns; default logits.
+        score_threshold: Score from which a detector's box counts; default .5. A detector of
+            torchvision becomes a classifier of marked images, of shape (4, H, W).
         device: Where the copy is put.
 
     Raises:
@@ -182,6 +191,7 @@ def wrap_module(
         mean=None if mean is None else tuple(mean),
         std=None if std is None else tuple(std),
         outputs=outputs,
+        score_threshold=score_threshold,
     )
     while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module) or (
         isinstance(module, nn.DataParallel) and isinstance(inner := module.module, nn.Module)
@@ -241,6 +251,7 @@ def _settings_within(classifier: Classifier) -> ModelSettings:
         std=tuple(classifier.std.flatten().tolist()),
         interpolation=classifier.interpolation,
         outputs=classifier.outputs,
+        score_threshold=getattr(classifier.network, "score_threshold", None),
     )
 
 
@@ -262,8 +273,10 @@ def _finish(
         notes.append("cast parameters to float32")
     network = network.float().eval().requires_grad_(False)
     digest = digest_tensors(fitted.origin or _tensors_of(network))
+    network = _with_question(network, settings, subject)
+    fitted = replace(fitted, network=network)
     image_shape = settings.image_shape or _assumed_shape(subject, fitted, settings, notes)
-    mean, std = _normalisation(subject, settings, image_shape[0], fitted.in_channels, notes)
+    mean, std = _normalisation(subject, settings, image_shape[0], fitted, notes)
     classifier = Classifier(
         network,
         mean=mean,
@@ -298,6 +311,32 @@ def _finish(
         notes=tuple(notes),
         **_read_from(checkpoint, hub, fitted),
     )
+
+
+def _with_question(network: nn.Module, settings: ModelSettings, subject: str) -> nn.Module:
+    """Make a detector answer marked images, with the threshold that is set."""
+    if kind_of(network) is None:
+        if settings.score_threshold is not None:
+            raise ModelError(
+                f"{subject}: score_threshold is of object detectors, and this network is none; "
+                "leave it out"
+            )
+        return network
+    if set(settings.mean or (0,)) != {0} or set(settings.std or (1,)) != {1}:
+        raise ModelError(
+            f"{subject}: a detector normalises pictures itself; leave out mean and std"
+        )
+    if settings.image_shape is not None and settings.image_shape[0] != CHANNELS:
+        raise ModelError(
+            f"{subject}: an object detector, which is asked about a box at a time, takes images of "
+            f"{CHANNELS} channels, the last of which marks the box, got {settings.image_shape}; "
+            f"audit it with task = 'detection' and pictures with boxes, or pass image_shape="
+            f"{(CHANNELS, *settings.image_shape[1:])}"
+        )
+    given = settings.score_threshold
+    if given is None:
+        given = network.score_threshold if isinstance(network, Asked) else SCORE_THRESHOLD
+    return as_asked(network, score_threshold=given)
 
 
 def _read_from(
@@ -340,12 +379,14 @@ def _normalisation(
     subject: str,
     settings: ModelSettings,
     image_channels: int,
-    network_channels: int | None,
+    fitted: Fitted,
     notes: list[str],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std; three values on a grey image repeat it over the three channels."""
+    network_channels = fitted.in_channels
+    is_detector = isinstance(fitted.network, Asked)  # it has its own inside
     mean, std = settings.mean or (0.0,), settings.std or (1.0,)
-    if settings.mean is None and settings.std is None:
+    if settings.mean is None and settings.std is None and not is_detector:
         notes.append("no normalisation known: images go in as they are, in [0, 1]")
     lengths = {len(mean), len(std)}
     if image_channels == 1 and network_channels == 3 and lengths == {1}:
@@ -378,6 +419,8 @@ def _assumed_shape(
             f"{subject}: expected the image shape; pass image_shape, such as (3, 32, 32)"
         )
     usual = (32, 32) if fitted.arch.startswith("bdaudit/") else (224, 224)
+    if isinstance(fitted.network, Asked):
+        usual = (96, 96) if fitted.arch.startswith("bdaudit/") else (320, 320)
     size = settings.input_size or native_input_size(fitted.network) or usual
     shape = (fitted.in_channels, *size)
     notes.append(f"image shape not known: took {shape}")

@@ -28,6 +28,7 @@ def save_model(
     std: Sequence[float] | None = None,
     interpolation: Interpolation | None = None,
     outputs: Outputs | None = None,
+    score_threshold: float | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a network's tensors and settings, so that `load_model(path)` needs nothing else.
@@ -46,6 +47,7 @@ def save_model(
         std: Divisor, likewise.
         interpolation: How images are resized to `input_size`; `None` for bilinear.
         outputs: What the network returns.
+        score_threshold: Score from which a detector's box counts; `None` for .5.
         extra: More entries for the file's metadata, such as a seed.
 
     Raises:
@@ -66,6 +68,7 @@ def save_model(
         std=None if std is None else tuple(std),
         interpolation=interpolation,
         outputs=outputs,
+        score_threshold=score_threshold,
     )
     clash = settings.to_metadata().keys() & (extra or {}).keys()
     if clash:

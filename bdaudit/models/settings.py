@@ -11,6 +11,7 @@ Keys, the same in a safetensors file's metadata (as text) and in a `model.toml`:
 | `mean`, `std` | `0.4914,0.4822,0.4465` | subtracted from, then divided into, [0, 1] images |
 | `interpolation` | `bilinear` | or `bicubic`: how images are resized |
 | `outputs` | `logits` | or `probabilities` |
+| `score_threshold` | `0.5` | score from which a detector's box counts, in (0, 1) |
 | `weights` | not there | which of the file's sets of weights is meant; in a `model.toml` only |
 
 How a CLIP becomes a classifier (`ClipSettings`) is the user's to say and in no file.
@@ -57,6 +58,7 @@ class ModelSettings:
         std: Likewise, the divisor; above 0.
         interpolation: How images are resized to `input_size`, antialiased either way.
         outputs: What the network returns.
+        score_threshold: Score from which a detection counts, in (0, 1), where it is a detector.
         clip: Class names and prompts, where `arch` is a CLIP.
         weights: Which of a file's sets of weights is meant: KEY for every file that has it,
             ROLE=KEY ("original=ema") for the models of one role, whose files must have it.
@@ -74,6 +76,7 @@ class ModelSettings:
     std: tuple[float, ...] | None = None
     interpolation: Interpolation | None = None
     outputs: Outputs | None = None
+    score_threshold: float | None = None
     clip: ClipSettings | None = None
     weights: tuple[str, ...] | None = None
     read_pickled_module: bool | None = None
@@ -101,6 +104,10 @@ class ModelSettings:
             )
         if self.outputs not in (None, "logits", "probabilities"):
             raise ConfigError(f"outputs: expected logits or probabilities, got {self.outputs!r}")
+        if self.score_threshold is not None and not 0 < self.score_threshold < 1:
+            raise ConfigError(
+                f"score_threshold: expected a number in (0, 1), got {self.score_threshold}"
+            )
         roles = [_split_role(text)[0] for text in self.weights or ()]
         if len(set(roles)) != len(roles):
             raise ConfigError(
@@ -236,6 +243,11 @@ def _floats(value: Any) -> tuple[float, ...]:
     return tuple(float(part) for part in _parts(value))
 
 
+def _float(value: Any) -> float:
+    (number,) = _floats(value)
+    return number
+
+
 def _shown(value: Any) -> str:
     try:
         return repr(value)[:100]
@@ -267,6 +279,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "std": _floats,
     "interpolation": _text,
     "outputs": _text,
+    "score_threshold": _float,
     "weights": _key,
 }
 # Which of its weights count is not for the file itself to say.

@@ -109,7 +109,7 @@ def test_a_generator_settles_the_weights_and_spares_the_global_one() -> None:
 
 def test_a_blueprint_finds_head_and_stem() -> None:
     plan = blueprint("torchvision/vgg11_bn")
-    assert plan.head == {"classifier.6.weight", "classifier.6.bias"}
+    assert plan.head == {"classifier.6.weight": 1, "classifier.6.bias": 1}
     assert plan.stem == "features.0.weight"
 
 
