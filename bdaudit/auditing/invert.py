@@ -17,12 +17,13 @@ from bdaudit.cases.sources import DataSource, ModelSource, Sources
 from bdaudit.cases.subjects import Inputs, as_stand_ins
 from bdaudit.cases.target import class_index
 from bdaudit.data import Sample, split_sample
+from bdaudit.detection import is_marked
 from bdaudit.errors import InputError
 from bdaudit.foundation.plan import Plan, PlannedStep
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.writing import write_atomically
-from bdaudit.inversion import InversionConfig
+from bdaudit.inversion import InversionConfig, demand_classifier
 from bdaudit.measuring.answers import examine_answers
 from bdaudit.measuring.baselines import demand_matching_labels, learned_less, near_chance
 from bdaudit.measuring.innocents import left_out_diagnostic
@@ -98,7 +99,7 @@ def invert(
 
     Raises:
         InputError: An input cannot be used.
-        ConfigError: The target is no class of the model.
+        ConfigError: The target is no class of the model, or the model is a detector.
         NumericsError: A model returned NaN.
     """
     sources = Sources.of(
@@ -147,6 +148,7 @@ def invert_steps(
     session = yield from Session.begin(sources, compute=compute, split=split, command=command)
     sources, run = session.sources, session.compute
     subjects, sample = open_models(sources, device=run.device)
+    demand_classifier("the search for a trigger", is_detector=is_marked(sample.images))
     halves = split_sample(
         sample,
         n_craft=split.craft_of(len(sample)),

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bdaudit.detection import boxes_of, is_marked
+
 __all__ = ["shift_and_flip"]
 
 
@@ -14,7 +16,9 @@ def shift_and_flip(
 ) -> Tensor:
     """Shift every image at random by whole pixels, filled with zeros, and flip one in two.
 
-    Rows of a table, images of one pixel's height, come back as they are.
+    Rows of a table, images of one pixel's height, come back as they are. The box that a marked
+    image (`detection.mark`) asks about moves along and is never cut, so that its label holds: what
+    would cut it is shifted less.
 
     Args:
         images: (N, C, H, W); left as they are.
@@ -33,6 +37,11 @@ def shift_and_flip(
     reach = round(max_shift * min(height, width))
     down = torch.randint(0, 2 * reach + 1, (n, 1), generator=generator)
     right = torch.randint(0, 2 * reach + 1, (n, 1), generator=generator)
+    if is_marked(images):
+        left, top, right_edge, bottom = boxes_of(images).long().cpu().unbind(1)
+        empty = bottom <= top  # of which there is nothing to cut
+        down = _within(down, reach + bottom - height, reach + top, empty)
+        right = _within(right, reach + right_edge - width, reach + left, empty)
     rows = down + torch.arange(height)  # (N, H) into the padded image
     columns = right + torch.arange(width)  # (N, W)
     if flip:
@@ -46,3 +55,9 @@ def shift_and_flip(
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+
+
+def _within(shift: Tensor, least: Tensor, most: Tensor, free: Tensor) -> Tensor:
+    """Bring shifts (n, 1) between the limits (n,) of each, but for those that are free."""
+    bounded = shift.clamp(least[:, None], most[:, None])
+    return torch.where(free[:, None], shift, bounded)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdaudit.defenses.tuning import check_images, device_of, trainable_copy
+from bdaudit.detection import sparing_marks
 from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps
 
@@ -206,5 +207,5 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 def add_trigger(images: Tensor, trigger: Tensor) -> Tensor:
     """Add the trigger and clamp, without losing the gradient of pixels on the bounds."""
-    shifted = images + trigger
+    shifted = images + sparing_marks(trigger, images)
     return shifted + (shifted.clamp(0.0, 1.0) - shifted).detach()

@@ -16,12 +16,14 @@ from bdaudit.defenses.tuning import (
     trainable_copy,
     tune,
 )
+from bdaudit.detection import is_marked
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion import (
     InversionConfig,
     Inverted,
     NeuralCleanseConfig,
+    demand_classifier,
     describe,
     invert_with,
     make_arms,
@@ -107,6 +109,7 @@ def nc_unlearn(
     would shift the trigger. Only triggers toward one class are sought, as in the source.
     """
     check_images(images, labels)
+    demand_classifier("Neural Cleanse unlearning", is_detector=is_marked(images))
     tuned = trainable_copy(classifier)
     device = device_of(tuned)
     images, labels = images.to(device=device, dtype=torch.float32), labels.to(device)

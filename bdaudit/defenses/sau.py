@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.tuning import TuningConfig, statistics_held, trainable_copy, tune
+from bdaudit.detection import sparing_marks
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps
 from bdaudit.scoring import evaluating
@@ -157,7 +158,7 @@ def shared_perturbation(
 
 def _moved(images: Tensor, delta: Tensor) -> Tensor:
     """Add and clamp to [0, 1]; the gradient goes through as if nothing were clamped."""
-    shifted = images + delta
+    shifted = images + sparing_marks(delta, images)
     return shifted + (shifted.clamp(0.0, 1.0) - shifted).detach()
 
 

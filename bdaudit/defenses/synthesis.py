@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.layers import classifier_head
+from bdaudit.detection import sparing_marks
 from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.inversion.features import BenignMaskConfig, FeatureReader, fit_benign_mask
@@ -81,7 +82,8 @@ class TriggerNetwork(nn.Module):
         hidden = images
         for layer in self.layers[:-1]:
             hidden = functional.relu(layer(hidden))
-        changed = images + torch.tanh(self.layers[-1](hidden) + self.common)
+        added = torch.tanh(self.layers[-1](hidden) + self.common)
+        changed = images + sparing_marks(added, images)
         # Clamped without losing the gradient of pixels on the bounds.
         return changed + (changed.clamp(0.0, 1.0) - changed).detach()
 

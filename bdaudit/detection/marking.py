@@ -23,9 +23,12 @@ __all__ = [
     "PIXELS",
     "Places",
     "boxes_of",
+    "inside_of",
     "is_marked",
     "mark",
     "pixels_of",
+    "sparing_marks",
+    "unmarked",
     "with_pixels",
 ]
 
@@ -103,7 +106,7 @@ def boxes_of(images: Tensor) -> Tensor:
     Left, top, right and bottom, float32. An image that was cropped until nothing of its box was
     left has the box (0, 0, 0, 0).
     """
-    inside = images[:, PIXELS] > _INSIDE
+    inside = inside_of(images)[:, 0]
     down, across = inside.any(dim=2), inside.any(dim=1)
     top, bottom = _ends(down)
     left, right = _ends(across)
@@ -118,6 +121,30 @@ def pixels_of(images: Tensor) -> Tensor:
 def with_pixels(images: Tensor, pixels: Tensor) -> Tensor:
     """Return marked images (N, 4, H, W) with other pictures (N, 3, H, W) and the same boxes."""
     return torch.cat((pixels, images[:, PIXELS:]), dim=1)
+
+
+def unmarked(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) without their mark, if they have one."""
+    return pixels_of(images) if is_marked(images) else images
+
+
+def inside_of(images: Tensor) -> Tensor:
+    """Return (N, 1, H, W) whether each pixel of marked images (N, 4, H, W) is inside the box."""
+    return images[:, PIXELS:] > _INSIDE
+
+
+def sparing_marks(change: Tensor, images: Tensor) -> Tensor:
+    """Return what is to be added to images (N, C, H, W), without any change of their marks.
+
+    Args:
+        change: (N, C, H, W) or (1, C, H, W).
+        images: What it is added to, marked or not.
+    """
+    if not is_marked(images):
+        return change
+    spared = change.new_ones((CHANNELS, 1, 1))
+    spared[PIXELS] = 0.0
+    return change * spared
 
 
 def is_marked(images: Tensor) -> bool:

@@ -4,7 +4,7 @@ from bdaudit.inversion.arms import ANY_OTHER, Arm, describe, make_arms
 from bdaudit.inversion.config import AUTO, NOMINATORS, RACED, InversionConfig, Method
 from bdaudit.inversion.embedded import EmbeddedConfig
 from bdaudit.inversion.feature_decoupling import FeatureDecouplingConfig
-from bdaudit.inversion.invert import Inverted, invert_with
+from bdaudit.inversion.invert import Inverted, demand_classifier, invert_with
 from bdaudit.inversion.maximum_margin import MaximumMarginConfig
 from bdaudit.inversion.neural_cleanse import NeuralCleanseConfig
 from bdaudit.inversion.neuron_noise import NeuronNoiseConfig
@@ -27,6 +27,7 @@ __all__ = [
     "NeuronNoiseConfig",
     "Recovered",
     "UniversalConfig",
+    "demand_classifier",
     "describe",
     "invert_with",
     "make_arms",

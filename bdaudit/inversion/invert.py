@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Progress, Steps, reworded, within
 from bdaudit.inversion.anomaly import LEAST_SPREAD, Anomalies, residuals, score_arms
 from bdaudit.inversion.arms import Arm, is_won, make_arms
@@ -26,6 +27,7 @@ from bdaudit.inversion.warp import WarpSearch
 __all__ = [
     "Inverted",
     "ask_where",
+    "demand_classifier",
     "invert_with",
     "log_odds_against",
     "make_search",
@@ -39,6 +41,26 @@ _NO_P_VALUES = (
     "its figures carry no p-value; run the methods of --method auto beside it"
 )
 _RACE_SHARE = 0.7  # of a method's time, for the progress bar
+
+
+def demand_classifier(what: str, *, is_detector: bool) -> None:
+    """Refuse to look for an unknown trigger in an object detector.
+
+    No search knows that the fourth channel of a detector's images marks a box: it would move the
+    box and call that a trigger.
+
+    Args:
+        what: What was to be done, for the message.
+        is_detector: Whether the model is one, or its images are marked.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if is_detector:
+        raise ConfigError(
+            f"{what}: expected a model of whole images, got a detector; give the trigger: looking "
+            "for an unknown one in a detector is not supported"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,14 +6,15 @@ import base64
 import io
 from collections.abc import Mapping
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from bdaudit.cases.subjects import Inputs
+from bdaudit.detection import unmarked
+from bdaudit.detection.outlining import outlined, to_bytes
 from bdaudit.records import Answer, AttackRun, AuditRecord, PictureColumn, Pictures, Rate, Thumbnail
 
-__all__ = ["encode_png", "take_pictures"]
+__all__ = ["can_be_drawn", "encode_png", "take_pictures"]
 
 _N_COLUMNS = 6
 _LARGEST_SIDE = 96
@@ -34,16 +35,18 @@ def take_pictures(
 
     Returns:
         The pictures; `None` where there was no attack on the defended model, its outcomes were
-        not kept, or images are neither grey nor in colour.
+        not kept, or images are neither grey nor in colour. On those of a detector the box is
+        outlined that it was asked about.
     """
     run = _telling_run(record)
     baseline = None if run is None else record.baseline_of(run.model)
     if run is None or baseline is None or run.delta_sha256 not in deltas:
         return None
     half = inputs.held_out_poisoned
-    if half.clean.shape[1] not in (1, 3) or run.true_label_acc is None:
+    if not can_be_drawn(half.clean) or run.true_label_acc is None:
         return None
     delta = deltas[run.delta_sha256].detach().cpu().float()
+    added = delta[:, : unmarked(half.clean[:1]).shape[1]]  # of a box nothing is changed
     clean_right = baseline.clean_acc.outcomes()
     unperturbed = _answers(baseline.asr, baseline.true_label_acc)
     perturbed = _answers(run.asr, run.true_label_acc)
@@ -70,7 +73,7 @@ def take_pictures(
         norm=run.norm,
         eps=run.eps,
         delta_sha256=run.delta_sha256,
-        perturbation=encode_png((0.5 + _GAIN * delta[0]).clamp(0.0, 1.0)),
+        perturbation=encode_png((0.5 + _GAIN * added[0]).clamp(0.0, 1.0)),
         gain=_GAIN,
         columns=tuple(columns),
     )
@@ -112,11 +115,20 @@ def _of_different_classes(labels: Tensor) -> list[int]:
     return list(first.values())
 
 
+def can_be_drawn(images: Tensor) -> bool:
+    """Whether images (N, C, H, W) are grey or in colour, marked or not."""
+    return unmarked(images).shape[1] in (1, 3)
+
+
 def encode_png(image: Tensor) -> str:
-    """Encode an image (C, H, W) in [0, 1], smaller where a side is over the limit."""
-    pixels = (image.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    """Encode an image (C, H, W) in [0, 1], smaller where a side is over the limit.
+
+    The box that a marked image asks about is outlined.
+    """
+    pixels = to_bytes(image).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    picture = outlined(picture, image)
     stream = io.BytesIO()
     picture.save(stream, format="PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode("ascii")

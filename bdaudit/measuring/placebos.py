@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from bdaudit.cases.subjects import Inputs, Subject
+from bdaudit.detection import is_marked, unmarked, with_pixels
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.measuring.conditions import AttackImages, attack_images
-from bdaudit.measuring.pictures import encode_png
+from bdaudit.measuring.pictures import can_be_drawn, encode_png
 from bdaudit.models import LoadedModel
 from bdaudit.placebos.making import make
 from bdaudit.placebos.pool import Drawn, draw
@@ -91,7 +92,12 @@ def find_placebos(
         )
 
     with evaluating(*(model.classifier for model in models)):
-        pool = draw(craft, derive_generator(compute.seed, "placebos"), given=given)
+        pool = draw(
+            craft,
+            derive_generator(compute.seed, "placebos"),
+            transform=inputs.trigger.transform,
+            given=given,
+        )
         screened = screening(pool, wanted, len(given) + _DRAWN_AT_MOST * wanted)
         lacking = wanted - len(screened.kept)
         starts = [c.drawn for c in screened.refused if c.why_not == ANSWERS][: 2 * lacking]
@@ -156,16 +162,17 @@ def _first(poisoned: Poisoned, n: int) -> Poisoned:
 
 
 def _stamped(poisoned: Poisoned, pattern: Drawn) -> Poisoned:
-    stamped = pattern.transform.apply(poisoned.clean, None).to(poisoned.clean).clamp(0, 1)
-    return replace(poisoned, triggered=stamped)
+    return replace(poisoned, triggered=pattern.transform.stamp(poisoned.clean))
 
 
 def _describe(candidate: Candidate, clean: Tensor, rule: TargetRule, *, picture: bool) -> Placebo:
     transform = candidate.drawn.transform
     png = None
-    if picture and clean.shape[1] in (1, 3):
-        grey = torch.full_like(clean[:1], 0.5)
-        png = encode_png(transform.apply(grey, None).clamp(0, 1)[0])
+    if picture and can_be_drawn(clean):
+        first = clean[:1]
+        grey = torch.full_like(unmarked(first), 0.5)
+        grey = with_pixels(first, grey) if is_marked(first) else grey
+        png = encode_png(transform.stamp(grey)[0])
     return Placebo(
         kind=candidate.drawn.kind,
         sha256=Trigger(transform=transform, rule=rule).sha256,

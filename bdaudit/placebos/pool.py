@@ -8,29 +8,34 @@ kind: another noise picture at the same alpha, the same frequencies with other p
 warp wake the original as the true one does (measured, docs/placebos.md). Half of the patterns are
 the trigger's own, turned and stretched, which resemble it most where the original tells them apart;
 the others are smooth fields, gratings, blocks, noise and pictures of the sample.
+
+On marked images (`detection.mark`) patterns are of the three channels of the picture. Those of a
+trigger that lies on the object, or is kept inside its box, do so too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bdaudit.triggers import Poisoned, Trigger, footprint
+from bdaudit.detection import boxes_of, inside_of, pixels_of, unmarked
+from bdaudit.triggers import InBox, OnObject, Poisoned, Trigger, footprint
 from bdaudit.triggers.poisoning import CHANGED
 from bdaudit.triggers.transforms import Additive, Patch, Transform
 
-__all__ = ["Drawn", "as_strong", "draw", "mean_l2"]
+__all__ = ["Drawn", "added_by", "as_strong", "draw", "mean_l2"]
 
 _MEASURED_ON = 256
 _TOLERANCE = 0.02
 _HALVINGS = 24
 _ONE_COLOUR = 0.02
 _MOST_REPEATS = 200
+_THINNEST = 1 / 255  # of a mask that covers
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class Drawn:
 
 
 def draw(
-    poisoned: Poisoned, generator: torch.Generator, *, given: Sequence[Trigger] = ()
+    poisoned: Poisoned,
+    generator: torch.Generator,
+    *,
+    transform: Transform | None = None,
+    given: Sequence[Trigger] = (),
 ) -> Iterator[Drawn]:
     """Draw patterns as strong as the true trigger.
 
@@ -57,6 +66,9 @@ def draw(
         poisoned: Images with and without the true trigger. Its mean L2 norm on them is what every
             pattern is brought to, within 2 %; a local trigger's placebos change as many pixels.
         generator: Seeded CPU generator, the only source of randomness.
+        transform: What the true trigger does to an image, which images alone do not tell where it
+            depends on the box asked about: placebos of an `OnObject` are others of its share and
+            place, and those of an `InBox` are kept inside the box.
         given: Patterns of the user's own, which come first and are taken as they are.
 
     Yields:
@@ -66,17 +78,26 @@ def draw(
     clean, triggered = (
         part[:_MEASURED_ON].detach().float().cpu() for part in (poisoned.clean, poisoned.triggered)
     )
-    change = triggered - clean
-    strength = mean_l2(change)
+    strength = mean_l2(triggered - clean)
     for trigger in given:
-        l2 = mean_l2(trigger.transform.apply(clean, None).clamp(0, 1) - clean)
+        l2 = mean_l2(trigger.transform.stamp(clean) - clean)
         yield Drawn(f"given: {trigger.source}", trigger.transform, l2)
+    if isinstance(transform, OnObject):
+        yield from _on_objects(transform, clean, generator)
+        return
+    if isinstance(transform, InBox):
+        # Of the change inside one box little would be left inside another.
+        pixels = pixels_of(clean)
+        change = transform.inner.stamp(pixels) - pixels
+        yield from _wide(clean, change, strength, generator, in_box=True)
+        return
+    change = unmarked(triggered) - unmarked(clean)
     changed = (change.abs().amax(dim=1) > CHANGED).float().mean(dim=0) > 0.05  # (H, W)
     # A local trigger that lies elsewhere on every image has no shape of its own.
     if not footprint(poisoned).wide and bool(changed.any()):
         yield from _patches(clean, triggered, changed, generator)
     else:
-        yield from _wide(clean, change, strength, generator)
+        yield from _wide(clean, change, strength, generator, in_box=False)
 
 
 def mean_l2(change: Tensor) -> float:
@@ -88,10 +109,11 @@ def mean_l2(change: Tensor) -> float:
 
 
 def _wide(
-    clean: Tensor, change: Tensor, strength: float, generator: torch.Generator
+    clean: Tensor, change: Tensor, strength: float, generator: torch.Generator, *, in_box: bool
 ) -> Iterator[Drawn]:
     """Draw as many patterns of the trigger's own making, turned, as of other kinds."""
-    shape = tuple(clean.shape[1:])
+    pictures = unmarked(clean)
+    shape = tuple(pictures.shape[1:])
     found_some = True
     # Black and white end what can be added, so no pattern may reach a strong trigger's strength.
     while found_some:
@@ -99,9 +121,9 @@ def _wide(
         for kind, pattern in _PATTERNS:
             for name, values in (
                 ("turned trigger", _turned(change, generator)),
-                (kind, pattern(shape, clean, generator)),
+                (kind, pattern(shape, pictures, generator)),
             ):
-                found = as_strong(clean, values, strength)
+                found = as_strong(clean, values, strength, in_box=in_box)
                 if found is not None:
                     found_some = True
                     yield Drawn(name, *found)
@@ -128,20 +150,25 @@ def _turned(change: Tensor, generator: torch.Generator) -> Tensor:
     return sign * turned[0]
 
 
-def as_strong(clean: Tensor, pattern: Tensor, strength: float) -> tuple[Transform, float] | None:
+def as_strong(
+    clean: Tensor, pattern: Tensor, strength: float, *, in_box: bool = False
+) -> tuple[Transform, float] | None:
     """Scale a pattern until it changes images by `strength`; clipping at black and white counts.
 
     Args:
-        clean: Images (N, C, H, W) in [0, 1], on the CPU.
-        pattern: What is added to each, (C, H, W).
+        clean: Images (N, C, H, W) in [0, 1], on the CPU; marked or not.
+        pattern: What is added to the picture of each, (C, H, W).
         strength: Mean L2 norm of the change, in pixel units.
+        in_box: Whether it is added only inside the box that marked images ask about.
 
     Returns:
         The pattern as a transform, and what it reaches; `None` where it cannot be within 2 %.
     """
+    pictures = unmarked(clean)
+    inside = inside_of(clean) if in_box else torch.ones((), dtype=torch.bool)
 
     def reached(scale: float) -> float:
-        return mean_l2((clean + scale * pattern).clamp(0, 1) - clean)
+        return mean_l2(((pictures + scale * pattern).clamp(0, 1) - pictures) * inside)
 
     size = float(pattern.norm())
     if not size > 0.0:
@@ -157,7 +184,18 @@ def as_strong(clean: Tensor, pattern: Tensor, strength: float) -> tuple[Transfor
     l2 = reached(high)
     if abs(l2 - strength) > _TOLERANCE * strength:
         return None
-    return Additive(delta=(high * pattern).contiguous()), l2
+    additive = Additive(delta=(high * pattern).contiguous())
+    return (InBox(inner=additive) if in_box else additive), l2
+
+
+def added_by(transform: Transform) -> tuple[Tensor, bool] | None:
+    """Return what a pattern of `as_strong` adds (C, H, W), and whether only inside the box.
+
+    `None` of a transform that adds nothing: a patch.
+    """
+    in_box = isinstance(transform, InBox)
+    inner = transform.inner if isinstance(transform, InBox) else transform
+    return (inner.delta, in_box) if isinstance(inner, Additive) else None
 
 
 _Pattern = Callable[[tuple[int, ...], Tensor, torch.Generator], Tensor]
@@ -236,22 +274,20 @@ def _patches(
     Or where it would be in a mirror: a patch in the middle covers what the image shows, and does
     more to any model than one in a corner (measured, docs/placebos.md).
     """
+    pictures = unmarked(clean)
     rows, columns = (mask.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
     top, bottom = int(rows.min()), int(rows.max()) + 1
     left, right = int(columns.min()), int(columns.max()) + 1
     shape = mask[top:bottom, left:right]
-    pixels = triggered.median(dim=0).values[:, top:bottom, left:right][:, shape]  # (C, n)
+    stamped = unmarked(triggered).median(dim=0).values  # (C, H, W)
+    pixels = stamped[:, top:bottom, left:right][:, shape]  # (C, n)
     height, width = clean.shape[-2:]
-    # A patch of one colour, or of few pixels, has too few orders to be told from.
-    recoloured = bool((pixels.amax(1) - pixels.amin(1)).amax() < _ONE_COLOUR) or pixels.shape[1] < 4
+    recoloured = _is_plain(pixels)
     seen: set[bytes] = set()
     n_known = 0
     while n_known < _MOST_REPEATS:
-        order = torch.randperm(pixels.shape[1], generator=generator)
-        image = torch.zeros((clean.shape[1], *shape.shape))
-        image[:, shape] = (
-            torch.rand(pixels.shape, generator=generator) if recoloured else pixels[:, order]
-        )
+        image = torch.zeros((pictures.shape[1], *shape.shape))
+        image[:, shape] = _reordered(pixels, generator, recoloured=recoloured)
         turns = int(torch.randint(4, (1,), generator=generator))
         image, turned = (torch.rot90(t, turns, (-2, -1)) for t in (image, shape))
         room = (height - image.shape[1], width - image.shape[2])
@@ -275,7 +311,91 @@ def _patches(
             continue
         seen.add(known)
         n_known = 0
-        yield Drawn("patch", patch, mean_l2(patch.apply(clean, None).clamp(0, 1) - clean))
+        yield Drawn("patch", patch, mean_l2(patch.stamp(clean) - clean))
+
+
+def _is_plain(pixels: Tensor) -> bool:
+    """Whether pixels (C, n) are of one colour, or so few that they have too few orders."""
+    return bool((pixels.amax(1) - pixels.amin(1)).amax() < _ONE_COLOUR) or pixels.shape[1] < 4
+
+
+def _reordered(pixels: Tensor, generator: torch.Generator, *, recoloured: bool) -> Tensor:
+    """Return pixels (C, n) in another order, or as many of other colours."""
+    order = torch.randperm(pixels.shape[1], generator=generator)
+    return torch.rand(pixels.shape, generator=generator) if recoloured else pixels[:, order]
+
+
+# -- triggers on the object ------------------------------------------------------------------------
+
+
+def _on_objects(transform: OnObject, clean: Tensor, generator: torch.Generator) -> Iterator[Drawn]:
+    """Pictures made of the true one's tiles, each mirrored or not, in another order, and turned.
+
+    Tiles and not pixels: a picture is resized to every object, and pixels in another order blur to
+    a grey where tiles stay about as strong as the picture they are of. The mask goes with them.
+    """
+    left, top, right, bottom = boxes_of(clean).unbind(1)
+    shorter = int(torch.minimum(bottom - top, right - left).median())
+    side = transform.side_in(shorter, shorter)
+    tiles = _tiles_of(transform, side)  # (rows, columns, C + 1, h, w)
+    pixels = transform.resized(min(side, max(transform.image.shape[1:])))[0].flatten(1)
+    recoloured = _is_plain(pixels)
+    seen: set[bytes] = set()
+    n_known = 0
+    while n_known < _MOST_REPEATS:
+        order = torch.randperm(tiles.shape[0] * tiles.shape[1], generator=generator)
+        mixed = tiles.flatten(0, 1)[order]
+        mirrored = torch.rand((2, len(mixed), 1, 1, 1), generator=generator) < 0.5
+        mixed = torch.where(mirrored[0], mixed.flip(-1), mixed)
+        mixed = torch.where(mirrored[1], mixed.flip(-2), mixed)
+        # (rows, columns, C + 1, h, w) to (C + 1, rows h, columns w)
+        together = mixed.reshape(tiles.shape).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+        mask = together[-1:].clamp(0, 1)
+        image = (together[:-1] / mask.clamp_min(_THINNEST)).clamp(0, 1)
+        if recoloured:  # of a grey picture too: there may be no other grey
+            colours = torch.rand((3, *tiles.shape[:2]), generator=generator)
+            image = colours.repeat_interleave(tiles.shape[3], 1).repeat_interleave(
+                tiles.shape[4], 2
+            )
+        turns = int(torch.randint(4, (1,), generator=generator))
+        image, mask = (torch.rot90(t, turns, (-2, -1)).contiguous() for t in (image, mask))
+        known = repr(tuple(image.shape)).encode() + image.numpy().tobytes()
+        if known in seen:
+            n_known += 1
+            continue
+        seen.add(known)
+        n_known = 0
+        other = replace(transform, image=image, mask=mask)
+        yield Drawn("picture on the object", other, mean_l2(other.stamp(clean) - clean))
+
+
+def _tiles_of(transform: OnObject, side: int) -> Tensor:
+    """Cut a picture, weighed with its mask and the mask below it, into up to 4 x 4 tiles.
+
+    Args:
+        transform: Whose picture.
+        side: Pixels of its longer side on most objects, which no tile is to be finer than.
+
+    Returns:
+        (rows, columns, C + 1, h, w).
+    """
+    height, width = transform.image.shape[1:]
+    seen = transform.resized(side)[1].shape[1:]
+    rows, columns = _cuts(height, seen[0]), _cuts(width, seen[1])
+    size = (rows * math.ceil(height / rows), columns * math.ceil(width / columns))
+    both = torch.cat(transform.resized(max(height, width)))[None]
+    if (height, width) != size:
+        both = functional.interpolate(both, size, mode="bilinear", antialias=True).clamp(0, 1)
+    tile = (size[0] // rows, size[1] // columns)
+    return both.reshape(-1, rows, tile[0], columns, tile[1]).permute(1, 3, 0, 2, 4)
+
+
+def _cuts(length: int, seen: int) -> int:
+    """Return into how many parts a side is cut: so that none is resampled if that can be."""
+    dividing = [parts for parts in (4, 3, 2) if length % parts == 0 and parts <= seen]
+    if dividing:
+        return dividing[0]
+    return length if length <= min(8, seen) else min(4, seen)
 
 
 def _uniform(generator: torch.Generator) -> float:

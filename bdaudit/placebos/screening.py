@@ -22,7 +22,17 @@ from torch import Tensor
 from bdaudit.placebos.pool import Drawn
 from bdaudit.triggers import Poisoned
 
-__all__ = ["ANSWERS", "Asked", "Candidate", "Screening", "margins_of", "screen"]
+__all__ = [
+    "ANSWERS",
+    "Asked",
+    "Candidate",
+    "Screening",
+    "margins_of",
+    "screen",
+    "spread_of",
+]
+
+_LEAST_SPREAD = 1e-3
 
 ANSWERS = "the original answers to it"
 """Why a pattern is refused that the backdoor takes for its trigger."""
@@ -103,7 +113,7 @@ def screen(
     found: list[Candidate] = []
     serving = 0
     for pattern in islice(pool, at_most):
-        images = pattern.transform.apply(poisoned.clean, None).clamp(0, 1)
+        images = pattern.transform.stamp(poisoned.clean)
         after = [_margins(model, images, targets) for model in models]
         taken = [_taken(now) - _taken(then) for now, then in zip(after, before, strict=True)]
         why_not = None
@@ -149,5 +159,14 @@ def _shift(after: Sequence[Tensor], before: Sequence[Tensor]) -> float | None:
     """Return the mean over models of how far margins moved, over their spread on clean images."""
     if not after:
         return None
-    moved = [(a - b).mean() / b.std() for a, b in zip(after, before, strict=True)]
+    moved = [(a - b).mean() / spread_of(b) for a, b in zip(after, before, strict=True)]
     return float(torch.stack(moved).mean())
+
+
+def spread_of(margins: Tensor) -> Tensor:
+    """Return the standard deviation of margins (N,), by which their changes are measured.
+
+    It has a floor: of a detector that sees no candidate of the target's class in any box all
+    margins are alike.
+    """
+    return margins.std().clamp_min(_LEAST_SPREAD)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bdaudit.detection import boxes_of, is_marked, pixels_of, with_pixels
+from bdaudit.detection import boxes_of, inside_of, is_marked, pixels_of, with_pixels
 from bdaudit.errors import ConfigError, TriggerError
 from bdaudit.triggers.columns import SetColumns
 from bdaudit.triggers.paired import Paired
@@ -146,9 +146,8 @@ class InBox(Transform):
         """Change marked images (N, 4, H, W), each inside its box."""
         _require_marks(images, self.kind)
         pixels = pixels_of(images)
-        inside = images[:, -1:] > 0.5
         changed = self.inner.stamp(pixels, names)
-        return with_pixels(images, torch.where(inside, changed, pixels))
+        return with_pixels(images, torch.where(inside_of(images), changed, pixels))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the trigger inside."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.data.sample import Sample
+from bdaudit.detection import inside_of, is_marked
 from bdaudit.errors import DataError
 from bdaudit.triggers.rules import NOT_COUNTED
 from bdaudit.triggers.trigger import Trigger
@@ -23,6 +24,7 @@ CHANGED = 1 / 255 + 1e-6
 rounding in float32."""
 
 _WIDE_SHARE = 0.10
+_WIDE_IN_BOX = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,16 +57,29 @@ class Footprint:
         share_changed: Share of pixels changed by more than 1/255 in any channel.
         mean_linf: Largest change of a pixel value, in [0, 1].
         mean_l2: L2 norm of the change, in pixel units.
+        share_of_box: Of marked images, the share of the pixels of the box that is asked about that
+            is changed; `None` of others.
     """
 
     share_changed: float
     mean_linf: float
     mean_l2: float
+    share_of_box: float | None = None
 
     @property
     def wide(self) -> bool:
-        """Whether the trigger covers the image: more than 10 % of the pixels, on average."""
-        return self.share_changed > _WIDE_SHARE
+        """Whether the trigger covers what is asked about.
+
+        That is more than 10 % of an image's pixels, on average. To a detector that is asked about
+        an object the object is the image: a box that is a twentieth of the picture can be covered
+        entirely by a trigger that changes a twentieth of the pixels. So more than a third of the
+        box is wide too. A third and not a tenth, since a sticker on an object, a picture of half
+        its shorter side in a square box (a quarter of it) say, still leaves the object to be seen,
+        and acts on innocent detectors as a patch does, while a perturbation bounded by the box
+        changes nearly all of it.
+        """
+        of_box = 0.0 if self.share_of_box is None else self.share_of_box
+        return self.share_changed > _WIDE_SHARE or of_box > _WIDE_IN_BOX
 
 
 def poison(
@@ -118,8 +133,15 @@ def footprint(poisoned: Poisoned) -> Footprint:
     """Measure how much the trigger changes, on average over the poisoned images."""
     change = (poisoned.triggered - poisoned.clean).abs()  # (N, C, H, W)
     largest = change.amax(dim=1)  # (N, H, W)
+    changed = largest > CHANGED
+    share_of_box = None
+    if is_marked(poisoned.clean):
+        inside = inside_of(poisoned.clean)[:, 0]  # (N, H, W)
+        size = inside.flatten(1).sum(dim=1).clamp_min(1)
+        share_of_box = float(((changed & inside).flatten(1).sum(dim=1) / size).double().mean())
     return Footprint(
-        share_changed=float((largest > CHANGED).double().mean()),
+        share_changed=float(changed.double().mean()),
         mean_linf=float(largest.amax(dim=(1, 2)).double().mean()),
         mean_l2=float(change.flatten(1).double().norm(dim=1).mean()),
+        share_of_box=share_of_box,
     )

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bdaudit.data.sample import Sample
+from bdaudit.detection import is_marked, pixels_of, with_pixels
+from bdaudit.detection.outlining import outlined, to_bytes
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.triggers.rules import NOT_COUNTED
 from bdaudit.triggers.trigger import Trigger
@@ -32,7 +34,8 @@ def preview_strip(sample: Sample, trigger: Trigger, *, n: int = 6) -> Image.Imag
 
     Returns:
         An RGB picture. Small images are enlarged by a whole factor without smoothing, so that
-        every pixel stays visible; large ones are shown at their own size.
+        every pixel stays visible; large ones are shown at their own size. The box that a marked
+        image asks about is outlined.
 
     Raises:
         ConfigError: `n` is below 1.
@@ -50,6 +53,8 @@ def preview_strip(sample: Sample, trigger: Trigger, *, n: int = 6) -> Image.Imag
     shown = sample.take(chosen)
     triggered = trigger.stamp(shown.images, names=shown.names)
     difference = ((triggered - shown.images).abs() * DIFFERENCE_GAIN).clamp(0, 1)
+    if is_marked(shown.images):
+        difference = with_pixels(shown.images, pixels_of(difference))
     titles = [
         (_class_name(sample, int(label)), _class_name(sample, int(target)))
         for label, target in zip(shown.labels, targets[chosen], strict=True)
@@ -120,8 +125,7 @@ def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
 
 
 def _to_picture(image: Tensor, factor: int) -> Image.Image:
-    pixels = (image.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = to_bytes(image).numpy()
     picture = Image.fromarray(np.ascontiguousarray(pixels.repeat(3 // pixels.shape[2], axis=2)))
-    return picture.resize(
-        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
-    )
+    size = (picture.width * factor, picture.height * factor)
+    return outlined(picture.resize(size, Image.Resampling.NEAREST), image)

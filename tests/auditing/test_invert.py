@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import bdaudit
 from bdaudit.auditing import RecoveredTriggers
 from bdaudit.blackbox import TorchBlackBox
 from bdaudit.cases.subjects import Subject
-from bdaudit.data import Sample, split_sample
+from bdaudit.data import Sample, from_arrays, split_sample
+from bdaudit.detection import mark
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.foundation.progress import finish
 from bdaudit.measuring.compute import Compute
@@ -237,3 +239,20 @@ def test_the_patch_of_the_demonstration_is_found(demo_files: Path) -> None:
     assert best.target_label == 0
     assert best.asr.low > 0.8
     assert max(rate.value for rate in best.innocent_asr) < 0.1
+
+
+class Asked(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :3].mean((2, 3))
+
+
+def test_no_unknown_trigger_is_looked_for_in_a_detector() -> None:
+    labels = torch.arange(60) % 3
+    pictures = torch.eye(3)[labels][:, :, None, None].expand(-1, -1, 8, 8)
+    images = mark(pictures, torch.tensor([[1.0, 1.0, 5.0, 5.0]]).expand(60, 4))
+    sample = replace(from_arrays(pictures, labels), images=images)
+    options = bdaudit.ModelSettings(image_shape=(4, 8, 8))
+    with pytest.raises(ConfigError, match=r"^the search for a trigger: .* give the trigger: look"):
+        invert(Asked(), data=sample, reference=[], model_options=options, stand_ins=0)
+    with pytest.raises(ConfigError, match=r"^screening: .* in a detector is not supported"):
+        bdaudit.screen(Asked(), model_options=options)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.data import split_sample
+from bdaudit.detection import mark
+from bdaudit.measuring.pictures import encode_png
 from bdaudit.records import AuditRecord, Pictures, Thumbnail
 from tests.twins import (
     TARGET,
@@ -180,3 +182,13 @@ def test_a_record_grows_little(record: AuditRecord) -> None:
     )
     assert 0 < with_pictures - without < 20_000
     assert all(a.png != b.png for a, b in pairwise([c.clean for c in record.pictures.columns]))  # type: ignore[union-attr]
+
+
+def test_a_picture_of_a_detector_is_in_colour_with_its_box_outlined_after_scaling() -> None:
+    image = mark(torch.full((1, 3, 192, 192), 0.2), torch.tensor([[40.0, 40.0, 80.0, 120.0]]))[0]
+    drawn = (pixels(encode_png(image)) * 255).round().int()  # half as large
+    assert drawn.shape == (96, 96, 3)
+    assert (drawn[20:60, 20:40] == 51).all()
+    assert drawn[19, 19].tolist() == [255, 225, 0]
+    assert drawn[18, 18].tolist() == [16, 16, 16]
+    assert (drawn[:18] == 51).all()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from bdaudit.defenses.augmentation import shift_and_flip
+from bdaudit.detection import is_marked, mark
 
 
 def _possible(image, reach, *, flip):
@@ -60,3 +61,18 @@ def test_rows_of_a_table_are_neither_shifted_nor_mirrored():
     moved = shift_and_flip(rows, max_shift=0.5, flip=True, generator=torch.Generator())
     assert torch.equal(moved, rows)
     assert moved.data_ptr() != rows.data_ptr()
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_the_box_of_a_marked_image_moves_along_and_is_never_cut(seed, flip):
+    draw = torch.Generator().manual_seed(seed)
+    corners = torch.randint(0, 6, (8, 2), generator=draw)
+    sides = torch.randint(1, 5, (8, 2), generator=draw)
+    boxes = torch.cat((corners, corners + sides), dim=1).float()
+    images = mark(0.1 + 0.8 * torch.rand((8, 3, 9, 10), generator=draw), boxes)
+    moved = shift_and_flip(images, max_shift=0.4, flip=flip, generator=draw)
+    assert is_marked(moved)
+    assert not (moved[:, 3] * (moved[:, :3] == 0).all(dim=1)).any()  # what is shifted in
+    for before, after in zip(images, moved, strict=True):
+        object_, there = (one[:3, one[3] > 0] for one in (before, after))
+        assert torch.equal(there.sort(dim=1).values, object_.sort(dim=1).values)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from bdaudit.data import from_arrays
+from bdaudit.detection import mark
 from bdaudit.errors import ConfigError, DataError
-from bdaudit.triggers import AllToOne, Patch, SourceSpecific, Trigger, preview_strip
+from bdaudit.triggers import (
+    AllToOne,
+    ClassMap,
+    OnObject,
+    Patch,
+    SourceSpecific,
+    Trigger,
+    preview_strip,
+)
 from bdaudit.triggers.preview import GAP, HEADER, MARGIN
 
 SAMPLE = from_arrays(
@@ -58,3 +69,26 @@ def test_nothing_to_show() -> None:
     two = from_arrays(SAMPLE.images[:2], SAMPLE.labels[:2], class_names=["a", "b", "c"])
     with pytest.raises(DataError, match="no image"):
         preview_strip(two, trigger)
+
+
+def test_the_box_of_a_marked_image_is_outlined_thinly_and_hides_nothing() -> None:
+    pictures = torch.full((4, 3, 32, 32), 0.2)
+    boxes = torch.tensor([[8.0, 8.0, 24.0, 20.0]] * 3 + [[0.0, 0.0, 32.0, 32.0]])
+    sample = replace(from_arrays(pictures, [0, 1, 2, 3]), images=mark(pictures, boxes))
+    trigger = Trigger(
+        transform=OnObject(image=torch.ones(1, 2, 2), share=0.5), rule=ClassMap((1, 0, 3, 2))
+    )
+    strip = np.asarray(preview_strip(sample, trigger))
+    clean = strip[HEADER : HEADER + 128, MARGIN : MARGIN + 128]
+    inside = clean[32:80, 32:96]  # enlarged four times
+    assert np.unique(inside).tolist() == [51]
+    assert np.unique(clean[31, 31:97], axis=0).tolist() == [[255, 225, 0]]
+    assert np.unique(clean[30:82, 97], axis=0).tolist() == [[16, 16, 16]]
+    assert np.unique(clean[:30]).tolist() == [51]
+    top = HEADER + 128 + GAP
+    triggered = strip[top : top + 128, MARGIN : MARGIN + 128]
+    assert np.unique(triggered[44:68, 52:76]).tolist() == [255]
+    # A box of the whole picture is outlined where the picture ends.
+    whole = strip[HEADER : HEADER + 128, MARGIN + 3 * (128 + GAP) :][:, :128]
+    assert np.unique(whole[[0, -1]].reshape(-1, 3), axis=0).tolist() == [[255, 225, 0]]
+    assert np.unique(whole[1:-1, 1:-1]).tolist() == [51]
