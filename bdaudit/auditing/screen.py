@@ -13,7 +13,7 @@ from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import ModelSource, Sources, can_only_be_asked
 from bdaudit.cases.subjects import Subject
 from bdaudit.data.loading import name_classes
-from bdaudit.detection import CHANNELS
+from bdaudit.detection.asked import Asked
 from bdaudit.errors import DataError, ModelError
 from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.inversion import MaximumMarginConfig, demand_classifier
@@ -102,8 +102,8 @@ def screen_steps(
     sources, run = session.sources, session.compute
     with naming_origins(sources.origins):
         subject = open_model(sources, device=run.device, seed=compute.seed)
-        channels = subject.white.image_shape[0]
-        demand_classifier("screening", is_detector=channels == CHANNELS)
+        network = subject.white.classifier.network
+        demand_classifier("screening", is_detector=isinstance(network, Asked))
         names = _class_names(sources, subject)
     screening, doubts = yield from screening_steps(
         subject.white, run, config=config, limit=limit, class_names=names

@@ -16,6 +16,7 @@ from bdaudit.blackbox import TorchBlackBox
 from bdaudit.cases.subjects import Subject
 from bdaudit.data import Sample, from_arrays, split_sample
 from bdaudit.detection import mark
+from bdaudit.detection.small import small_detector
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.foundation.progress import finish
 from bdaudit.measuring.compute import Compute
@@ -254,5 +255,7 @@ def test_no_unknown_trigger_is_looked_for_in_a_detector() -> None:
     options = bdaudit.ModelSettings(image_shape=(4, 8, 8))
     with pytest.raises(ConfigError, match=r"^the search for a trigger: .* give the trigger: look"):
         invert(Asked(), data=sample, reference=[], model_options=options, stand_ins=0)
+    detector = small_detector("fcos", 4, 3)
+    options = bdaudit.ModelSettings(image_shape=(4, 32, 32))
     with pytest.raises(ConfigError, match=r"^screening: .* in a detector is not supported"):
-        bdaudit.screen(Asked(), model_options=options)
+        bdaudit.screen(detector, model_options=options)
