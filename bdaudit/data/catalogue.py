@@ -102,7 +102,10 @@ def _check_labels(labels: Tensor, catalogue: Catalogue) -> None:
             f"{len(catalogue.class_names)} class names given"
         )
     if low == high:
+        expected = "two classes (one folder a class, or labels of several values)"
+        if catalogue.places is not None:
+            expected = "objects of two classes, or pictures with room for an empty box"
         raise DataError(
             f"{catalogue.source}: all {labels.numel()} images have label {low}; expected at least "
-            "two classes (one folder a class, or labels of several values)"
+            f"{expected}"
         )

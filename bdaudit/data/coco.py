@@ -142,15 +142,20 @@ def find_pictures(path: Path, images: Sequence[Any], folders: Sequence[Path]) ->
     return None
 
 
-def coco_number(path: Path, entry: Any, key: str) -> int:
+def coco_number(where: Path | str, entry: Any, key: str) -> int:
     """Return a whole number of an entry.
+
+    Args:
+        where: The file, and which entry where that is known, for the message.
+        entry: What should be an object of JSON.
+        key: Which of its values.
 
     Raises:
         DataError: There is none.
     """
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > 1 << 62:
-        raise DataError(f"{path}: expected a whole number for {key!r}, got {type(value).__name__}")
+        raise DataError(f"{where}: expected a whole number for {key!r}, got {type(value).__name__}")
     return value
 
 

@@ -24,12 +24,17 @@ from bdaudit.data.files import is_inside
 from bdaudit.data.images import ImageShape, decode_image, gather_images, read_image_size
 from bdaudit.data.loading import name_classes, read_limited, take_names
 from bdaudit.data.objects_coco import choose_coco_file, find_coco_objects, read_coco_objects
-from bdaudit.data.objects_voc import is_voc_folder, read_voc_objects
+from bdaudit.data.objects_voc import (
+    choose_voc_list,
+    folder_of_list,
+    is_voc_folder,
+    read_voc_objects,
+)
 from bdaudit.data.sample import Sample
 from bdaudit.data.splits import choose_split_name, note_of_split, split_of
 from bdaudit.detection import NOTHING, Places, mark
 from bdaudit.errors import ConfigError, DataError, reads
-from bdaudit.foundation.opening import RECORD_BYTES, check_file, is_folder
+from bdaudit.foundation.opening import demand_there, is_folder
 
 __all__ = ["load_objects"]
 
@@ -37,10 +42,12 @@ _CHANNELS = 4
 _SPLIT = "test"
 _SMALLEST = 2.0  # pixels a side
 _TRIES = 50
+_AT_ONCE = 256  # images marked, so that few are there twice
 _LAYOUTS = (
     "COCO's form (a .json, a folder with _annotations.coco.json or with annotations/*.json) or "
     "Pascal VOC's (Annotations/ and JPEGImages/)"
 )
+_OTHERWISE = "; for pictures of one class each leave out --task detection"
 
 
 @reads(DataError)
@@ -57,9 +64,10 @@ def load_objects(
     Args:
         path: A file of annotations in COCO's form; a folder with `_annotations.coco.json`, or with
             `annotations/*.json` and a folder of pictures, as COCO itself; a folder with
-            `Annotations/` and `JPEGImages/`, as Pascal VOC; or a folder of parts (`train/`,
-            `test/`) with such. Of several parts the test part is read, else the validation part.
-            docs/data.md has each layout.
+            `Annotations/` and `JPEGImages/`, as Pascal VOC, or one list of it
+            (`ImageSets/Main/val.txt`); or a folder of parts (`train/`, `test/`) with such. Of
+            several parts the test part is read, else the validation part. docs/data.md has each
+            layout.
         image_shape: (4, H, W), the fourth channel for the box. Pictures are resized to H x W, and
             boxes along with them. `None` asks that all agree already.
         classes: Names of classes in order of label, or a file of them, one a line; "nothing", which
@@ -100,13 +108,17 @@ def _open(path: Path, class_names: tuple[str, ...] | None, given_by: str) -> Ann
     if is_folder(path):
         folder = path.resolve() if path.name in {"", ".."} else path
         return _open_folder(folder, class_names, given_by)
-    check_file(path, limit=RECORD_BYTES, what="a folder or a file of annotations", error=DataError)
-    if path.suffix.lower() != ".json":
-        raise DataError(
-            f"{path}: expected pictures with objects in {_LAYOUTS}, got a file "
-            f"'{path.suffix or path.name}'"
+    demand_there(path, what="a folder or a file of annotations", error=DataError)
+    if path.suffix.lower() == ".json":
+        return read_coco_objects(path, source=path)
+    if (listed := folder_of_list(path)) is not None:
+        return read_voc_objects(
+            listed, class_names=class_names, classes_from=given_by, part=path.stem
         )
-    return read_coco_objects(path, source=path)
+    raise DataError(
+        f"{path}: expected pictures with objects in {_LAYOUTS}, got a file "
+        f"'{path.suffix or path.name}'{_OTHERWISE}"
+    )
 
 
 def _open_folder(folder: Path, class_names: tuple[str, ...] | None, given_by: str) -> AnnotatedSet:
@@ -117,8 +129,10 @@ def _open_folder(folder: Path, class_names: tuple[str, ...] | None, given_by: st
         notes += more
         annotated = read_coco_objects(file, source=found)
     else:
+        part, said = choose_voc_list(found, _SPLIT)
+        notes += said
         annotated = read_voc_objects(
-            found, class_names=class_names, classes_from=given_by, split=_SPLIT
+            found, class_names=class_names, classes_from=given_by, part=part
         )
     return replace(annotated, notes=(*notes, *annotated.notes))
 
@@ -137,7 +151,11 @@ def _layout_below(folder: Path, notes: list[str]) -> Path:
     if len(inner) != 1:
         raise DataError(
             f"{folder}: expected pictures with objects in {_LAYOUTS}, or one folder with such, got "
-            + (f"several: {', '.join(each.name for each in inner)}" if inner else "neither")
+            + (
+                f"several: {', '.join(each.name for each in inner)}"
+                if inner
+                else f"neither{_OTHERWISE}"
+            )
         )
     return _in(folder, inner[0])
 
@@ -237,12 +255,13 @@ def _scale(
     wanted: tuple[int, int],
     counts: Counter[str],
 ) -> _Scaled:
-    across, down = wanted[0] / size[0], wanted[1] / size[1]
     boxes, labels, numbers, blocked = [], [], [], []
     for number, each in enumerate(picture.objects):
         left, top, right, bottom = box = each.inside(size)
         counts["boxes that stick out of their pictures were clipped"] += box != each.box
-        left, top, right, bottom = left * across, top * down, right * across, bottom * down
+        # Multiplied first: what ends with the picture still does.
+        left, right = left * wanted[0] / size[0], right * wanted[0] / size[0]
+        top, bottom = top * wanted[1] / size[1], bottom * wanted[1] / size[1]
         blocked.append([math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)])
         if not each.asked:
             continue
@@ -314,4 +333,8 @@ def _read(
     ]
     pixels, notes = gather_images(decoders, shape)
     grey = (f"{n_grey[0]} of {len(used)} images: grey repeated to 3 channels",) if n_grey[0] else ()
-    return mark(pixels[rows], places.boxes[indices]), (*notes, *grey)
+    marked = torch.empty(len(rows), _CHANNELS, *pixels.shape[-2:])
+    for start in range(0, len(rows), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        marked[part] = mark(pixels[rows[part]], places.boxes[indices[part]])
+    return marked, (*notes, *grey)

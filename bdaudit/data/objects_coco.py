@@ -94,13 +94,13 @@ def read_coco_objects(path: Path, *, source: Path) -> AnnotatedSet:
             raise DataError(f"{path}: expected images of different ids, got {number} {times} times")
     outlines = False
     for place, each in enumerate(document["annotations"]):
-        where = f"{path}: annotation {each.get('id', f'at place {place}')!s:.40}"
-        image = coco_number(path, each, "image_id")
+        where = _named(path, each, place)
+        image = coco_number(where, each, "image_id")
         if image not in numbers:
             raise DataError(f"{where} is of the unknown image {image}")
         outlines = outlines or bool(each.get("segmentation") or each.get("keypoints"))
         asked = each.get("iscrowd", 0) in (0, None)
-        label = labels[coco_number(path, each, "category_id")]
+        label = labels[each["category_id"]]
         objects[image].append(AnnotatedObject(where, _box(each, where), label, asked))
     n_crowds = sum(not each.asked for found in objects.values() for each in found)
     more += [f"left out {n_crowds} crowds (iscrowd)"] if n_crowds else []
@@ -115,6 +115,12 @@ def read_coco_objects(path: Path, *, source: Path) -> AnnotatedSet:
     )
 
 
+def _named(path: Path, entry: Any, place: int) -> str:
+    number = entry.get("id") if isinstance(entry, dict) else None
+    known = number if isinstance(number, int | str) else f"at place {place}"
+    return f"{path}: annotation {known!s:.40}"
+
+
 def _part(path: Path) -> str:
     """Return what stands where COCO names the split: "val" of "instances_val2017.json"."""
     match = _LETTERS.match(path.stem.removeprefix(_INSTANCES))
@@ -126,9 +132,9 @@ def _folder_of(path: Path, images: Sequence[Any], root: Path) -> Path:
     parts = [part for part in named if part and not part.startswith("_")]
     below = [*parts, *(f"images/{part}" for part in parts), "images", "data", ""]
     folders = [*(root / place for place in below), path.parent]
-    folder = find_pictures(path, images, folders)
+    folder = find_pictures(path, images, folders) if images else root
     if folder is None:
-        first = coco_text(path, images[0], "file_name") if images else ""
+        first = coco_text(path, images[0], "file_name")
         tried = dict.fromkeys(str(each.relative_to(root)) for each in folders)
         raise DataError(
             f"{path}: expected its first image, {first:.200}, below {root} in one of the folders "
@@ -141,9 +147,13 @@ def _labels(
     path: Path, annotations: Sequence[Any], categories: Mapping[int, str]
 ) -> tuple[dict[int, int], list[str]]:
     """Return the label of each category that has one, and notes."""
-    used = {coco_number(path, each, "category_id") for each in annotations}
-    for number in sorted(used - set(categories)):
-        raise DataError(f"{path}: an annotation has the unknown category {number}")
+    used = set()
+    for place, each in enumerate(annotations):
+        where = _named(path, each, place)
+        number = coco_number(where, each, "category_id")
+        if number not in categories:
+            raise DataError(f"{where} is of the unknown category {number}")
+        used.add(number)
     if categories and min(categories) < 0:
         raise DataError(f"{path}: expected categories of ids from 0, got {min(categories)}")
     if 0 in used:

@@ -24,11 +24,12 @@ from bdaudit.errors import DataError
 from bdaudit.foundation.opening import SETTINGS_BYTES, is_file, is_folder, path_inside
 from bdaudit.foundation.texts import read_text
 
-__all__ = ["is_voc_folder", "read_voc_objects"]
+__all__ = ["choose_voc_list", "folder_of_list", "is_voc_folder", "read_voc_objects"]
 
 _ANNOTATIONS, _IMAGES, _LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _MOST_SIDE = 1 << 15
+_NOT_DIFFICULT = frozenset({"", "0", "false"})
 _DECLARATION = re.compile(r"<!(doctype|entity)", re.IGNORECASE)
 _IN_WORDS = "an annotation as Pascal VOC has them"
 
@@ -38,26 +39,49 @@ def is_voc_folder(folder: Path) -> bool:
     return is_folder(folder / _ANNOTATIONS) and is_folder(folder / _IMAGES)
 
 
+def folder_of_list(path: Path) -> Path | None:
+    """Return the folder in this layout of which a file is a list, `None` where it is none."""
+    folder = path.parent.parent.parent
+    inside = path.suffix == ".txt" and path.parent == folder / _LISTS
+    return folder if inside and is_voc_folder(folder) else None
+
+
+def choose_voc_list(folder: Path, split: str) -> tuple[str | None, list[str]]:
+    """Choose the list of the part to read, by name, and a note on that; `None` where none is one.
+
+    Raises:
+        DataError: There are lists of other parts only.
+    """
+    place = folder / _LISTS
+    lists = [p.stem for p in place.glob("*.txt")] if is_folder(place) else []
+    parts = [name for name in lists if split_of(name) is not None]
+    if not parts:
+        return None, ["no list of a part: all its pictures are read"]
+    chosen = choose_split_name(parts, split, str(place))
+    return chosen, [note_of_split(chosen, parts)]
+
+
 def read_voc_objects(
-    folder: Path, *, class_names: Sequence[str] | None, classes_from: str, split: str
+    folder: Path, *, class_names: Sequence[str] | None, classes_from: str, part: str | None
 ) -> AnnotatedSet:
     """Read pictures and objects in the layout of Pascal VOC.
 
     Args:
         folder: Holds `Annotations/` and `JPEGImages/`, and mostly `ImageSets/Main/`, whose lists
-            say what is in which part; without one for a part all pictures are read.
+            say what is in which part.
         class_names: In order of label, the first "nothing"; without them the lines of `classes.txt`
             in the folder count, and else the sorted names of all objects in the folder, of the
             other parts too, from 1.
         classes_from: Who gave them.
-        split: Which part.
+        part: The name of such a list, `None` for all pictures.
 
     Raises:
         DataError: A file is no such XML, declares a type or an entity, leads out of the folder, or
             has an object without a box, or of a class that is not among the names.
     """
     every = sorted(p.stem for p in (folder / _ANNOTATIONS).glob("*.xml") if p.name[0] != ".")
-    stems, notes = _listed(folder, every, split)
+    stems = dict.fromkeys(every if part is None else _listed(folder, part))
+    notes = []
     if class_names is None and is_file(folder / CLASSES_FILE):
         listed = read_class_names(folder / CLASSES_FILE, within=folder)
         class_names, classes_from = with_nothing(listed), CLASSES_FILE
@@ -89,22 +113,15 @@ def read_voc_objects(
     )
 
 
-def _listed(folder: Path, every: Sequence[str], split: str) -> tuple[dict[str, None], list[str]]:
-    """Return the pictures of the part to read, by name in order, and notes."""
-    place = folder / _LISTS
-    lists = [p.stem for p in place.glob("*.txt")] if is_folder(place) else []
-    parts = [name for name in lists if split_of(name) is not None]
-    if not parts:
-        return dict.fromkeys(every), ["no list of a part: all its pictures are read"]
-    chosen = choose_split_name(parts, split, str(place))
-    text = read_text(
-        place / f"{chosen}.txt", what="names of pictures", error=DataError, within=folder
-    )
+def _listed(folder: Path, part: str) -> list[str]:
+    """Return the pictures of a part, by name in order."""
+    path = folder / _LISTS / f"{part}.txt"
+    text = read_text(path, what="names of pictures", error=DataError, within=folder)
     # Lists of one class have a number behind the name.
     stems = [line.split()[0] for line in text.split("\n") if line.strip()]
     if len(set(stems)) != len(stems):
-        raise DataError(f"{place / chosen}.txt: names a picture for the second time")
-    return dict.fromkeys(stems), [note_of_split(chosen, parts)]
+        raise DataError(f"{path}: names a picture for the second time")
+    return stems
 
 
 def _named(folder: Path, stem: str) -> str:
@@ -190,7 +207,7 @@ def _object(entry: ElementTree.Element, where: str, labels: Mapping[str, int]) -
     left, top, right, bottom = (
         number_from_file(_text_of(box, key, where), where, f"<{key}>") for key in _SIDES
     )
-    asked = (entry.findtext("difficult") or "0").strip() == "0"
+    asked = (entry.findtext("difficult") or "").strip().lower() in _NOT_DIFFICULT
     # Pixels are counted from 1, and the last one belongs to the box. Tools that count from 0 write
     # the same key, so that their boxes begin a pixel early; 0 itself is the first pixel.
     corners: Box = (left - 1 if left else 0.0, top - 1 if top else 0.0, right, bottom)

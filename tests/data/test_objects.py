@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,8 @@ def test_without_room_there_is_no_empty_box(tmp_path: Path) -> None:
     sample = load_objects(set_of(tmp_path, coco((0, 1, [0, 0, 24, 24]), (1, 3, [1, 1, 22, 23]))))
     assert sample.names == ("p0#0", "p1#0")
     assert "2 pictures have no room for an empty box" in sample.notes
+    with pytest.raises(DataError, match="objects of two classes, or pictures with room"):
+        load_objects(set_of(tmp_path, coco(*((k, 1, [0, 0, 24, 24]) for k in (0, 1)))))
 
 
 def test_sizes_are_brought_to_one_and_boxes_with_them(tmp_path: Path) -> None:
@@ -276,8 +280,8 @@ OTHER = IMAGE | {"id": 6, "file_name": "p1.png"}
     ("changes", "said"),
     [
         ({"annotations": []}, "expected pictures with annotated objects, found none"),
-        ({"annotations": [7]}, "expected a whole number for 'category_id', got NoneType"),
-        ({"categories": [{"id": 1, "name": "cat"}]}, "unknown category 3"),
+        ({"annotations": [7]}, "annotation at place 0: expected a whole number for"),
+        ({"categories": [{"id": 1, "name": "cat"}]}, "annotation 71 is of the unknown category 3"),
         ({"categories": [{"id": k, "name": "cat"} for k in (1, 3)]}, "look the same"),
         ({"categories": [{"id": k, "name": f"{k}"} for k in (1, 3, 10**6)]}, "ids up to 10,000"),
         ({"categories": [{"id": k, "name": f"{k}"} for k in (1, 3, -1)]}, "ids from 0, got -1"),
@@ -375,6 +379,8 @@ def test_each_box_of_voc_is_an_image(tmp_path: Path) -> None:
     assert as_coco.places is not None
     assert torch.equal(sample.places.boxes, as_coco.places.boxes)
     assert torch.equal(sample.images, as_coco.images)
+    by_list = load_objects(tmp_path / "VOC2007" / "ImageSets" / "Main" / "test.txt")
+    assert by_list.sha256 == sample.sha256
     given = load_objects(tmp_path / "VOC2007", classes=["dog", "cat"])
     assert given.labels.tolist() == [2, 1, 0, 1, 0]
     assert given.class_names == ("nothing", "dog", "cat")
@@ -448,3 +454,46 @@ def test_lists_and_pictures_of_voc_stay_in_the_folder(tmp_path: Path) -> None:
     (folder / "JPEGImages" / "p0.png").unlink()
     with pytest.raises(DataError, match="1 of 2 images cannot be read"):
         load_objects(folder)
+
+
+# --- the set that anyone can make -----------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def make(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    sizes = ("--pictures", "2", "--test", "6", "--side", "48", "--voc")
+    monkeypatch.setattr(sys, "argv", ["make_objects.py", str(source), "--out", str(out), *sizes])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / "make_objects.py"), run_name="__main__")
+    return out
+
+
+def test_the_made_set_is_the_same_in_both_layouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emoji = [("Flags", 40, 20), ("Food", 50, 64), ("Food", 64, 4), ("Component", 64, 64)]
+    entries = []
+    for k, (category, width, height) in enumerate(emoji):
+        pixels = np.zeros((64, 64, 4), np.uint8)
+        pixels[:height, :width] = 40 * k, 99, 200, 255
+        entries.append({"category": category, "image": f"{k}.png"})
+        path = tmp_path / "source" / "img" / "vendor" / "64" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    write(tmp_path / "source" / "emoji.json", json.dumps(entries))
+    made = make(tmp_path / "source", tmp_path / "made", monkeypatch)
+    sample, voc = load_objects(made), load_objects(made / "voc")
+    assert sample.class_names == voc.class_names == ("nothing", "Flags", "Food")
+    assert sample.labels.tolist() == voc.labels.tolist()
+    assert set(sample.labels.tolist()) == {0, 1, 2}
+    assert sample.places is not None
+    assert voc.places is not None
+    assert torch.equal(sample.places.boxes, voc.places.boxes)
+    # Flags are twice as wide as high, and what stands for food is a little higher than wide.
+    sides = sample.places.boxes[:, 2:] - sample.places.boxes[:, :2]
+    for label, (width, height) in zip(sample.labels.tolist(), sides.tolist(), strict=True):
+        assert 5 <= min(width, height) <= max(width, height) <= 20
+        assert label == 0 or (width > height) == (label == 1)
+    again = make(tmp_path / "source", tmp_path / "again", monkeypatch)
+    assert load_objects(again).sha256 == sample.sha256
