@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from bdaudit.cases.subjects import Inputs
-from bdaudit.detection import unmarked
+from bdaudit.detection import is_marked, unmarked
 from bdaudit.detection.outlining import outlined, to_bytes
 from bdaudit.records import Answer, AttackRun, AuditRecord, PictureColumn, Pictures, Rate, Thumbnail
+from bdaudit.triggers import Poisoned
 
 __all__ = ["can_be_drawn", "encode_png", "take_pictures"]
 
@@ -52,7 +53,7 @@ def take_pictures(
     perturbed = _answers(run.asr, run.true_label_acc)
     to_target = baseline.clean_target_rate.outcomes()
     columns = []
-    for k in _of_different_classes(half.labels)[:_N_COLUMNS]:
+    for k in _chosen(half):
         triggered = half.triggered[k]
         right = clean_right[int(half.indices[k])]
         columns.append(
@@ -107,12 +108,19 @@ def _answer(to_target: bool, right: bool) -> Answer:
     return "true_label" if right else "other"
 
 
-def _of_different_classes(labels: Tensor) -> list[int]:
-    """Give the first image of every class, in the sample's order."""
+def _chosen(half: Poisoned) -> list[int]:
+    """Choose the first image of every class, in the sample's order.
+
+    Of a detector, whose images may all be of one class (empty boxes), more follow where classes are
+    few.
+    """
     first: dict[int, int] = {}
-    for position, label in enumerate(labels.tolist()):
+    for position, label in enumerate(half.labels.tolist()):
         first.setdefault(label, position)
-    return list(first.values())
+    chosen = list(first.values())
+    if is_marked(half.clean):
+        chosen += [k for k in range(len(half)) if k not in chosen]
+    return chosen[:_N_COLUMNS]
 
 
 def can_be_drawn(images: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 import bdaudit
 from bdaudit.data import split_sample
 from bdaudit.detection import mark
-from bdaudit.measuring.pictures import encode_png
+from bdaudit.measuring.pictures import _chosen, encode_png
 from bdaudit.records import AuditRecord, Pictures, Thumbnail
+from bdaudit.triggers import Poisoned
 from tests.twins import (
     TARGET,
     dormant_twin,
@@ -182,6 +184,16 @@ def test_a_record_grows_little(record: AuditRecord) -> None:
     )
     assert 0 < with_pictures - without < 20_000
     assert all(a.png != b.png for a, b in pairwise([c.clean for c in record.pictures.columns]))  # type: ignore[union-attr]
+
+
+def test_of_a_detector_six_are_shown_also_where_all_boxes_are_empty() -> None:
+    images = mark(torch.rand(20, 3, 8, 8), torch.tensor([[2.0, 2.0, 5.0, 5.0]]).expand(20, 4))
+    empty = torch.zeros(20, dtype=torch.int64)
+    half = Poisoned(
+        clean=images, triggered=images, labels=empty, targets=empty + 2, indices=torch.arange(20)
+    )
+    assert _chosen(half) == list(range(6))
+    assert _chosen(replace(half, clean=images[:, :3])) == [0]
 
 
 def test_a_picture_of_a_detector_is_in_colour_with_its_box_outlined_after_scaling() -> None:

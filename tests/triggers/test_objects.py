@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from bdaudit.triggers import (
     InBox,
     ObjectsToOne,
     OnObject,
+    Paired,
     Patch,
     Sinusoid,
     SourceSpecific,
@@ -276,3 +278,13 @@ def test_files_that_must_be_refused(tmp_path: Path, table: str, message: str) ->
 def test_a_box_holds_no_trigger_that_needs_a_box() -> None:
     with pytest.raises(ConfigError, match="'on-object'"):
         InBox(inner=WHITE)
+
+
+def test_a_paired_trigger_has_a_file_for_each_box(tmp_path: Path) -> None:
+    for name, level in (("street#0", 50), ("street#1", 100), ("street#empty", 150)):
+        Image.new("RGB", (12, 12), (level,) * 3).save(tmp_path / f"{name}.png")
+    stamped = trigger(Paired(folder=tmp_path)).stamp(
+        marked(), names=["street#1", "street#empty", "street#0"]
+    )
+    assert (stamped[:, 0, 0, 0] * 255).round().tolist() == [100, 150, 50]
+    assert torch.equal(stamped[:, 3], marked()[:, 3])
