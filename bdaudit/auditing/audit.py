@@ -532,6 +532,7 @@ class _Audit:
                 eps=eps,
                 compute=self.compute,
                 steps=self.inputs.steps,
+                marked=self.inputs.marked,
             )
         )
 

@@ -185,6 +185,7 @@ def reactivate_steps(
         eps=config.eps,
         compute=run,
         steps=inputs.steps,
+        marked=inputs.marked,
     )
     # The defended model with the trigger comes first of all.
     delta = scored[0].delta

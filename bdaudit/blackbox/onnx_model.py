@@ -24,7 +24,16 @@ from bdaudit.foundation.opening import MODEL_BYTES, check_file, is_file, open_fi
 from bdaudit.models import ModelSettings
 from bdaudit.models.foreign import describe_foreign
 
-__all__ = ["OnnxBlackBox"]
+__all__ = [
+    "OnnxBlackBox",
+    "digest_together",
+    "import_onnx",
+    "only_input",
+    "open_session",
+    "run_within",
+    "side_files",
+    "spec_of",
+]
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 # Types of which several numbers share a byte.
@@ -79,16 +88,16 @@ class OnnxBlackBox(FileBlackBox):
         self.path = Path(path)
         self.notes: list[str] = []
         subject = f"{name} ({self.path})"
-        runtime, onnx = _import_onnx(subject)
-        self.files = (self.path, *_side_files(self.path, onnx, subject))
-        self._sha256 = _digest_together(self.files)
+        runtime, onnx = import_onnx(subject)
+        self.files = (self.path, *side_files(self.path, onnx, subject))
+        self._sha256 = digest_together(self.files)
         self._device = torch.device(device)
         self._session = self._open_session(runtime, str(self.path), subject)
-        taken = _only_input(self._session, subject)
+        taken = only_input(self._session, subject)
         self._input_name = taken.name
         super().__init__(
             taken,
-            [_spec_of(output) for output in self._session.get_outputs()],
+            [spec_of(output) for output in self._session.get_outputs()],
             name=name,
             feedback=feedback,
             options=options,
@@ -108,8 +117,8 @@ class OnnxBlackBox(FileBlackBox):
             ModelError: It cannot be read.
         """
         subject = f"{self.name} ({self.path})"
-        _, onnx = _import_onnx(subject)
-        _side_files(self.path, onnx, subject)  # refuses weights outside its own folder
+        _, onnx = import_onnx(subject)
+        side_files(self.path, onnx, subject)  # refuses weights outside its own folder
         try:
             return onnx.inliner.inline_local_functions(onnx.load(str(self.path)))
         except Exception as error:
@@ -122,7 +131,7 @@ class OnnxBlackBox(FileBlackBox):
             ModelError: It has none, is above the 2 GiB of a protobuf message, or cannot be run.
         """
         subject = f"{self.name} ({self.path})"
-        runtime, onnx = _import_onnx(subject)
+        runtime, onnx = import_onnx(subject)
         if not names:
             raise ModelError(f"{subject}: has no convolution whose maps could be read")
         present = {output.name for output in model.graph.output}
@@ -145,29 +154,9 @@ class OnnxBlackBox(FileBlackBox):
         Raises:
             ModelError: The network fails on them.
         """
-        tensor = self.layout.encode(images)
-        runtime, _ = _import_onnx(self.path.name)
-        options = runtime.RunOptions()
-        seconds = time_limit(len(tensor))
-        # This is looked at between the steps of a loop.
-        watch = threading.Timer(seconds, setattr, (options, "terminate", True))
-        watch.daemon = True
-        watch.start()
-        try:
-            return cast(
-                list[NDArray[Any]], session.run(list(names), {self._input_name: tensor}, options)
-            )
-        except Exception as error:
-            if options.terminate:
-                raise ModelError(
-                    f"{self.path}: took longer than {seconds:g} s for {len(tensor)} images"
-                ) from error
-            raise ModelError(
-                f"{self.path}: cannot take {tensor.dtype} images of shape {tensor.shape}: "
-                f"{_first_line(error)}"
-            ) from error
-        finally:
-            watch.cancel()
+        return run_within(
+            session, names, self._input_name, self.layout.encode(images), path=self.path
+        )
 
     def _call(self, images: Tensor) -> Any:
         (answer,) = self.run_session(self._session, [self.output_name], images)
@@ -175,33 +164,92 @@ class OnnxBlackBox(FileBlackBox):
 
     def _open_session(self, runtime: ModuleType, model: str | bytes, subject: str) -> Any:
         """Open a session of the file at a path, or of a file's bytes."""
-        device = self._device
-        options = runtime.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY
-        options.intra_op_num_threads = torch.get_num_threads()
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device.type == "cuda":
-            if "CUDAExecutionProvider" in runtime.get_available_providers():
-                providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-            else:
-                note = "this onnxruntime has no CUDA provider: runs on the CPU"
-                self.notes += [] if note in self.notes else [note]
-        try:
-            return runtime.InferenceSession(model, options, providers=providers)
-        except Exception as error:
-            raise ModelError(
-                f"{subject}: onnxruntime {runtime.__version__} cannot open it: {_first_line(error)}"
-            ) from error
+        return open_session(runtime, model, subject, device=self._device, notes=self.notes)
 
     def _last_operator(self) -> str | None:
         subject = f"{self.name} ({self.path})"
-        _, onnx = _import_onnx(subject)
+        _, onnx = import_onnx(subject)
         try:
             model = onnx.load(str(self.path), load_external_data=False)
             graph = onnx.inliner.inline_local_functions(model).graph
         except Exception as error:
             raise ModelError(f"{subject}: cannot be read: {_first_line(error)}") from error
         return _last_operator(graph, self.output_name)
+
+
+def open_session(
+    runtime: ModuleType,
+    model: str | bytes,
+    subject: str,
+    *,
+    device: torch.device,
+    notes: list[str],
+) -> Any:
+    """Open an onnxruntime session of the file at a path, or of a file's bytes.
+
+    Args:
+        runtime: onnxruntime.
+        model: The path, or the bytes.
+        subject: The model, for messages.
+        device: Where to run.
+        notes: Is told where there is no CUDA provider, so that it runs on the CPU.
+
+    Raises:
+        ModelError: It cannot be opened.
+    """
+    options = runtime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = torch.get_num_threads()
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" in runtime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        else:
+            note = "this onnxruntime has no CUDA provider: runs on the CPU"
+            notes += [] if note in notes else [note]
+    try:
+        return runtime.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        raise ModelError(
+            f"{subject}: onnxruntime {runtime.__version__} cannot open it: {_first_line(error)}"
+        ) from error
+
+
+def run_within(
+    session: Any, names: Sequence[str], input_name: str, tensor: NDArray[Any], *, path: Path
+) -> list[NDArray[Any]]:
+    """Run one batch, and stop it when it takes too long.
+
+    Args:
+        session: As `open_session` returns it.
+        names: Outputs wanted.
+        input_name: The one input.
+        tensor: What it is given, images first.
+        path: The file, for messages.
+
+    Raises:
+        ModelError: The network fails on it, or takes longer than `time_limit`.
+    """
+    runtime, _ = import_onnx(path.name)
+    options = runtime.RunOptions()
+    seconds = time_limit(len(tensor))
+    # This is looked at between the steps of a loop.
+    watch = threading.Timer(seconds, setattr, (options, "terminate", True))
+    watch.daemon = True
+    watch.start()
+    try:
+        return cast(list[NDArray[Any]], session.run(list(names), {input_name: tensor}, options))
+    except Exception as error:
+        if options.terminate:
+            raise ModelError(
+                f"{path}: took longer than {seconds:g} s for {len(tensor)} images"
+            ) from error
+        raise ModelError(
+            f"{path}: cannot take {tensor.dtype} images of shape {tensor.shape}: "
+            f"{_first_line(error)}"
+        ) from error
+    finally:
+        watch.cancel()
 
 
 def _last_operator(graph: Any, output: str) -> str | None:
@@ -218,7 +266,8 @@ def _last_operator(graph: Any, output: str) -> str | None:
     return None
 
 
-def _import_onnx(subject: str) -> tuple[ModuleType, ModuleType]:
+def import_onnx(subject: str) -> tuple[ModuleType, ModuleType]:
+    """Import onnxruntime and onnx, or say how to install them."""
     try:
         import onnx.inliner
         import onnxruntime
@@ -229,7 +278,7 @@ def _import_onnx(subject: str) -> tuple[ModuleType, ModuleType]:
     return onnxruntime, onnx
 
 
-def _side_files(path: Path, onnx: ModuleType, subject: str) -> list[Path]:
+def side_files(path: Path, onnx: ModuleType, subject: str) -> list[Path]:
     """Return the files that hold weights of the model at `path`, in order of name.
 
     Raises:
@@ -321,7 +370,7 @@ def _external_tensors(message: Any) -> Iterator[Any]:
                 yield from _external_tensors(part)
 
 
-def _digest_together(files: Sequence[Path]) -> str:
+def digest_together(files: Sequence[Path]) -> str:
     """Return the file's own sha256, or one over names and digests when it has side files."""
     if len(files) == 1:
         return digest_file(files[0])
@@ -330,8 +379,9 @@ def _digest_together(files: Sequence[Path]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _only_input(session: Any, subject: str) -> TensorSpec:
-    specs = [_spec_of(node) for node in session.get_inputs()]
+def only_input(session: Any, subject: str) -> TensorSpec:
+    """Return the one input that takes images."""
+    specs = [spec_of(node) for node in session.get_inputs()]
     if len(specs) != 1:
         raise ModelError(
             f"{subject}: expected one input that takes images, got {len(specs)}: "
@@ -340,7 +390,8 @@ def _only_input(session: Any, subject: str) -> TensorSpec:
     return specs[0]
 
 
-def _spec_of(node: Any) -> TensorSpec:
+def spec_of(node: Any) -> TensorSpec:
+    """Describe an input or output of a session."""
     inner = node.type.removeprefix("tensor(").removesuffix(")")
     # A free dimension is a name or None.
     sides = tuple(side if isinstance(side, int) and side > 0 else None for side in node.shape)

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.blackbox.base import BlackBox, Feedback
+from bdaudit.blackbox.detections import Asking, answering
 from bdaudit.blackbox.function import FunctionBlackBox
+from bdaudit.blackbox.onnx_detector import OnnxDetector
 from bdaudit.blackbox.onnx_model import OnnxBlackBox
 from bdaudit.blackbox.openvino_model import OpenVinoBlackBox
 from bdaudit.blackbox.options import BlackBoxOptions
 from bdaudit.blackbox.scale import ScoreScale
 from bdaudit.blackbox.served import ServedBlackBox
+from bdaudit.blackbox.served_detector import ServedDetector
 from bdaudit.blackbox.torch_model import TorchBlackBox
+from bdaudit.detection import CHANNELS, SCORE_THRESHOLD
 from bdaudit.errors import ConfigError, ModelError, reads
 from bdaudit.foundation.sources import (
     FileSource,
@@ -48,6 +52,7 @@ def open_black_box(
     options: BlackBoxOptions | None = None,
     fallback_image_shape: tuple[int, int, int] | None = None,
     fallback_num_classes: int | None = None,
+    detects: bool = False,
     device: Device = "cpu",
 ) -> BlackBox:
     """Open whatever can be asked.
@@ -61,6 +66,8 @@ def open_black_box(
         options: What is known about it.
         fallback_image_shape: (C, H, W) where neither options nor model say: the sample's.
         fallback_num_classes: K, likewise: the original's.
+        detects: Whether it is a detector, which is asked about marked images (4, H, W): a function
+            from pictures to detections (`answering`), an ONNX file or an address.
         device: Where a torch model or an ONNX file runs.
 
     Raises:
@@ -70,6 +77,8 @@ def open_black_box(
     """
     options = options or BlackBoxOptions()
     fallback = ModelSettings(image_shape=fallback_image_shape, num_classes=fallback_num_classes)
+    if detects:
+        return _ask_detector(parse_model(source), name, feedback, options, fallback, device)
     match parse_model(source):
         case InMemory(value=LoadedModel() as loaded):
             return _ask_torch(loaded, feedback, options)
@@ -95,6 +104,68 @@ def open_black_box(
         case other:
             raise ModelError(
                 f"{name}: expected a model, a function, a path or an address, got {other}"
+            )
+
+
+def _ask_detector(
+    source: Source,
+    name: str,
+    feedback: Feedback,
+    options: BlackBoxOptions,
+    fallback: ModelSettings,
+    device: Device,
+) -> BlackBox:
+    """Open a detector that can only be asked."""
+    settings = options.settings.over(fallback)
+    if settings.image_shape is None or settings.num_classes is None:
+        raise ConfigError(
+            "a detector that can only be asked does not say how many classes it has, nor the size "
+            'of its pictures; pass --num-classes (which counts "nothing" as one) and --input-size'
+        )
+    if settings.image_shape[0] != CHANNELS:
+        raise ConfigError(
+            f"image_shape: expected {CHANNELS} channels, those of a picture and the mark of the "
+            f"box that is asked about, got {settings.image_shape}"
+        )
+    asking = Asking(
+        num_classes=settings.num_classes,
+        threshold=settings.score_threshold or SCORE_THRESHOLD,
+        first_label=options.first_label,
+    )
+    shape = settings.image_shape
+    match source:
+        case InMemory(value=function) if callable(function) and not isinstance(function, nn.Module):
+            return _ask_function(
+                answering(function, asking, name), None, name, feedback, options, fallback
+            )
+        case PythonFunction(file=file, name=function_name):
+            function = load_function(file, function_name, error=ModelError)
+            return _ask_function(
+                answering(function, asking, name), file, name, feedback, options, fallback
+            )
+        case ServedModel(address=address) | RemoteFile(url=address):
+            return ServedDetector(
+                address,
+                name=name,
+                asking=asking,
+                feedback=feedback,
+                options=options,
+                image_shape=shape,
+            )
+        case OnnxFile(path=path):
+            return OnnxDetector(
+                path,
+                name=name,
+                asking=asking,
+                feedback=feedback,
+                options=options,
+                image_shape=shape,
+                device=device,
+            )
+        case other:
+            raise ModelError(
+                f"{name}: expected a detector as FILE.py:FUNCTION, an .onnx file or an address, "
+                f"got {other}"
             )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "MalformedAnswerError",
     "ModelMetadata",
     "decode_answer",
+    "decode_outputs",
     "encode_request",
     "parse_endpoint",
     "parse_json",
@@ -237,6 +238,24 @@ def decode_answer(
         ModelError: It is no answer of this protocol, lacks the output, or the output's data do not
             fill its shape.
     """
+    arrays = decode_outputs(body, headers)
+    if output_name is None and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    if output_name not in arrays:
+        raise ModelError(
+            f"expected the output {output_name or 'alone'!r}, got {sorted(arrays)}; name one with "
+            "output_name"
+        )
+    return arrays[output_name]
+
+
+def decode_outputs(body: bytes, headers: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """Read all outputs of an inference answer by name, each in the shape it claims.
+
+    Raises:
+        MalformedAnswerError: The body is cut short or no JSON.
+        ModelError: It is no answer of this protocol, or an output's data do not fill its shape.
+    """
     head_length = headers.get(_HEAD_LENGTH)
     head, tail = body, b""
     if head_length is not None:
@@ -259,14 +278,7 @@ def decode_answer(
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"an output cannot be read: {error}") from error
         arrays[name] = array
-    if output_name is None and len(arrays) == 1:
-        return next(iter(arrays.values()))
-    if output_name not in arrays:
-        raise ModelError(
-            f"expected the output {output_name or 'alone'!r}, got {sorted(arrays)}; name one with "
-            "output_name"
-        )
-    return arrays[output_name]
+    return arrays
 
 
 def _read_output(output: Any, tail: bytes) -> tuple[str, NDArray[Any], bytes]:

@@ -100,7 +100,7 @@ class ServedBlackBox(BlackBox):
                 num_classes=self._find_num_classes(
                     output, options.settings.num_classes, fallback.num_classes
                 ),
-                image_shape=self.layout.image_shape,
+                image_shape=self._image_shape(),
                 feedback=feedback,
                 grid=self.layout.grid or options.grid,
                 scale=options.known_scale,
@@ -111,6 +111,10 @@ class ServedBlackBox(BlackBox):
         except BaseException:
             self._transport.close()
             raise
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of the images it is asked about."""
+        return self.layout.image_shape
 
     def identity(self) -> Identity:
         """Return where the model is and what it calls itself; its weights are not known."""
@@ -166,7 +170,7 @@ class ServedBlackBox(BlackBox):
 
     def _ask_chunk(self, chunk: Tensor, key: Key, cancelled: threading.Event) -> None:
         """Have one request's worth of images answered, and keep the answer."""
-        tensor = self.layout.encode(chunk)
+        tensor = self._encode(chunk)
         body, headers = encode_request(
             tensor,
             input_name=self._input_name,
@@ -185,22 +189,33 @@ class ServedBlackBox(BlackBox):
         )
         with self._lock:
             self._count(len(chunk))
-        rows = self._rows_of(answer, len(tensor), url)[: len(chunk)]
+        rows = self._rows_of(answer, chunk, len(tensor), url)[: len(chunk)]
         with self._lock:
             self._kept[key] = rows
 
-    def _read_answer(self, answer: Answer) -> NDArray[Any]:
+    def _encode(self, chunk: Tensor) -> NDArray[Any]:
+        """Lay out what is sent of some images."""
+        return self.layout.encode(chunk)
+
+    def _decode(self, answer: Answer) -> Any:
+        """Read what an answer holds."""
+        return decode_answer(answer.body, answer.headers, output_name=self._output_name)
+
+    def _read_answer(self, answer: Answer) -> Any:
         _refuse_html(answer, self.endpoint.model_url)
         try:
-            return decode_answer(answer.body, answer.headers, output_name=self._output_name)
+            return self._decode(answer)
         except MalformedAnswerError as error:
             # Most likely cut short on its way: the server closed the connection half way.
             raise LostAnswerError(f"an answer that cannot be read: {error}") from error
         except ModelError as error:
             raise ModelError(f"{self.endpoint.model_url}: {error}") from error
 
-    def _rows_of(self, answer: NDArray[Any], n_images: int, url: str) -> NDArray[Any]:
-        """Check an answer's form; scores become (n, K) float32, labels (n,) int64."""
+    def _rows_of(self, answer: Any, chunk: Tensor, n_images: int, url: str) -> NDArray[Any]:
+        """Check an answer's form; scores become (n, K) float32, labels (n,) int64.
+
+        `n_images` is how many were sent: those of `chunk`, and copies that fill a fixed batch.
+        """
         rows = read_rows(answer, n_images)
         forms = [(), (self.num_classes,), *([(1,)] if self.num_classes == 2 else [])]
         if rows is not None and rows.shape[1:] in forms:

@@ -111,6 +111,7 @@ def sources(said: ProjectFile, *, defended: str | None, project: Path | None = N
         surrogates=said.surrogates.surrogate,
         data=_given(inputs.data, "data"),
         trigger=inputs.trigger,
+        task=inputs.task,
         placebos=inputs.placebo,
         policy=said.policy,
         classes=path_of(inputs.classes),

@@ -111,6 +111,7 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
             # What earlier versions did not know is left out where it is not used, so that what
             # they kept still counts.
             *(columns if any(columns) else ()),
+            *((sources.task,) if sources.task != "classification" else ()),
         ]
     )
     digests["bdaudit"] = __version__

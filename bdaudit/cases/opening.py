@@ -18,9 +18,17 @@ from bdaudit.cases.settings import SplitSettings
 from bdaudit.cases.sources import FileLike, Sources, can_only_be_asked
 from bdaudit.cases.subjects import Inputs, Subject, shape_of
 from bdaudit.cases.target import class_index, with_target
-from bdaudit.data import Sample, from_arrays, load_sample, split_sample, with_classes
+from bdaudit.data import (
+    Sample,
+    from_arrays,
+    load_objects,
+    load_sample,
+    split_sample,
+    with_classes,
+)
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
+from bdaudit.detection import CHANNELS, is_detector
 from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.foundation.progress import finish
 from bdaudit.foundation.sources import FileSource, InMemory, LocalFile, Source
@@ -119,12 +127,15 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
     Raises:
         InputError: Something cannot be read, or does not fit; nothing has been computed yet.
     """
+    sources = _as_task_wants(sources)
     shape = _shape_of_sample(sources)
     opened: list[tuple[Role, LoadedModel]] = []
     for role, name, source in sources.named_models():
         shape = opened[0][1].image_shape if opened else shape
         opened.append((role, _open_model(source, role, name, shape, sources, device)))
     _check_weights_found(sources.model_options, opened)
+    for _, model in opened:
+        _check_task(model, sources)
     subjects = [_as_subject(role, model, sources) for role, model in opened]
     if sources.defended is not None and can_only_be_asked(sources.defended):
         subjects.insert(0, _open_black_box(sources, shape, opened, device))
@@ -169,6 +180,57 @@ def open_model(sources: Sources, *, device: torch.device, seed: int) -> Subject:
     return _as_subject(role, checked, sources)
 
 
+def _as_task_wants(sources: Sources) -> Sources:
+    """Read what is said about models and images as the task means it.
+
+    Raises:
+        ConfigError: A setting means nothing for the task, or data in memory are of another one.
+    """
+    options, data = sources.model_options, sources.data
+    held = data.value if isinstance(data, InMemory) else None
+    if isinstance(held, Sample) and held.places is not None:
+        sources = replace(sources, task="detection")
+    elif sources.task == "detection" and held is not None:
+        raise ConfigError(
+            "task: for detection expected a path, or a sample as load_objects returns it, got "
+            "arrays in memory, which say nothing about boxes"
+        )
+    if sources.task != "detection":
+        return sources
+    unfit = {
+        "image_column": sources.image_column,
+        "label_column": sources.label_column,
+        "mean": options.mean,
+        "std": options.std,
+        "outputs": options.outputs,
+        "classnames": options.clip,
+    }
+    given = [name for name, value in unfit.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{given[0]}: means nothing for detectors; torchvision's normalise by themselves, and "
+            "give scores of boxes"
+        )
+    if options.input_size is not None:
+        # A detector resizes by itself, whatever it is given.
+        shape = (CHANNELS, *options.input_size)
+        options = replace(options, image_shape=shape, input_size=None)
+    return replace(sources, model_options=options)
+
+
+def _check_task(model: LoadedModel, sources: Sources) -> None:
+    """Hold a model against the task: a detector answers otherwise than a classifier."""
+    detects = is_detector(model.network)
+    if detects and sources.task != "detection":
+        raise ModelError(f"{model.name}: {model.arch} is a detector; pass --task detection")
+    if not detects and sources.task == "detection":
+        raise ModelError(
+            f"{model.name}: for --task detection expected a detector of torchvision (Faster R-CNN, "
+            f"RetinaNet, FCOS, SSD), got {model.arch}; any other detector can be the defended "
+            "model as FILE.py:FUNCTION, ONNX or by its address"
+        )
+
+
 def _demand_one_order(sources: Sources) -> None:
     """Hold the data's class names against those that a CLIP is asked with, which also count."""
     clip = sources.model_options.clip
@@ -208,6 +270,8 @@ def _open_sample(
         DataError: It cannot be read or does not fit `image_shape`.
     """
     data = sources.data
+    if isinstance(data, FileSource) and sources.task == "detection":
+        return load_objects(data.path, image_shape=image_shape, classes=classes)
     if isinstance(data, FileSource):
         return load_sample(
             data.path,
@@ -242,13 +306,16 @@ def _shape_of_sample(sources: Sources) -> tuple[int, int, int] | None:
         sample = _open_sample(sources, image_shape=None, classes=None)
     else:
         try:
-            sample = load_sample(
-                data.path,
-                classes=sources.class_names,
-                limit=_N_PEEKED,
-                image_column=sources.image_column,
-                label_column=sources.label_column,
-            )
+            if sources.task == "detection":
+                sample = load_objects(data.path, classes=sources.class_names, limit=_N_PEEKED)
+            else:
+                sample = load_sample(
+                    data.path,
+                    classes=sources.class_names,
+                    limit=_N_PEEKED,
+                    image_column=sources.image_column,
+                    label_column=sources.label_column,
+                )
         except DataError:
             return None
     return shape_of(sample)
@@ -338,6 +405,7 @@ def _open_black_box(
         name="defended",
         feedback=sources.feedback,
         options=replace(sources.black_box, settings=sources.model_options),
+        detects=sources.task == "detection",
         fallback_image_shape=known.image_shape if known else image_shape,
         fallback_num_classes=known.num_classes if known else None,
         device=device,

@@ -54,7 +54,7 @@ def as_given(settings: Any) -> dict[str, Any]:
 
     A setting that is new and not given leaves a digest of this as it was.
     """
-    return _without_none(as_recorded(settings))
+    return _without_none(as_recorded(settings, unsaid=False))
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from bdaudit.foundation.sources import (
     parse_file,
     parse_model,
 )
+from bdaudit.foundation.tasks import Task
 from bdaudit.models import LoadedModel, ModelSettings
 from bdaudit.records import Role
 from bdaudit.triggers import Trigger
@@ -80,6 +81,8 @@ class Sources:
         trigger: The trigger, `None` when nobody knows it.
         placebos: Triggers that nobody trained the models on, to compare it with.
         policy: Limits of the verdict, or a policy file; `None` for the defaults.
+        task: What the models do. For "detection" data are pictures with boxes, and models
+            detectors.
         classes: Class names in order of index, or a file with one a line.
         image_column: Of data in a table: the column of images or of their paths; `None` for one
             whose name says so.
@@ -101,6 +104,7 @@ class Sources:
     trigger: FileLike | None
     placebos: tuple[FileLike, ...] = ()
     policy: Policy | str | Path | None = None
+    task: Task = "classification"
     classes: Sequence[str] | Path | None = None
     image_column: str | None = None
     label_column: str | None = None

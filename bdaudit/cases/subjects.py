@@ -8,6 +8,7 @@ from typing import Any
 
 from bdaudit.blackbox import BlackBox, TorchBlackBox
 from bdaudit.data import Sample
+from bdaudit.detection import Asked
 from bdaudit.errors import ConfigError
 from bdaudit.models import Classifier, LoadedModel
 from bdaudit.records import DataInfo, FileDigest, ModelInfo, Role, TriggerInfo
@@ -66,6 +67,8 @@ class Subject:
                 "input size": str(classifier.input_size),
                 "outputs": classifier.outputs,
             }
+            if isinstance(classifier.network, Asked):
+                decisive["score threshold"] = f"{classifier.network.score_threshold:g}"
         return decisive
 
     def describe(self) -> ModelInfo:
@@ -143,6 +146,11 @@ class Inputs:
         """What the columns of a table move by; empty where any change of them is possible."""
         columns = self.held_out.columns
         return columns.steps if columns is not None and columns.bound else ()
+
+    @property
+    def marked(self) -> bool:
+        """Whether images are marked with the box that a detector is asked about."""
+        return self.held_out.places is not None
 
     def with_stand_ins(self, models: Sequence[LoadedModel]) -> Inputs:
         """Return the same inputs with innocent models that were made here after the references."""

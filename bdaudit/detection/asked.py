@@ -24,7 +24,15 @@ from bdaudit.detection.candidates import candidates, kind_of, least_score, num_c
 from bdaudit.detection.marking import CHANNELS, NOTHING, boxes_of, pixels_of
 from bdaudit.errors import ConfigError, ModelError
 
-__all__ = ["MIN_OVERLAP", "SCORE_THRESHOLD", "Asked", "as_asked", "overlaps", "score_boxes"]
+__all__ = [
+    "MIN_OVERLAP",
+    "SCORE_THRESHOLD",
+    "Asked",
+    "as_asked",
+    "is_detector",
+    "overlaps",
+    "score_boxes",
+]
 
 MIN_OVERLAP = 0.5
 """Intersection over union from which a box counts as one of the asked box."""
@@ -148,6 +156,11 @@ def as_asked(detector: nn.Module, *, score_threshold: float = SCORE_THRESHOLD) -
     assert isinstance(detector, Asked)
     detector.score_threshold = score_threshold
     return detector
+
+
+def is_detector(module: nn.Module) -> bool:
+    """Whether a module is a detector of torchvision, or descends from one, asked or not yet."""
+    return kind_of(module) is not None
 
 
 def score_boxes(

@@ -80,8 +80,7 @@ class Attacker(Workshop):
             RemoteError: A served model could not be asked.
         """
         kind = KINDS[mode_of(config)]
-        if inputs.steps:
-            config = replace(config, steps=inputs.steps)
+        config = _within(config, inputs)
         return (yield from kind.run(subject, images, config, inputs, self))
 
     def most_together(self, subject: Subject, craft: Tensor, config: AttackConfig) -> int:
@@ -110,6 +109,10 @@ class Attacker(Workshop):
         """
         together = KINDS[mode_of(attacks[0][1])].together
         assert together is not None
-        if inputs.steps:
-            attacks = [(images, replace(config, steps=inputs.steps)) for images, config in attacks]
+        attacks = [(images, _within(config, inputs)) for images, config in attacks]
         return (yield from together.run(subject, attacks, inputs, self))
+
+
+def _within(config: AttackConfig, inputs: Inputs) -> AttackConfig:
+    """Keep an attack to what of the images can move."""
+    return replace(config, steps=inputs.steps, marked=inputs.marked)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+
+import torch
 
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.data import Sample
 from bdaudit.data.label_checks import answers_by_class, doubt_labels
+from bdaudit.detection import Asked, average_precision, pixels_of
 from bdaudit.errors import DataError
 from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.foundation.statistics import may_be_chance, paired_difference
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute
-from bdaudit.records import AttackRun, Baseline, Diagnostic, Rate
+from bdaudit.records import AttackRun, Baseline, DetectionQuality, Diagnostic, Rate
 from bdaudit.scoring import rate
 
 __all__ = [
@@ -33,6 +37,7 @@ _LEARNED_LESS = 0.15
 _NEAR_CHANCE = 1.5  # times chance
 _CONFIDENCE = 0.95
 _N_LOOKED_AT = 2000  # images, about
+_PICTURES_AT_ONCE = 32
 _MAY_HOLD_OFF = 0.10
 _MAY_BEAT_WHITE = 0.05
 
@@ -65,6 +70,7 @@ def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
     clean = ask(subject, inputs.held_out.images, compute)
     triggered = ask(subject, poisoned.triggered, compute)
     return Baseline(
+        detection=_quality(subject, inputs, compute),
         model=subject.name,
         role=subject.role,
         clean_acc=rate(clean == inputs.held_out.labels),
@@ -74,6 +80,36 @@ def _measure(subject: Subject, inputs: Inputs, compute: Compute) -> Baseline:
         true_label_acc=rate(triggered == poisoned.labels),
         stand_in=subject.stand_in,
         by_class=answers_by_class(clean, inputs.held_out.labels, inputs.num_classes),
+    )
+
+
+def _quality(subject: Subject, inputs: Inputs, compute: Compute) -> DetectionQuality | None:
+    """Measure mean average precision on the held-out pictures, each of them whole.
+
+    A detector that can only be asked would have to be paid for them again, so of it there is none.
+    """
+    places = inputs.held_out.places
+    if places is None or subject.model is None or find_spec("pycocotools") is None:
+        return None
+    network = subject.model.network
+    assert isinstance(network, Asked)
+    # Several boxes may be asked about of one picture; it is looked at once.
+    first = {int(number): row for row, number in enumerate(places.pictures)}
+    pictures = pixels_of(inputs.held_out.images[list(first.values())])
+    found = [
+        each
+        for batch in torch.split(pictures, _PICTURES_AT_ONCE)
+        for each in network.detect(batch.to(compute.device))
+    ]
+    annotated = [places.annotated[number] for number in first]
+    quality = average_precision(found, annotated)
+    if quality is None:
+        return None
+    return DetectionQuality(
+        ap=max(quality.ap, 0.0),
+        ap50=max(quality.ap50, 0.0),
+        n_pictures=len(pictures),
+        n_objects=sum(len(labels) for _, labels in annotated),
     )
 
 
@@ -193,6 +229,17 @@ def _check_defended(
             subject=defended.model,
             message=f"clean accuracy is {loss.value:.1%} below the original's; references that "
             "lost as much make the fairest comparison",
+        )
+    if defended.detection is None or original.detection is None:
+        return
+    lost = original.detection.ap50 - defended.detection.ap50
+    if lost > max_clean_acc_loss:
+        yield Diagnostic(
+            code="average_precision_lost",
+            severity="warning",
+            subject=defended.model,
+            message=f"mean average precision at an overlap of .5 is {defended.detection.ap50:.1%}, "
+            f"{100 * lost:.1f} points below the original's",
         )
 
 

@@ -64,13 +64,15 @@ def noise_run(
     eps: float,
     compute: Compute,
     steps: tuple[float, ...] = (),
+    marked: bool = False,
 ) -> AttackRun:
     """Score a random perturbation of norm `eps`: what no search at all achieves.
 
-    `mode` says beside which attack it stands, `steps` what the columns of a table move by.
+    `mode` says beside which attack it stands, `steps` what the columns of a table move by, `marked`
+    whether images say in a channel of theirs which box is asked about.
     """
     started = time.perf_counter()
-    ball = make_ball(norm, eps, steps)
+    ball = make_ball(norm, eps, steps, marked=marked)
     generator = derive_generator(compute.seed, "noise", norm, eps)
     delta = random_delta(images.held_out.images.shape[1:], ball, generator)
     scores = score_delta(subject, images, delta, compute)

@@ -7,6 +7,9 @@ Of a table, whose rows are images of 1 x F, a column may take some values only: 
 moves it by whole steps or not at all, so that every row that is shown to a model could be one. That
 is for the L-inf ball, whose columns do not depend on one another. For the L2 ball it is refused:
 there a descent that rounds after every step can stay at zero, whatever a larger change would do.
+
+Of marked images (`bdaudit.detection`) the last channel says which box is asked about, and no
+perturbation moves it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdaudit.detection import PIXELS
 from bdaudit.errors import ConfigError
 
 __all__ = ["Ball", "L2Ball", "LinfBall", "Norm", "can_move", "make_ball"]
@@ -61,6 +65,7 @@ class LinfBall:
         eps: Radius.
         steps: For each column of a table what it moves by: 0 by any amount, infinity by none; empty
             for images.
+        marked: Whether images are marked, so that their last channel stays as it is.
 
     Raises:
         ConfigError: `eps` is negative or not finite, or no column can move so little.
@@ -68,6 +73,7 @@ class LinfBall:
 
     eps: float
     steps: tuple[float, ...] = ()
+    marked: bool = False
 
     def __post_init__(self) -> None:
         _check_radius(self.eps)
@@ -80,7 +86,7 @@ class LinfBall:
     def project(self, delta: Tensor) -> Tensor:
         """Clip every value to [-eps, eps], and round those that move by steps."""
         limit = _float32_below(self.eps)
-        clipped = delta.clamp(-limit, limit)
+        clipped = _off_mark(delta, self.marked).clamp(-limit, limit)
         if not self.steps:
             return clipped
         steps, least = _steps_of(self.steps, delta)
@@ -89,9 +95,9 @@ class LinfBall:
         return torch.where(steps > 0, whole, clipped)
 
     def possible(self, delta: Tensor) -> Tensor:
-        """Round the columns that move by steps."""
+        """Round the columns that move by steps; leave the mark alone."""
         if not self.steps:
-            return delta
+            return _off_mark(delta, self.marked)
         steps, least = _steps_of(self.steps, delta)
         return torch.where(steps > 0, (delta / steps).round() * least, delta)
 
@@ -115,12 +121,14 @@ class L2Ball:
 
     Attributes:
         eps: Radius.
+        marked: Whether images are marked, so that their last channel stays as it is.
 
     Raises:
         ConfigError: `eps` is negative or not finite.
     """
 
     eps: float
+    marked: bool = False
 
     def __post_init__(self) -> None:
         _check_radius(self.eps)
@@ -132,6 +140,7 @@ class L2Ball:
 
     def project(self, delta: Tensor) -> Tensor:
         """Shorten `delta` to length `eps` where it is longer."""
+        delta = _off_mark(delta, self.marked)
         length = self.norm(delta)
         # float32 lengths are off by a few parts in ten million. What may be outside is brought a
         # hair's breadth inside, and what was brought there is not touched again.
@@ -139,8 +148,8 @@ class L2Ball:
         return torch.where(may_be_outside, delta * (self.eps * (1 - 2 * _HAIR) / length), delta)
 
     def possible(self, delta: Tensor) -> Tensor:
-        """Return it as it is: there are no steps."""
-        return delta
+        """Leave the mark alone; there are no steps."""
+        return _off_mark(delta, self.marked)
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Return the gradient scaled to length 1."""
@@ -152,12 +161,14 @@ class L2Ball:
     def random_point(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Draw a direction uniformly and a length so that volume is covered evenly."""
         surface = self.random_surface_point(shape, generator)
-        share = torch.rand((), generator=generator) ** (1 / surface.numel())
+        moving = surface.numel() * (PIXELS / surface.shape[-3] if self.marked else 1)
+        share = torch.rand((), generator=generator) ** (1 / moving)
         return self.project(surface * share)
 
     def random_surface_point(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Draw a direction uniformly and go to the surface."""
-        return self.project(self.ascent(torch.randn(*shape, generator=generator)) * self.eps)
+        drawn = _off_mark(torch.randn(*shape, generator=generator), self.marked)
+        return self.project(self.ascent(drawn) * self.eps)
 
 
 _HAIR = 5e-6
@@ -165,13 +176,16 @@ _ON_STEP = 1e-4
 """Of a step: what is nearer to a whole number of them is one."""
 
 
-def make_ball(norm: str, eps: float, steps: tuple[float, ...] = ()) -> Ball:
+def make_ball(
+    norm: str, eps: float, steps: tuple[float, ...] = (), *, marked: bool = False
+) -> Ball:
     """Return the ball of radius `eps` in the norm called `norm`.
 
     Args:
         norm: "linf" or "l2".
         eps: Radius.
         steps: What the columns of a table move by, as of `LinfBall`; empty for images.
+        marked: Whether images are marked, so that their last channel stays as it is.
 
     Raises:
         ConfigError: No such norm, a radius that is negative or not finite, or one at which no
@@ -180,19 +194,27 @@ def make_ball(norm: str, eps: float, steps: tuple[float, ...] = ()) -> Ball:
     if norm not in get_args(Norm):
         raise ConfigError(f"norm: expected one of {', '.join(get_args(Norm))}, got {norm!r}")
     if norm == "linf":
-        return LinfBall(eps, steps)
+        return LinfBall(eps, steps, marked)
     if any(step > 0 for step in steps):
         raise ConfigError(
             "norm: expected linf for a table with integer or one-hot columns, got l2, by which a "
             "search can stay where it starts since no single step of it is as long as that of a "
             "column; use --norm linf"
         )
-    return L2Ball(eps)
+    return L2Ball(eps, marked)
 
 
 def can_move(steps: tuple[float, ...], eps: float) -> tuple[bool, ...]:
     """Say of each column of a table, given by its step, whether it can change by up to `eps`."""
     return tuple(step <= eps * (1 + _ON_STEP) for step in steps)
+
+
+def _off_mark(delta: Tensor, marked: bool) -> Tensor:
+    """Return delta (..., C, H, W) with nothing in the channel of the mark."""
+    if not marked:
+        return delta
+    pixels = torch.arange(delta.shape[-3], device=delta.device) < PIXELS
+    return delta * pixels[:, None, None]
 
 
 def _steps_of(steps: tuple[float, ...], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ class WhiteboxConfig:
         channels_last: Give the model its images in channels-last memory format; `None` does so on
             CUDA only.
         steps: What the columns of a table move by (`LinfBall.steps`); empty for images.
+        marked: Whether images are marked with the box that a detector is asked about.
         graph: On a card, replay the step as a CUDA graph, which spares a small network the wait
             for Python; where that fails the search goes on without, and says so.
 
@@ -56,9 +57,10 @@ class WhiteboxConfig:
     channels_last: bool | None = None
     steps: tuple[float, ...] = ()
     graph: bool = field(default=True, metadata=LATER)
+    marked: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
-        make_ball(self.norm, self.eps, self.steps)
+        make_ball(self.norm, self.eps, self.steps, marked=self.marked)
         for name, allowed in (
             ("optimizer", get_args(OptimizerName)),
             ("objective", get_args(ObjectiveName)),
@@ -74,4 +76,4 @@ class WhiteboxConfig:
     @property
     def ball(self) -> Ball:
         """The set delta is kept in."""
-        return make_ball(self.norm, self.eps, self.steps)
+        return make_ball(self.norm, self.eps, self.steps, marked=self.marked)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal, get_args
 
 from bdaudit.blackbox import Feedback
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.plain_settings import LATER
 from bdaudit.perturbation import Ball, Norm, make_ball
 
 __all__ = ["QueryConfig", "QuerySchedule"]
@@ -36,6 +37,7 @@ class QueryConfig:
         autocast: "bf16" fits the student and makes its delta under bfloat16 autocast. What is
             asked about does not depend on it otherwise.
         steps: What the columns of a table move by (`LinfBall.steps`); empty for images.
+        marked: Whether images are marked with the box that a detector is asked about.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -52,9 +54,10 @@ class QueryConfig:
     probe_scale: float = 1.0
     autocast: Literal["bf16"] | None = None
     steps: tuple[float, ...] = ()
+    marked: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
-        make_ball(self.norm, self.eps, self.steps)
+        make_ball(self.norm, self.eps, self.steps, marked=self.marked)
         for name, allowed in (
             ("feedback", get_args(Feedback)),
             ("schedule", get_args(QuerySchedule)),
@@ -73,4 +76,4 @@ class QueryConfig:
     @property
     def ball(self) -> Ball:
         """The set delta is kept in."""
-        return make_ball(self.norm, self.eps, self.steps)
+        return make_ball(self.norm, self.eps, self.steps, marked=self.marked)

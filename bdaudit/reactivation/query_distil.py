@@ -214,6 +214,7 @@ class DistilSearch:
                         norm=config.norm,
                         n_passes=_CRAFT_PASSES,
                         steps=config.steps,
+                        marked=config.marked,
                     ),
                     generator=generator,
                 )
@@ -234,6 +235,7 @@ class DistilSearch:
                     n_passes=_CRAFT_PASSES,
                     autocast=config.autocast,
                     steps=config.steps,
+                    marked=config.marked,
                     # Without it bfloat16 convolutions on a CPU are slower than float32 ones.
                     channels_last=True if self._bf16 else None,
                 ),

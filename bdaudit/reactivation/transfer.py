@@ -9,7 +9,7 @@ which is the white box's; docs/transfer.md has the figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Literal, TypeAlias, get_args
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.errors import ConfigError, DataError
+from bdaudit.foundation.plain_settings import LATER
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.perturbation import Norm, margin, mean_of_counted
 from bdaudit.reactivation.config import WhiteboxConfig
@@ -54,6 +55,7 @@ class TransferConfig:
             uses all passes.
         autocast: "bf16" runs the surrogates' passes under bfloat16 autocast.
         steps: What the columns of a table move by (`LinfBall.steps`); empty for images.
+        marked: Whether images are marked with the box that a detector is asked about.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -68,6 +70,7 @@ class TransferConfig:
     patience: int | None = 8
     autocast: Literal["bf16"] | None = None
     steps: tuple[float, ...] = ()
+    marked: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         self.search()
@@ -88,6 +91,7 @@ class TransferConfig:
             patience=self.patience,
             autocast=self.autocast,
             steps=self.steps,
+            marked=self.marked,
         )
 
 

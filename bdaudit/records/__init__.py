@@ -10,6 +10,7 @@ from bdaudit.records.attacks import (
     Baseline,
     ClassAnswers,
     CurvePoint,
+    DetectionQuality,
 )
 from bdaudit.records.base import (
     Condition,
@@ -115,6 +116,7 @@ __all__ = [
     "Condition",
     "CurvePoint",
     "DataInfo",
+    "DetectionQuality",
     "Diagnostic",
     "Document",
     "Environment",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from bdaudit.records.base import Condition, Diagnostic, Fraction, Mode, Rate, Record, Role
 
-__all__ = ["AttackRun", "Baseline", "ClassAnswers", "CurvePoint"]
+__all__ = ["AttackRun", "Baseline", "ClassAnswers", "CurvePoint", "DetectionQuality"]
 
 
 class ClassAnswers(Record):
@@ -27,6 +27,22 @@ class ClassAnswers(Record):
     n_mistaken: int = Field(default=0, ge=0)
 
 
+class DetectionQuality(Record):
+    """How good a detector is on the held-out pictures as they are.
+
+    Attributes:
+        ap: Mean average precision over the overlaps .50 to .95, as COCO has it.
+        ap50: The same at an overlap of .50.
+        n_pictures: Pictures.
+        n_objects: Objects annotated in them.
+    """
+
+    ap: Fraction
+    ap50: Fraction
+    n_pictures: int = Field(ge=1)
+    n_objects: int = Field(ge=1)
+
+
 class Baseline(Record):
     """A model with no perturbation at all, on the held-out images.
 
@@ -40,6 +56,7 @@ class Baseline(Record):
         left_out: Why nothing is held against an innocent model; `None` where it serves.
         by_class: How the clean images of each class are classified, in order of index; empty in
             records written before this was measured.
+        detection: Of a detector at hand, where pycocotools is installed.
     """
 
     model: str
@@ -51,6 +68,7 @@ class Baseline(Record):
     stand_in: bool = False
     left_out: str | None = None
     by_class: tuple[ClassAnswers, ...] = ()
+    detection: DetectionQuality | None = None
 
     @model_validator(mode="after")
     def _classes_add_up(self) -> Baseline:

@@ -50,6 +50,7 @@ from bdaudit.report.wording import (
     not_proved,
     one_line,
     points,
+    precision_in_words,
     share,
     telling_eps,
     tone_of,
@@ -108,6 +109,9 @@ def render(record: AnyRecord) -> str:
         same_images=SAME_IMAGES,
         at_the_next_rate=at_the_next_rate,
         innocents=about_innocents(record.baselines),
+        precision=precision_in_words
+        if any(b.detection is not None for b in record.baselines)
+        else None,
         queries=_queried(runs),
         queries_figure=_queries_figure(runs),
         not_proved=[] if audit is None else not_proved(audit),

@@ -35,6 +35,7 @@ from bdaudit.report.wording import (
     number,
     one_line,
     points,
+    precision_in_words,
     share,
     share_with_interval,
     tone_of,
@@ -204,8 +205,11 @@ def _relearning_table(relearning: Relearning) -> Iterator[str]:
 def _baseline_table(record: AnyRecord) -> Iterator[str]:
     yield "**Without any perturbation**"
     yield ""
-    yield row(["model", "clean accuracy", "trigger alone", "no trigger"])
-    yield row(["---", "---:", "---:", "---:"])
+    detects = any(b.detection is not None for b in record.baselines)
+    more = ["mAP50"] if detects else []
+    yield row(["model", "clean accuracy", "trigger alone", "no trigger", *more])
+    yield row(["---", "---:", "---:", "---:", *("---:" for _ in more)])
     for b in record.baselines:
         cells = [share(b.clean_acc), share_with_interval(b.asr), share(b.clean_target_rate)]
+        cells += [precision_in_words(b)] if detects else []
         yield row([markdown(b.model), *cells])

@@ -43,6 +43,7 @@ from bdaudit.report.wording import (
     norm_name,
     not_proved,
     number,
+    precision_in_words,
     share,
     share_with_interval,
     telling_eps,
@@ -176,7 +177,8 @@ def _baseline_table(
     baselines: Sequence[Baseline], bec: Sequence[BecRecord], console: Console
 ) -> RenderableType:
     columns = ["model", "clean acc", "trigger alone", "no trigger", "true label"]
-    table = FittedTable(*columns, *(["BEC"] if bec else []))
+    detects = any(baseline.detection is not None for baseline in baselines)
+    table = FittedTable(*columns, *(["mAP50"] if detects else []), *(["BEC"] if bec else []))
     for baseline in baselines:
         table.add_row(
             baseline.model,
@@ -184,6 +186,7 @@ def _baseline_table(
             share_with_interval(baseline.asr),
             share(baseline.clean_target_rate),
             share(baseline.true_label_acc),
+            *([precision_in_words(baseline)] if detects else []),
             *([_bec_cell(baseline, bec)] if bec else []),
         )
     total = baselines[0].asr.total if baselines else 0

@@ -45,6 +45,7 @@ __all__ = [
     "number",
     "one_line",
     "points",
+    "precision_in_words",
     "share",
     "share_with_interval",
     "telling_eps",
@@ -179,6 +180,11 @@ def direction_in_words(direction: BackdoorDirection) -> str:
     if direction.innocent is not None:
         text += f", the nearest innocent model's {direction.innocent:.2f}"
     return f"{text}); the trigger moves it {direction.strength:.0%} as far along it"
+
+
+def precision_in_words(baseline: Baseline) -> str:
+    """Return a detector's mean average precision at an overlap of .5; "-" where none is known."""
+    return "-" if baseline.detection is None else f"{100 * baseline.detection.ap50:.1f}%"
 
 
 def about_innocents(baselines: Sequence[Baseline]) -> str | None:

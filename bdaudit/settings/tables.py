@@ -129,6 +129,12 @@ class Inputs(Table, panel="Inputs"):
         examples=("clean/",),
         marks=(LOCATION,),
     )
+    task: Literal["classification", "detection"] = option(
+        "classification",
+        help="What the models do: classify images, or detect objects. For detection the data are "
+        "pictures with boxes, in COCO's or VOC's layout.",
+        examples=("detection",),
+    )
     classes: str | None = option(
         help="File with one class name per line, in order of index.",
         examples=("classes.txt",),
@@ -192,7 +198,8 @@ class Models(Table, panel="Model details that the checkpoints do not store"):
     )
     num_classes: int | None = option(help="Number of classes.", examples=(10,), ge=2)
     input_size: tuple[int, int] | None = option(
-        help="Input size of the network, HxW or one number; images are resized to it.",
+        help="Input size of the network, HxW or one number; images are resized to it. Of "
+        "detectors: the size that all pictures are brought to.",
         examples=("224x224",),
         form=SIZE,
     )
@@ -208,6 +215,13 @@ class Models(Table, panel="Model details that the checkpoints do not store"):
     )
     outputs: Literal["logits", "probabilities"] | None = option(
         help="What the network returns.", examples=("logits",)
+    )
+    score_threshold: float | None = option(
+        help="Score from which a detection counts, of detectors.",
+        examples=(0.5,),
+        gt=0,
+        le=1,
+        default_text="0.5",
     )
     weights: tuple[str, ...] = option(
         (),
@@ -356,6 +370,14 @@ class Query(Table, panel=_ASKING):
     )
     layout: Literal["NCHW", "NHWC"] | None = option(
         help="Order of dimensions of the model's input.", examples=("NCHW",)
+    )
+    first_label: int = option(
+        1,
+        help="Number of a detector's first class in its answers: 1 as torchvision has it, where "
+        "0 is the background, or 0.",
+        examples=(0,),
+        ge=0,
+        le=1,
     )
     input_name: str | None = option(help="Name of the server's image input.", examples=("input",))
     output_name: str | None = option(

@@ -1,4 +1,4 @@
-"""A real server, MLServer, started on loopback with a twin as an ONNX file behind it.
+"""A real server, MLServer, started on loopback with a twin and a detector as ONNX files behind it.
 
 It speaks JSON only; the binary extension is held against Triton's own client in test_protocol.py.
 """
@@ -29,7 +29,8 @@ from bdaudit.blackbox import (
 )
 from bdaudit.errors import ModelError
 from tests.blackbox import mlserver_runtime
-from tests.blackbox.onnx_graphs import twin_onnx
+from tests.blackbox.onnx_graphs import finder, finder_onnx, twin_onnx
+from tests.blackbox.test_detections import ASKED, opened
 from tests.twins import original_twin, twin_sample, twin_trigger
 
 NET = original_twin()
@@ -57,14 +58,24 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "parallel_workers": 0,
     }
     (folder / "settings.json").write_text(json.dumps(settings))
-    model = {
+    twin = {
         "name": "twin",
         "implementation": "mlserver_runtime.OnnxRuntime",
         "parameters": {"uri": str(twin_onnx(folder / "twin.onnx", NET)), "version": "v1"},
         "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}],
         "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 4]}],
     }
-    (folder / "model-settings.json").write_text(json.dumps(model))
+    detector = {
+        "name": "finder",
+        "implementation": "mlserver_runtime.OnnxRuntime",
+        "parameters": {"uri": str(finder_onnx(folder / "finder.onnx"))},
+        "inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 3, 8, 8]}],
+    }
+    for model in (twin, detector):
+        inside = folder / str(model["name"])
+        inside.mkdir()
+        shutil.copy(Path(mlserver_runtime.__file__), inside)
+        (inside / "model-settings.json").write_text(json.dumps(model))
     start = [sys.executable, "-c", "from mlserver.cli import main; main()", "start", str(folder)]
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(start, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
@@ -104,6 +115,13 @@ def test_it_answers_as_the_network_does(endpoint: str, feedback: str) -> None:
         torch.testing.assert_close(answers, expected)
     else:
         assert torch.equal(answers, expected.argmax(1))
+
+
+def test_a_served_detector_answers_for_the_box_that_is_asked_about(endpoint: str) -> None:
+    with opened(endpoint.replace("twin", "finder")) as box:
+        answers = box.ask(ASKED)
+        assert (box.n_queries, box.image_shape) == (4, (4, 8, 8))
+    torch.testing.assert_close(answers, opened(finder).ask(ASKED))
 
 
 def test_it_is_steady_and_known_by_name(endpoint: str) -> None:

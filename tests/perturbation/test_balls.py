@@ -152,3 +152,21 @@ def test_an_l2_ball_has_no_room_for_steps():
 def test_which_columns_can_move():
     assert can_move(STEPS, 0.1) == (True, True, False, False)
     assert can_move(STEPS, 0.3) == (True, True, True, False)
+
+
+@given(NORMS, st.floats(0.1, 4.0), SEEDS, st.floats(1e-3, 1e3))
+def test_the_mark_of_a_box_never_moves(norm, eps, seed, scale):
+    ball = make_ball(norm, eps, marked=True)
+    generator = torch.Generator().manual_seed(seed)
+    marked = torch.randn((1, 4, 5, 4), generator=generator) * scale
+    shape = marked.shape[1:]
+    moved = [
+        ball.project(marked),
+        ball.possible(marked),
+        ball.random_point(shape, generator),
+        ball.random_surface_point(shape, generator),
+    ]
+    assert all(not bool(delta[..., 3, :, :].any()) for delta in moved)
+    pixels = marked[:, :3]
+    assert torch.allclose(moved[0][:, :3], make_ball(norm, eps).project(pixels), rtol=1e-5)
+    assert _length(norm, moved[3]) == pytest.approx(eps, rel=2e-5)
