@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, isfinite
 
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdaudit.defenses.tuning import check_images, device_of, trainable_copy
 from bdaudit.detection import sparing_marks
-from bdaudit.errors import ConfigError, NumericsError
+from bdaudit.errors import ConfigError, ModelError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps
 
 __all__ = ["IBauConfig", "unlearn_worst_trigger"]
@@ -90,6 +91,7 @@ def unlearn_worst_trigger(
 
     Raises:
         DataError: Images and labels do not fit each other.
+        ModelError: The network cannot be differentiated twice.
         NumericsError: Training diverged.
 
     Source: Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR
@@ -119,7 +121,7 @@ def unlearn_worst_trigger(
                 yield Progress(title, done + number / n_batches, config.n_rounds)
             n_stamped = max(1, int(len(answers) * config.stamped_share))
             stamped = torch.randperm(len(answers), generator=generator)[:n_stamped]
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH), _differentiated_twice(title):
                 slopes = hypergradient(
                     tuned, weights, trigger, batches[0], (batch, answers), stamped, config
                 )
@@ -134,6 +136,20 @@ def unlearn_worst_trigger(
     optimizer.zero_grad(set_to_none=True)
     yield Progress(title, config.n_rounds, config.n_rounds)
     return tuned.requires_grad_(False)
+
+
+@contextmanager
+def _differentiated_twice(title: str) -> Iterator[None]:
+    """Raise a ModelError where the network has an operation without a second derivative."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "double backward" not in str(error):
+            raise
+        raise ModelError(
+            f"{title}: expected a network that can be differentiated twice, and this one cannot "
+            f"({error}), such as Faster R-CNN; use another defence"
+        ) from error
 
 
 Batch = tuple[Tensor, Tensor]

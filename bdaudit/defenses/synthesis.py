@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdaudit.defenses.layers import classifier_head
+from bdaudit.defenses.layers import logit_head
 from bdaudit.detection import sparing_marks
 from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps
@@ -127,7 +127,8 @@ def train_trigger_network(
     the image, so it starts as the identity. Their bounds on the change are switches between two
     losses, ours is a penalty beyond the bound, and features are scaled by their spread.
     """
-    classifier_head(classifier)  # a network without one is refused in words that fit a defence
+    # A network without one is refused in words that fit a defence.
+    logit_head(classifier, images[:2], title)
     reader = FeatureReader(classifier, images[:2])
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     n_batches = max(1, ceil(len(labels) / config.batch_size))

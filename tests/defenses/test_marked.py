@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.defenses import NcUnlearnConfig, SauConfig, nc_unlearn
-from bdaudit.defenses.i_bau import add_trigger
+from bdaudit.defenses.i_bau import IBauConfig, add_trigger, unlearn_worst_trigger
 from bdaudit.defenses.sau import shared_perturbation
 from bdaudit.defenses.synthesis import TriggerNetwork
 from bdaudit.detection import is_marked, mark, pixels_of
-from bdaudit.errors import ConfigError
+from bdaudit.detection.small import small_detector
+from bdaudit.errors import ConfigError, ModelError
 from bdaudit.foundation.progress import finish
 
 
@@ -61,4 +62,21 @@ def test_neural_cleanse_knows_no_boxes_and_says_so() -> None:
         generator=torch.Generator().manual_seed(0),
     )
     with pytest.raises(ConfigError, match="an unknown one in a detector is not supported"):
+        finish(steps)
+
+
+def test_what_cannot_be_differentiated_twice_is_refused_in_plain_words() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        detector = small_detector("fasterrcnn", 2, 3).eval().requires_grad_(False)
+    pictures = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = mark(pictures, torch.tensor([[4.0, 4.0, 28.0, 28.0]]).expand(4, 4))
+    steps = unlearn_worst_trigger(
+        detector,
+        images,
+        torch.arange(4) % 3,
+        config=IBauConfig(n_rounds=1, batch_size=4),
+        generator=torch.Generator().manual_seed(0),
+    )
+    with pytest.raises(ModelError, match="differentiated twice"):
         finish(steps)
