@@ -32,7 +32,7 @@ def preview(
     trigger: Annotated[str, typer.Argument(help="Trigger file (TOML).", show_default=False)],
     inputs: Annotated[
         Inputs,
-        Only("data", "classes", "label_column", "image_column", "allow_trigger_code"),
+        Only("data", "task", "classes", "label_column", "image_column", "allow_trigger_code"),
         Required("data"),
     ],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("trigger-preview.png"),
@@ -52,6 +52,7 @@ def preview(
         data=str(inputs.data),
         out=out,
         n=images,
+        task=inputs.task,
         image_shape=options.read_shape(image_shape),
         classes=None if inputs.classes is None else Path(inputs.classes),
         image_column=inputs.image_column,

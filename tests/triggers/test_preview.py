@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from bdaudit.auditing.preview import preview_trigger
 from bdaudit.data import from_arrays
 from bdaudit.detection import mark
 from bdaudit.errors import ConfigError, DataError
@@ -69,6 +74,34 @@ def test_nothing_to_show() -> None:
     two = from_arrays(SAMPLE.images[:2], SAMPLE.labels[:2], class_names=["a", "b", "c"])
     with pytest.raises(DataError, match="no image"):
         preview_strip(two, trigger)
+
+
+def test_a_preview_on_pictures_with_boxes(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), (51, 51, 51)).save(tmp_path / "p.png")
+    objects = [(1, [8, 8, 16, 12]), (2, [0, 24, 8, 8])]
+    document = {
+        "images": [{"id": 1, "file_name": "p.png", "width": 32, "height": 32}],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": label, "bbox": box}
+            for k, (label, box) in enumerate(objects)
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(document))
+    Image.new("L", (4, 4), 255).save(tmp_path / "white.png")
+    (tmp_path / "t.toml").write_text(
+        'kind = "on-object"\n[target]\ngoal = "disappear"\n'
+        '[on-object]\nimage = "white.png"\nshare = 0.5\n'
+    )
+    draw = partial(preview_trigger, tmp_path / "t.toml", data=tmp_path, out=tmp_path / "o.png", n=6)
+    draw(task="detection")
+    with Image.open(tmp_path / "o.png") as strip:
+        assert strip.width == MARGIN + 2 * (128 + GAP)  # two objects; the empty box is none
+        top = HEADER + 128 + GAP
+        assert strip.getpixel((MARGIN + 16 * 4, top + 14 * 4)) == (255, 255, 255)
+        assert strip.getpixel((MARGIN + 10 * 4, top + 10 * 4)) == (51, 51, 51)
+    with pytest.raises(ConfigError, match="in no table"):
+        draw(task="detection", label_column="label")
 
 
 def test_the_box_of_a_marked_image_is_outlined_thinly_and_hides_nothing() -> None:
