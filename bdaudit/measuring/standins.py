@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.data import Sample
+from bdaudit.detection import is_detector
 from bdaudit.errors import ModelError, NumericsError
 from bdaudit.foundation.progress import Steps
 from bdaudit.measuring.answers import Examined, examine_answers
@@ -56,6 +57,8 @@ class MadeStandIns:
 def n_missing(subjects: Sequence[Subject], wanted: int | None, *, enough: int = N_INNOCENT) -> int:
     """Return how many stand-ins to make: `wanted`, or what the references lack to `enough`.
 
+    Unasked none is made for detectors, since none can be.
+
     Args:
         subjects: The models that serve: a reference that was left out counts for nothing.
         wanted: As the user said; `None` where nothing was said.
@@ -63,6 +66,8 @@ def n_missing(subjects: Sequence[Subject], wanted: int | None, *, enough: int = 
     """
     if wanted is not None:
         return wanted
+    if any(s.model is not None and is_detector(s.model.network) for s in subjects):
+        return 0  # answers about boxes do not teach a detector where boxes are
     given = [s for s in subjects if s.role == "reference" and not s.stand_in]
     return max(enough - len(given), 0)
 
