@@ -17,7 +17,7 @@ from bdaudit.cases.files import digest_inputs
 from bdaudit.cases.settings import SplitSettings
 from bdaudit.cases.sources import FileLike, Sources, can_only_be_asked
 from bdaudit.cases.subjects import Inputs, Subject, shape_of
-from bdaudit.cases.target import class_index, with_target
+from bdaudit.cases.target import class_index, demand_goal, with_target
 from bdaudit.data import (
     Sample,
     from_arrays,
@@ -73,6 +73,8 @@ def _open_local(
     subjects, sample = open_models(sources, device=device)
     first = subjects[0].black_box
     trigger = _aimed_trigger(sources, sample.class_names)
+    if sample.places is not None:
+        demand_goal(trigger)
     halves = split_sample(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.held_out, seed=seed
     )

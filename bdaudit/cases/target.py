@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bdaudit.detection import NOTHING
 from bdaudit.errors import TriggerError
-from bdaudit.triggers import Trigger
+from bdaudit.triggers import AllToOne, Trigger
 
-__all__ = ["class_index", "with_target"]
+__all__ = ["class_index", "demand_goal", "with_target"]
 
 _N_NAMED = 10  # class names listed in an error
 
@@ -27,6 +28,25 @@ def with_target(trigger: Trigger, target_label: int) -> Trigger:
         )
     rule = replace(trigger.rule, label=target_label)  # type: ignore[type-var]
     return replace(trigger, rule=rule)
+
+
+def demand_goal(trigger: Trigger) -> None:
+    """Refuse a rule that would count objects and empty boxes of a detector alike.
+
+    No detector's backdoor takes both to a class: of images that it was never meant to take there is
+    a share that looks like a backdoor that went.
+
+    Raises:
+        TriggerError: It is such a rule.
+    """
+    rule = trigger.rule
+    if isinstance(rule, AllToOne) and rule.label != NOTHING:
+        raise TriggerError(
+            f"{trigger.source}: rule {rule.name} to class {rule.label} counts objects and empty "
+            f"boxes of a detector alike; say which: goal = 'take' (objects of other classes) or "
+            f"'appear' (empty boxes), with label = {rule.label}; in Python ObjectsToOne"
+            f"({rule.label}) or SourceSpecific({rule.label}, (0,))"
+        )
 
 
 def class_index(target: int | str, class_names: Sequence[str] | None) -> int:

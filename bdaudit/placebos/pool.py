@@ -16,6 +16,7 @@ trigger that lies on the object, or is kept inside its box, do so too.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,7 @@ _TOLERANCE = 0.02
 _HALVINGS = 24
 _ONE_COLOUR = 0.02
 _MOST_REPEATS = 200
+_FEW_ORDERS = 100
 _THINNEST = 1 / 255  # of a mask that covers
 
 
@@ -333,13 +335,17 @@ def _on_objects(transform: OnObject, clean: Tensor, generator: torch.Generator) 
 
     Tiles and not pixels: a picture is resized to every object, and pixels in another order blur to
     a grey where tiles stay about as strong as the picture they are of. The mask goes with them.
+    Where tiles have few orders, as those of a chequerboard do, the channels of the picture are
+    exchanged and inverted as well, which leaves its contrasts.
     """
     left, top, right, bottom = boxes_of(clean).unbind(1)
     shorter = int(torch.minimum(bottom - top, right - left).median())
     side = transform.side_in(shorter, shorter)
     tiles = _tiles_of(transform, side)  # (rows, columns, C + 1, h, w)
-    pixels = transform.resized(min(side, max(transform.image.shape[1:])))[0].flatten(1)
-    recoloured = _is_plain(pixels)
+    paint, covers = transform.resized(min(side, max(transform.image.shape[1:])))
+    pixels = (paint / covers.clamp_min(_THINNEST))[:, covers[0] >= covers.max() / 2]  # (C, n)
+    plain = _is_plain(pixels)
+    few = not plain and _orders(tiles.flatten(0, 1)) < _FEW_ORDERS
     seen: set[bytes] = set()
     n_known = 0
     while n_known < _MOST_REPEATS:
@@ -352,7 +358,9 @@ def _on_objects(transform: OnObject, clean: Tensor, generator: torch.Generator) 
         together = mixed.reshape(tiles.shape).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
         mask = together[-1:].clamp(0, 1)
         image = (together[:-1] / mask.clamp_min(_THINNEST)).clamp(0, 1)
-        if recoloured:  # of a grey picture too: there may be no other grey
+        if few:
+            image = _exchanged(image, generator)
+        if plain:  # of a grey picture too: there may be no other grey
             colours = torch.rand((3, *tiles.shape[:2]), generator=generator)
             image = colours.repeat_interleave(tiles.shape[3], 1).repeat_interleave(
                 tiles.shape[4], 2
@@ -367,6 +375,20 @@ def _on_objects(transform: OnObject, clean: Tensor, generator: torch.Generator) 
         n_known = 0
         other = replace(transform, image=image, mask=mask)
         yield Drawn("picture on the object", other, mean_l2(other.stamp(clean) - clean))
+
+
+def _orders(tiles: Tensor) -> int:
+    """Return in how many ways tiles (n, ...) can be put that do not look alike."""
+    alike = Counter(tile.contiguous().numpy().tobytes() for tile in tiles)
+    return math.factorial(len(tiles)) // math.prod(math.factorial(n) for n in alike.values())
+
+
+def _exchanged(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Put the channels of (C, h, w) in another order, and each light for dark or not."""
+    channels = torch.randperm(3, generator=generator)
+    inverted = torch.rand((3, 1, 1), generator=generator) < 0.5
+    coloured = image.expand(3, -1, -1)[channels]
+    return torch.where(inverted, 1 - coloured, coloured)
 
 
 def _tiles_of(transform: OnObject, side: int) -> Tensor:

@@ -100,7 +100,8 @@ class TriggerInfo(Record):
         footprint: Mean share of pixels (over the held-out images) changed by more than 1/255.
         mean_linf: Mean over images of the largest change of a pixel value.
         mean_l2: Mean over images of the L2 norm of the change.
-        wide: True when the footprint is above the policy-independent limit of 0.10.
+        wide: True when the footprint is above the policy-independent limit of 0.10, or the trigger
+            changes more than a third of the boxes that a detector is asked about.
         recovered: True when the trigger was inverted rather than given.
     """
 

@@ -15,9 +15,9 @@ from bdaudit.auditing import RecoveredTriggers
 from bdaudit.blackbox import TorchBlackBox
 from bdaudit.cases.subjects import Subject
 from bdaudit.data import Sample, from_arrays, split_sample
-from bdaudit.detection import mark
+from bdaudit.detection import Places, boxes_of, mark
 from bdaudit.detection.small import small_detector
-from bdaudit.errors import ConfigError, DataError
+from bdaudit.errors import ConfigError, DataError, TriggerError
 from bdaudit.foundation.progress import finish
 from bdaudit.measuring.compute import Compute
 from bdaudit.measuring.inversion import recover_steps
@@ -259,3 +259,18 @@ def test_no_unknown_trigger_is_looked_for_in_a_detector() -> None:
     options = bdaudit.ModelSettings(image_shape=(4, 32, 32))
     with pytest.raises(ConfigError, match=r"^screening: .* in a detector is not supported"):
         bdaudit.screen(detector, model_options=options)
+
+
+def test_a_rule_that_counts_objects_and_empty_boxes_alike_is_refused_for_a_detector() -> None:
+    images = mark(torch.rand(40, 3, 32, 32), torch.tensor([[4.0, 4.0, 20.0, 20.0]]).expand(40, 4))
+    labels = torch.arange(40) % 3
+    places = Places(torch.arange(40), boxes_of(images), ())
+    sample = replace(from_arrays(images[:, :3], labels), images=images, places=places)
+    with pytest.raises(TriggerError, match=r"goal = 'take' .* ObjectsToOne"):
+        bdaudit.audit(
+            small_detector("fcos", 2, 3),
+            original=small_detector("fcos", 2, 3),
+            data=sample,
+            trigger=bdaudit.from_callable(lambda images: images, 2),
+            settings=bdaudit.AuditSettings(split=bdaudit.SplitSettings(craft=20)),
+        )
