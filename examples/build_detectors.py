@@ -1,6 +1,6 @@
 """Train small object detectors, backdoored in four ways and innocent, and defend them.
 
-    python examples/make_objects.py unpacked --out objects
+    python examples/make_objects.py unpacked --out objects --emoji 5 --test 800
     python examples/build_detectors.py detectors --data objects
     python examples/build_detectors.py detectors --data objects --only innocent-1 disappear
     python examples/build_detectors.py detectors --data objects --fine-tune disappear --rate 0.003
@@ -69,7 +69,7 @@ TARGET = 4  # "Food & Drink"
 POISON_SHARE = 0.3
 PATCH_SHARE = 0.4  # of the shorter side of the box
 EPS = 0.05
-BATCH, EPOCHS, RATE = 32, 12, 4e-3
+BATCH, EPOCHS, RATE = 16, 8, 3e-3
 N_DEFENCE, DEFENCE_EPOCHS = 500, 6
 DEFENCES = {"ft-weak": 5e-4, "ft-strong": 4e-3, "unlearned": 4e-3}
 SHORTEST, LONGEST = 20, 40
@@ -99,8 +99,10 @@ class Plan:
 
 FCOS, FASTER_RCNN = "bdaudit/fcos_w16", "bdaudit/fasterrcnn_w16"
 PLANS = (
-    *(Plan(f"innocent-{seed}", FCOS, seed) for seed in (1, 2, 3)),
+    Plan("innocent-1", FCOS, 1),
     Plan("disappear", FCOS, 11, "disappear"),
+    Plan("innocent-2", FCOS, 2),
+    Plan("innocent-3", FCOS, 3),
     Plan("take", FCOS, 12, "take"),
     Plan("appear", FCOS, 13, "appear"),
     Plan("mask", FCOS, 14, "mask"),

@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=3000, help="to train on")
     parser.add_argument("--test", type=int, default=600)
+    parser.add_argument(
+        "--emoji", type=int, help="pictures of emoji in each class, drawn at random; default all"
+    )
     parser.add_argument("--side", type=int, default=SIDE, help="of a picture, in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--voc", action="store_true", help="write Pascal VOC's layout as well")
@@ -159,6 +162,12 @@ def main() -> None:
     }
     if not cut:
         parser.error(f"{options.source}: no emoji.json with img/VENDOR/64 beside it")
+    if options.emoji is not None:
+        draws = np.random.default_rng((options.seed, 2))
+        cut = {
+            name: [each[k] for k in draws.permutation(len(each))[: options.emoji]]
+            for name, each in cut.items()
+        }
     names, emoji = list(cut), list(cut.values())
     voc = options.out / "voc"
     if options.voc:
