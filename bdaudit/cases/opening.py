@@ -28,7 +28,7 @@ from bdaudit.data import (
 )
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
-from bdaudit.detection import CHANNELS, is_detector
+from bdaudit.detection import CHANNELS, NOTHING, is_detector
 from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.foundation.progress import finish
 from bdaudit.foundation.sources import FileSource, InMemory, LocalFile, Source
@@ -149,6 +149,7 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
     sample = _check_labels(sample, first)
     for subject in subjects:
         sample = _check_names(sample, subject)
+    sample = _saying_what_is_asked(sample)
     checked = (_with_checked_outputs(subject, sample, sources, device) for subject in subjects)
     return tuple(checked), sample
 
@@ -472,6 +473,18 @@ def _check_labels(sample: Sample, model: BlackBox) -> Sample:
         return sample
     note = f"no images of {len(absent)} of {model.num_classes} classes: {shown(absent)}"
     return replace(sample, notes=(*sample.notes, note))
+
+
+def _saying_what_is_asked(sample: Sample) -> Sample:
+    """Note of pictures with boxes what one image of the sample is."""
+    if sample.places is None:
+        return sample
+    empty = int((sample.labels == NOTHING).sum())
+    note = (
+        f"every image is a picture and one box of it that is asked about: {len(sample) - empty:,} "
+        f"objects and {empty:,} empty places in {len(sample.places.pictures.unique()):,} pictures"
+    )
+    return replace(sample, notes=(note, *sample.notes))
 
 
 def _check_names(sample: Sample, subject: Subject) -> Sample:
