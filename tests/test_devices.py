@@ -12,7 +12,9 @@ from torch import nn
 import bdaudit
 from bdaudit.data import from_arrays
 from bdaudit.defenses.catalogue import DEFENSES, defense_config, flat_settings
+from bdaudit.detection import mark, pixels_of
 from bdaudit.foundation.progress import finish
+from bdaudit.models import build_network
 from bdaudit.relatives.standins import StandInConfig
 from bdaudit.triggers import AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
@@ -170,3 +172,22 @@ def test_every_search_stays_on_the_card(method: str, card: torch.device) -> None
         stand_ins=0,
     )
     assert found.record.environment.device == "cuda (a pretended card)"
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet", "ssd", "fasterrcnn"])
+def test_every_detector_answers_and_learns_on_the_card(kind: str, card: torch.device) -> None:
+    network = build_network(
+        f"bdaudit/{kind}_w8",
+        num_classes=3,
+        in_channels=4,
+        generator=torch.Generator().manual_seed(0),
+    ).to(card)
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 40.0], [20.0, 10.0, 60.0, 60.0]])
+    asked = mark(torch.rand(2, 3, 64, 64), boxes).to(card).requires_grad_()
+    answers = network(asked)
+    assert (answers.device, tuple(answers.shape)) == (card, (2, 3))
+    loss = nn.functional.cross_entropy(answers, torch.tensor([1, 2], device=card))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert asked.grad is not None
+    assert asked.grad.device == card
+    assert all(each["boxes"].device == card for each in network.detect(pixels_of(asked.detach())))

@@ -82,10 +82,10 @@ def candidates(detector: nn.Module, pictures: Tensor) -> Candidates:
     boxes, log_scores = considered(detector, kind, images, features)
     seen_height, seen_width = images.image_sizes[0]
     height, width = pictures.shape[-2:]
-    ends = boxes.new_tensor([seen_width, seen_height, seen_width, seen_height])
-    boxes = torch.minimum(boxes.clamp_min(0), ends)
-    scale = boxes.new_tensor([width, height, width, height]) / ends
-    return Candidates(boxes * scale, log_scores)
+    seen = torch.tensor([seen_width, seen_height] * 2, dtype=boxes.dtype, device=boxes.device)
+    own = torch.tensor([width, height] * 2, dtype=boxes.dtype, device=boxes.device)
+    boxes = torch.minimum(boxes.clamp_min(0), seen)
+    return Candidates(boxes * (own / seen), log_scores)
 
 
 def num_classes_of(detector: nn.Module) -> int:
@@ -147,10 +147,17 @@ def _of_two_stages(
     log_scores = _log_softmax(logits)
     boxes = heads.box_coder.decode(codes, proposals).view(*logits.shape, 4)
     counts = [len(proposal) for proposal in proposals]
-    pad = nn.utils.rnn.pad_sequence
-    return (
-        pad(list(torch.split(boxes, counts)), batch_first=True),
-        pad(list(torch.split(log_scores, counts)), batch_first=True, padding_value=_PADDING),
+    return _as_rows(boxes, counts, 0.0), _as_rows(log_scores, counts, _PADDING)
+
+
+def _as_rows(values: Tensor, counts: list[int], fill: float) -> Tensor:
+    """Give the values (P, ...) of pictures one after another as (N, longest, ...), filled up."""
+    unchanged = (0, 0) * (values.ndim - 1)
+    return torch.stack(
+        [
+            functional.pad(part, (*unchanged, 0, max(counts) - len(part)), value=fill)
+            for part in torch.split(values, counts)
+        ]
     )
 
 
