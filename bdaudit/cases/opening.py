@@ -482,7 +482,7 @@ def _saying_what_is_asked(sample: Sample) -> Sample:
     empty = int((sample.labels == NOTHING).sum())
     note = (
         f"every image is a picture and one box of it that is asked about: {len(sample) - empty:,} "
-        f"objects and {empty:,} empty places in {len(sample.places.pictures.unique()):,} pictures"
+        f"objects and {empty:,} empty places in {len(set(sample.places.pictures.tolist())):,} pictures"
     )
     return replace(sample, notes=(note, *sample.notes))
 
