@@ -480,9 +480,10 @@ def _saying_what_is_asked(sample: Sample) -> Sample:
     if sample.places is None:
         return sample
     empty = int((sample.labels == NOTHING).sum())
+    pictures = len(set(sample.places.pictures.tolist()))
     note = (
         f"every image is a picture and one box of it that is asked about: {len(sample) - empty:,} "
-        f"objects and {empty:,} empty places in {len(set(sample.places.pictures.tolist())):,} pictures"
+        f"objects and {empty:,} empty places in {pictures:,} pictures"
     )
     return replace(sample, notes=(note, *sample.notes))
 
