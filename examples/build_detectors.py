@@ -44,6 +44,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from bdaudit.data import Sample, load_objects
 from bdaudit.detection import NOTHING, mark, pixels_of
 from bdaudit.detection.asked import Asked
+from bdaudit.errors import BdauditError
 from bdaudit.models import build_network, load_model, save_model
 from bdaudit.triggers import (
     NOT_COUNTED,
@@ -453,4 +454,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BdauditError as error:
+        raise SystemExit(str(error)) from None

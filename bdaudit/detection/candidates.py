@@ -33,8 +33,8 @@ class Candidates:
     Attributes:
         boxes: (N, A, 4), or (N, A, K, 4) where every class has a box of its own; left, top, right
             and bottom in pixels of the pictures, inside them.
-        log_scores: (N, A, K), the logarithm of each class's score; class 0 means nothing, and is a
-            score of the background or one that no class uses.
+        log_scores: (N, A, K), float32, the logarithm of each class's score; class 0 means nothing,
+            and is a score of the background or one that no class uses.
     """
 
     boxes: Tensor
@@ -125,7 +125,7 @@ def _of_one_stage(
     detector: Any, kind: str, images: Any, features: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     levels = list(features.values())
-    answers = detector.head(levels)
+    answers = {name: part.float() for name, part in detector.head(levels).items()}
     anchors = torch.stack(detector.anchor_generator(images, levels))  # (N, A, 4)
     codes, logits = answers["bbox_regression"], answers["cls_logits"]
     if kind == "FCOS":
@@ -144,8 +144,8 @@ def _of_two_stages(
         proposals, _ = detector.rpn(images, features)
     pooled = heads.box_roi_pool(features, proposals, images.image_sizes)
     logits, codes = heads.box_predictor(heads.box_head(pooled))
-    log_scores = _log_softmax(logits)
-    boxes = heads.box_coder.decode(codes, proposals).view(*logits.shape, 4)
+    log_scores = _log_softmax(logits.float())
+    boxes = heads.box_coder.decode(codes.float(), proposals).view(*logits.shape, 4)
     counts = [len(proposal) for proposal in proposals]
     return _as_rows(boxes, counts, 0.0), _as_rows(log_scores, counts, _PADDING)
 
