@@ -326,6 +326,11 @@ def _with_question(network: nn.Module, settings: ModelSettings, subject: str) ->
         raise ModelError(
             f"{subject}: a detector normalises pictures itself; leave out mean and std"
         )
+    if settings.outputs == "probabilities":
+        raise ModelError(
+            f"{subject}: what a detector is asked for are logits, whatever its scores are; leave "
+            "out outputs"
+        )
     if settings.image_shape is not None and settings.image_shape[0] != CHANNELS:
         raise ModelError(
             f"{subject}: an object detector, which is asked about a box at a time, takes images of "
@@ -336,7 +341,10 @@ def _with_question(network: nn.Module, settings: ModelSettings, subject: str) ->
     given = settings.score_threshold
     if given is None:
         given = network.score_threshold if isinstance(network, Asked) else SCORE_THRESHOLD
-    return as_asked(network, score_threshold=given)
+    try:
+        return as_asked(network, score_threshold=given)
+    except ModelError as error:
+        raise ModelError(f"{subject}: {error}") from error
 
 
 def _read_from(

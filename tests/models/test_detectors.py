@@ -96,6 +96,10 @@ def test_what_does_not_fit_a_detector_is_refused(tmp_path: Path) -> None:
         load_model(path, name="defended", image_shape=(3, 32, 32))
     with pytest.raises(ModelError, match="leave out mean and std"):
         load_model(path, name="defended", mean=(0.5,), std=(0.5,))
+    with pytest.raises(ModelError, match="leave out outputs"):
+        load_model(path, name="defended", outputs="probabilities")
+    with pytest.raises(ModelError, match=r"detector\.pt\): score_threshold: the detector itself"):
+        load_model(path, name="defended", score_threshold=0.01)
     with pytest.raises(ModelError, match="expected pictures of 3 channels"):
         build_network("bdaudit/fcos_w4", num_classes=3, in_channels=1)
     with pytest.raises(ModelError, match="did you mean"):
