@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ _HALVINGS = 24
 _ONE_COLOUR = 0.02
 _MOST_REPEATS = 200
 _FEW_ORDERS = 100
+_MOST_FITTED = 10  # pictures tried for one that can be made as strong
+_FITTED_ON, _FITTINGS = 64, 8
 _THINNEST = 1 / 255  # of a mask that covers
 
 
@@ -85,7 +88,7 @@ def draw(
         l2 = mean_l2(trigger.transform.stamp(clean) - clean)
         yield Drawn(f"given: {trigger.source}", trigger.transform, l2)
     if isinstance(transform, OnObject):
-        yield from _on_objects(transform, clean, generator)
+        yield from _on_objects(transform, clean, strength, generator)
         return
     if isinstance(transform, InBox):
         # Of the change inside one box little would be left inside another.
@@ -330,25 +333,81 @@ def _reordered(pixels: Tensor, generator: torch.Generator, *, recoloured: bool) 
 # -- triggers on the object ------------------------------------------------------------------------
 
 
-def _on_objects(transform: OnObject, clean: Tensor, generator: torch.Generator) -> Iterator[Drawn]:
-    """Pictures made of the true one's tiles, each mirrored or not, in another order, and turned.
+def _on_objects(
+    transform: OnObject, clean: Tensor, strength: float, generator: torch.Generator
+) -> Iterator[Drawn]:
+    """Other pictures with the share and place of the true one, as many of its own as of others.
+
+    A detector whose objects were made to disappear behind a picture may answer a little to any that
+    is colourful: of the true one's own tiles none served on a detector that plain colours and
+    pieces of the sample's pictures left alone (measured, docs/placebos.md).
+    """
+    left, top, right, bottom = boxes_of(clean).unbind(1)
+    shorter = int(torch.minimum(bottom - top, right - left).median())
+    side = transform.side_in(shorter, shorter)
+    own = _mixed_tiles(transform, side, generator)
+    kinds = (
+        ("tiles of the trigger", own, _MOST_REPEATS),
+        ("piece of a picture", _pieces(transform, side, pixels_of(clean), generator), _MOST_FITTED),
+        ("tiles of the trigger", own, _MOST_REPEATS),
+        ("plain colour", _plain_colours(transform, side, generator), _MOST_FITTED),
+    )
+    seen: set[bytes] = set()
+    found_some = True
+    while found_some:
+        found_some = False
+        for kind, pictures, most in kinds:
+            for image, mask in islice(pictures, most):
+                known = repr(tuple(image.shape)).encode() + image.numpy().tobytes()
+                if known in seen:
+                    continue
+                drawn = replace(transform, image=image, mask=mask)
+                other = drawn if pictures is own else _contrasted(drawn, clean, strength)
+                if other is None:
+                    continue
+                seen.add(known)
+                found_some = True
+                yield Drawn(kind, other, mean_l2(other.stamp(clean) - clean))
+                break
+
+
+def _contrasted(transform: OnObject, clean: Tensor, strength: float) -> OnObject | None:
+    """Raise or lower a picture's contrast with grey until it is as strong as the true one.
+
+    Returns:
+        It, or `None` where its strength stays off by more than a sixth.
+    """
+    few = clean[:_FITTED_ON]
+
+    def with_contrast(scale: float) -> OnObject:
+        return replace(transform, image=(0.5 + scale * (transform.image - 0.5)).clamp(0, 1))
+
+    low, high = 0.25, 16.0
+    for _ in range(_FITTINGS):
+        middle = math.sqrt(low * high)
+        reached = mean_l2(with_contrast(middle).stamp(few) - few)
+        low, high = (middle, high) if reached < strength else (low, middle)
+    fitted = with_contrast(high)
+    l2 = mean_l2(fitted.stamp(few) - few)
+    return fitted if abs(l2 - strength) <= strength / 6 else None
+
+
+def _mixed_tiles(
+    transform: OnObject, side: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw pictures and masks of the true one's tiles, mirrored or not, in another order, turned.
 
     Tiles and not pixels: a picture is resized to every object, and pixels in another order blur to
     a grey where tiles stay about as strong as the picture they are of. The mask goes with them.
     Where tiles have few orders, as those of a chequerboard do, the channels of the picture are
     exchanged and inverted as well, which leaves its contrasts.
     """
-    left, top, right, bottom = boxes_of(clean).unbind(1)
-    shorter = int(torch.minimum(bottom - top, right - left).median())
-    side = transform.side_in(shorter, shorter)
     tiles = _tiles_of(transform, side)  # (rows, columns, C + 1, h, w)
     paint, covers = transform.resized(min(side, max(transform.image.shape[1:])))
     pixels = (paint / covers.clamp_min(_THINNEST))[:, covers[0] >= covers.max() / 2]  # (C, n)
     plain = _is_plain(pixels)
     few = not plain and _orders(tiles.flatten(0, 1)) < _FEW_ORDERS
-    seen: set[bytes] = set()
-    n_known = 0
-    while n_known < _MOST_REPEATS:
+    while True:
         order = torch.randperm(tiles.shape[0] * tiles.shape[1], generator=generator)
         mixed = tiles.flatten(0, 1)[order]
         mirrored = torch.rand((2, len(mixed), 1, 1, 1), generator=generator) < 0.5
@@ -362,19 +421,39 @@ def _on_objects(transform: OnObject, clean: Tensor, generator: torch.Generator) 
             image = _exchanged(image, generator)
         if plain:  # of a grey picture too: there may be no other grey
             colours = torch.rand((3, *tiles.shape[:2]), generator=generator)
-            image = colours.repeat_interleave(tiles.shape[3], 1).repeat_interleave(
-                tiles.shape[4], 2
-            )
+            rows = colours.repeat_interleave(tiles.shape[3], 1)
+            image = rows.repeat_interleave(tiles.shape[4], 2)
         turns = int(torch.randint(4, (1,), generator=generator))
-        image, mask = (torch.rot90(t, turns, (-2, -1)).contiguous() for t in (image, mask))
-        known = repr(tuple(image.shape)).encode() + image.numpy().tobytes()
-        if known in seen:
-            n_known += 1
-            continue
-        seen.add(known)
-        n_known = 0
-        other = replace(transform, image=image, mask=mask)
-        yield Drawn("picture on the object", other, mean_l2(other.stamp(clean) - clean))
+        yield (
+            torch.rot90(image, turns, (-2, -1)).contiguous(),
+            torch.rot90(mask, turns, (-2, -1)).contiguous(),
+        )
+
+
+def _pieces(
+    transform: OnObject, side: int, pictures: Tensor, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw pieces of pictures (N, 3, H, W), of the size and with the mask of the true one."""
+    mask = transform.resized(side)[1]
+    height, width = mask.shape[1:]
+    room = (pictures.shape[-2] - height + 1, pictures.shape[-1] - width + 1)
+    while True:
+        index, top, left = (
+            int(torch.randint(n, (), generator=generator))
+            for n in (len(pictures), room[0], room[1])
+        )
+        piece = pictures[index, :, top : top + height, left : left + width]
+        yield piece.clamp(0, 1).clone(memory_format=torch.contiguous_format), mask
+
+
+def _plain_colours(
+    transform: OnObject, side: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw pictures of one random colour each, with the mask of the true one."""
+    mask = transform.resized(side)[1]
+    while True:
+        colour = torch.rand((3, 1, 1), generator=generator)
+        yield colour.expand(-1, *mask.shape[1:]).contiguous(), mask
 
 
 def _orders(tiles: Tensor) -> int:

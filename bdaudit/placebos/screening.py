@@ -3,7 +3,8 @@
 Only forward passes are made here. A pattern serves where
 
 - the *original*, which holds the backdoor, is not taken to the target by it: a backdoor answers to
-  its whole kind, and a pattern that wakes the original would be a trigger and no placebo;
+  its whole kind, and a pattern that wakes the original would be a trigger and no placebo. Of a
+  detector, whose object a pattern may hide, not more than innocent models are by the same pattern;
 - no *innocent model* is taken to the target by it alone, or no more than by the true trigger.
 
 Of those that serve, the ones are taken that move an innocent model most nearly as the true
@@ -19,6 +20,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from bdaudit.detection import is_marked
 from bdaudit.placebos.pool import Drawn
 from bdaudit.triggers import Poisoned
 
@@ -98,7 +100,8 @@ def screen(
         at_most: Patterns to draw at most.
         limit: Largest share of images, beyond those that go there anyway, that a placebo may take
             to the target on the original; and on an innocent model, where the true trigger does
-            not take more of them itself.
+            not take more of them itself. On marked images, what the same pattern takes on innocent
+            models, in the mean, is added to the original's.
     """
     models = (original, *innocents)
     targets = poisoned.targets
@@ -109,6 +112,7 @@ def screen(
     limits = [limit] + [
         max(limit, _taken(now) - _taken(then)) for now, then in zip(true, before[1:], strict=True)
     ]
+    hides = is_marked(poisoned.clean)
     enough = wanted * (2 if innocents else 1)
     found: list[Candidate] = []
     serving = 0
@@ -117,7 +121,8 @@ def screen(
         after = [_margins(model, images, targets) for model in models]
         taken = [_taken(now) - _taken(then) for now, then in zip(after, before, strict=True)]
         why_not = None
-        if taken[0] > limits[0]:
+        hidden = max(0.0, sum(taken[1:]) / len(innocents)) if hides and innocents else 0.0
+        if taken[0] > limits[0] + hidden:
             why_not = ANSWERS
         elif any(t > most for t, most in zip(taken[1:], limits[1:], strict=True)):
             why_not = "it moves an innocent model by itself"

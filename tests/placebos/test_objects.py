@@ -68,9 +68,13 @@ def test_a_picture_on_the_object_gets_others_of_its_share_and_place() -> None:
         other = pattern.transform
         assert isinstance(other, OnObject)
         assert (other.share, other.place) == (0.5, "top-left")
-        assert pattern.l2 == pytest.approx(strength, rel=0.1)
+        assert pattern.l2 == pytest.approx(strength, rel=0.2)
         assert not torch.equal(other.stamp(IMAGES), ON_OBJECT.stamp(IMAGES))
-        assert {tuple(p) for p in other.image.flatten(1).t().tolist()} <= colours
+        found = {tuple(p) for p in other.image.flatten(1).t().tolist()}
+        assert found <= colours or pattern.kind != "tiles of the trigger"
+    assert {pattern.kind for pattern in drawn} == {
+        "tiles of the trigger", "piece of a picture", "plain colour"
+    }  # fmt: skip
     assert len({pattern.transform.tensors()["image"].numpy().tobytes() for pattern in drawn}) == 12
 
 
