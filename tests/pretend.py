@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ["CARD", "WrongDeviceError", "pretended_card"]
+__all__ = ["CARD", "WrongDeviceError", "pretended_card", "traffic"]
 
 CARD = torch.device("cuda", 0)
 
@@ -267,6 +267,52 @@ _WAITING = {
     _aten.is_nonzero.default, _aten.equal.default,
 }  # fmt: skip
 """What makes Python wait for the card, which no recording bears."""
+
+
+class Traffic(TorchDispatchMode):
+    """What passes between Python and a pretended card.
+
+    Attributes:
+        waits: What Python waited for, one name a time.
+        sent: The shapes of the tensors that were moved to the card.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+        self.sent: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _WAITING and any(isinstance(x, OnCard) for x in tree_flatten(args)[0]):
+            self.waits.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def traffic() -> Iterator[Traffic]:
+    """Count, within `pretended_card`, what Python waits for and what is sent to the card."""
+    seen, to, tolist = Traffic(), Tensor.to, OnCard.tolist
+
+    def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = to(tensor, *args, **kwargs)
+        if isinstance(tensor, OnCard) and not isinstance(result, OnCard):
+            seen.waits.append("moved to the processor")
+        elif isinstance(result, OnCard) and not isinstance(tensor, OnCard):
+            seen.sent.append(tuple(tensor.shape))
+        return result
+
+    def listed(tensor: OnCard) -> Any:
+        seen.waits.append("tolist")
+        return tolist(tensor)
+
+    with (
+        mock.patch.object(Tensor, "to", moved),
+        mock.patch.object(OnCard, "tolist", listed),
+        seen,
+    ):
+        yield seen
 
 
 class PretendedGraph:

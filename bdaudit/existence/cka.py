@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Estimator", "cka", "gram", "half_samples"]
+__all__ = ["Estimator", "Side", "cka", "gram", "half_samples"]
 
 Estimator = Literal["plain", "debiased"]
 
@@ -46,9 +46,9 @@ def gram(features: Tensor) -> Tensor:
     flat.sub_(flat.mean(0))
     products = flat @ flat.T
     total = products.diagonal().sum()
-    if bool(total.sqrt() <= _CONSTANT * scale):
-        return torch.zeros_like(products)
-    return products * (len(products) / total)
+    # By `where`, since a branch would wait for the card.
+    constant = total.sqrt() <= _CONSTANT * scale
+    return torch.where(constant, torch.zeros_like(products), products * (len(products) / total))
 
 
 def half_samples(n_inputs: int, count: int, generator: torch.Generator) -> Tensor:
@@ -61,58 +61,50 @@ def half_samples(n_inputs: int, count: int, generator: torch.Generator) -> Tenso
     return (order < n_inputs // 2).float()
 
 
-def cka(
-    first: Tensor, second: Tensor, weights: Tensor | None = None, *, estimator: Estimator
-) -> Tensor:
-    """Linear CKA of Gram matrices over sub-samples of the inputs.
+class Side:
+    """One side of a comparison: a Gram matrix, and what CKA over sub-samples needs of it alone.
+
+    Worked out once, it serves comparisons with any number of other sides.
 
     Args:
-        first: (..., N, N), as `gram` gives them; any number of matrices.
-        second: (N, N) over the same inputs, compared with each of `first`.
+        matrix: (N, N), as `gram` gives it.
         weights: (B, N) of 0 and 1, the inputs that each sub-sample holds, at least 4; `None` is
             the whole sample once.
         estimator: "plain" is biased upward when features are many and inputs few; "debiased" is
             not, and can be below 0.
-
-    Returns:
-        (..., B) in the type of the matrices; 0 where either side is constant.
     """
-    if weights is None:
-        weights = torch.ones(1, len(second), dtype=second.dtype, device=second.device)
-    if estimator == "debiased":
-        first, second = _without_diagonal(first), _without_diagonal(second)
-    first_sums, second_sums = weights @ first, weights @ second  # (..., B, N), (B, N)
-    cross = _hsic(first, second, first_sums, second_sums, weights, estimator)
-    first_self = _hsic(first, first, first_sums, first_sums, weights, estimator)
-    second_self = _hsic(second, second, second_sums, second_sums, weights, estimator)
-    scale = (first_self.clamp_min(0) * second_self.clamp_min(0)).sqrt()
+
+    def __init__(self, matrix: Tensor, weights: Tensor | None, estimator: Estimator) -> None:
+        if weights is None:
+            weights = torch.ones(1, len(matrix), dtype=matrix.dtype, device=matrix.device)
+        if estimator == "debiased":
+            matrix = matrix.clone().fill_diagonal_(0)
+        self.matrix, self.weights, self.estimator = matrix, weights, estimator
+        self.sums = weights @ matrix  # (B, N)
+        self.own = _hsic(self, self).clamp_min(0)  # (B,)
+
+
+def cka(first: Side, second: Side) -> Tensor:
+    """Linear CKA (B,) of two sides over the same sub-samples; 0 where either is constant."""
+    cross = _hsic(first, second)
+    scale = (first.own * second.own).sqrt()
     return torch.where(scale > 0, cross / scale, torch.zeros_like(cross))
 
 
-def _without_diagonal(matrices: Tensor) -> Tensor:
-    return matrices - torch.diag_embed(matrices.diagonal(dim1=-2, dim2=-1))
-
-
-def _hsic(
-    first: Tensor,
-    second: Tensor,
-    first_sums: Tensor,
-    second_sums: Tensor,
-    weights: Tensor,
-    estimator: Estimator,
-) -> Tensor:
-    """HSIC up to a factor that depends on the size of the sub-sample alone: (..., B).
+def _hsic(first: Side, second: Side) -> Tensor:
+    """HSIC up to a factor that depends on the size of the sub-sample alone: (B,).
 
     tr(K H L H) opened into sums over pairs, rows and the whole, so that a sub-sample is a row of
     weights and no matrix is cut out. The unbiased form is the same three sums of matrices without
     their diagonals, with other coefficients.
     """
+    weights = first.weights
     m = weights.sum(-1)
-    if estimator == "plain":
+    if first.estimator == "plain":
         of_rows, of_whole = 2 / m, 1 / m**2
     else:
         of_rows, of_whole = 2 / (m - 2), 1 / ((m - 1) * (m - 2))
-    pairs = ((weights @ (first * second)) * weights).sum(-1)
-    rows = (weights * first_sums * second_sums).sum(-1)
-    whole = (weights * first_sums).sum(-1) * (weights * second_sums).sum(-1)
+    pairs = ((weights @ (first.matrix * second.matrix)) * weights).sum(-1)
+    rows = (weights * first.sums * second.sums).sum(-1)
+    whole = (weights * first.sums).sum(-1) * (weights * second.sums).sum(-1)
     return pairs - of_rows * rows + of_whole * whole

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal, TypeVar
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
-from bdaudit.existence.cka import Estimator, cka, gram, half_samples
+from bdaudit.existence.cka import Estimator, Side, cka, gram, half_samples
 from bdaudit.existence.layers import network_of, select_layers
 from bdaudit.existence.passes import (
     MapShape,
@@ -31,9 +32,11 @@ from bdaudit.existence.passes import (
     at_work,
     collect_features,
     find_shapes,
+    moved_together,
 )
 from bdaudit.existence.summary import LayerEvidence, combine_layers
 from bdaudit.existence.tac import SPARE, count_kept, measure_tac, top_channels
+from bdaudit.foundation.memory import free_on_card
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.records import BecRecord
 
@@ -41,6 +44,9 @@ __all__ = ["ExistenceConfig", "existence_coefficient"]
 
 MIN_SAMPLES = 4
 """The unbiased estimator divides by N - 3."""
+
+_ON_A_PROCESSOR = 2**31
+"""Bytes that kept maps and Gram matrices may take where `memory_mb` says nothing."""
 
 Result = TypeVar("Result")
 
@@ -61,7 +67,8 @@ class ExistenceConfig:
         exclude: Shell patterns of layers to leave out.
         precision: Of the forward passes; "bfloat16" pays on GPUs, not on most CPUs.
         channels_last: Run convolutions in channels-last memory order; same numbers up to rounding.
-        memory_mb: Kept maps held at once, in MiB. Layers that do not fit together are measured in
+        memory_mb: Kept maps and Gram matrices held at once, in MiB; `None` is 2048 on a processor
+            and half of what is free on a card. Layers that do not fit together are measured in
             groups, with more forward passes; a single layer may exceed it.
 
     Raises:
@@ -78,7 +85,7 @@ class ExistenceConfig:
     exclude: tuple[str, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
-    memory_mb: int = 2048
+    memory_mb: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, fine, expected in (
@@ -92,7 +99,8 @@ class ExistenceConfig:
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("precision", self.precision, self.precision in ("float32", "bfloat16"),
              "'float32' or 'bfloat16'"),
-            ("memory_mb", self.memory_mb, self.memory_mb >= 1, "at least 1"),
+            ("memory_mb", self.memory_mb, self.memory_mb is None or self.memory_mb >= 1,
+             "at least 1, or None"),
         ):  # fmt: skip
             if not fine:
                 raise ConfigError(f"{name}: expected {expected}, got {value!r}")
@@ -111,8 +119,11 @@ def existence_coefficient(
 ) -> Steps[tuple[BecRecord, ...]]:
     """Measure the backdoor existence coefficient of `defended` against every reference.
 
-    The passes over `original` and `defended` are made once for all references. Models are left as
-    they were found: no hook stays, modes and devices are put back, no parameter gets a gradient.
+    The passes over `original` and `defended` are made once for all references, and a card is waited
+    for once a model. All models are on the device meanwhile, and on a card the images too, where
+    they fit easily; when it has too little memory nevertheless, the measurement begins again with
+    half the batch and half the memory. Models are left as they were found: no hook stays, modes and
+    devices are put back, no parameter gets a gradient.
 
     Args:
         original: The suspected backdoored model: a classifier of images in [0, 1].
@@ -150,8 +161,23 @@ def existence_coefficient(
         channels_last=config.channels_last,
     )
     halves = half_samples(n_samples, n_halves, generator).to(options.device)
-    cast = _cast(original, defended, references, clean[:1], config, options)
-    findings = yield from _compare(original, cast, clean, triggered, halves, config, options)
+    with ExitStack() as stack:
+        for model in (original, defended, *(model for _, model in references)):
+            stack.enter_context(at_work(model, options.device))
+        cast = _cast(original, defended, references, clean[:1], config, options)
+        clean, triggered = _placed(clean, triggered, options)
+        while True:
+            steps = _compare(original, cast, clean, triggered, halves, config, options)
+            try:
+                findings = yield from steps
+                break
+            except torch.OutOfMemoryError:
+                if options.batch_size == 1:
+                    raise
+            # Only here is what the larger batch held given back.
+            torch.cuda.empty_cache()
+            options = replace(options, batch_size=options.batch_size // 2)
+            config = replace(config, memory_mb=max(1, _allowed(config, options.device) // 2**21))
     elapsed_s = time.perf_counter() - started
     records = []
     for index, (name, _) in enumerate(references):
@@ -179,13 +205,14 @@ def existence_coefficient(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Findings:
-    """What the passes gave.
+    """What the passes gave, on the CPU.
 
     Attributes:
         tac: Trigger-activated change (channels,) by layer.
         kept: Indices (k,) of the channels compared, by layer.
         similarities: CKA with the original (1 + B,), by index of the other model and layer; not
-            there where the original's channels do not vary.
+            there where the original's channels do not vary. The first is the estimate, on the whole
+            sample; the rest are on the halves.
     """
 
     tac: Mapping[str, Tensor]
@@ -203,43 +230,39 @@ def _compare(
     options: PassOptions,
 ) -> Steps[_Findings]:
     """Run every model through the images and compare its layers with the original's."""
-    groups = _group_layers(cast.shapes, len(clean), config)
     count = {
         layer: count_kept(shape.channels, config.top_share) for layer, shape in cast.shapes.items()
     }
+    room = _Room(cast.shapes, count, len(clean), _allowed(config, options.device))
+    groups = room.groups()
     # The original runs on clean and on triggered images; after that, every group of layers takes
-    # everybody through the triggered images, but for the original whose first group is kept.
+    # everybody through the triggered images, but for the original's layers that were kept.
     tally = _Tally(total=len(clean) * (1 + len(groups) * (1 + len(cast.others))))
-    shortlists = {layer: SPARE * count[layer] for layer in groups[0]}
-    later = tuple(chain.from_iterable(groups[1:]))
-    with at_work(original, options.device):
-        tac, stash = yield from tally.follow(
-            "original", measure_tac(original, shortlists, later, clean, triggered, options)
-        )
+    shortlists = {layer: SPARE * count[layer] for layer in room.listed(groups[0])}
+    unlisted = tuple(layer for layer in cast.shapes if layer not in shortlists)
+    tac, stash = yield from tally.follow(
+        "original", measure_tac(original, shortlists, unlisted, clean, triggered, options)
+    )
     kept = {layer: top_channels(values, count[layer]) for layer, values in tac.items()}
 
-    def grams_of(name: str, model: nn.Module, layers: Iterable[str]) -> Steps[dict[str, Tensor]]:
+    def features_of(name: str, model: nn.Module, layers: Iterable[str]) -> Steps[_Features]:
         channels = {layer: kept[layer] for layer in layers}
-        with at_work(model, options.device):
-            features = yield from tally.follow(
-                name, collect_features(model, channels, triggered, options)
-            )
-        return _grams(name, features)
+        return tally.follow(name, collect_features(model, channels, triggered, options))
 
     similarities: dict[tuple[int, str], Tensor] = {}
     for group in groups:
-        own = _grams("original", _take_from_stash(stash, {layer: kept[layer] for layer in group}))
-        if missed := [layer for layer in group if layer not in own]:
+        own = _take_from_stash(stash, {layer: kept[layer] for layer in group})
+        sides = _sides(own, halves, config.estimator)
+        if missed := [layer for layer in group if layer not in sides]:
             tally.total += len(clean) if group is groups[0] else 0
-            own |= yield from grams_of("original", original, missed)
-        others = []
-        for name, model in cast.others.values():
-            others.append((yield from grams_of(name, model, group)))
-        for layer in group:
-            if own[layer].any():
-                rows = _similarities([g[layer] for g in others], own[layer], halves, config)
-                similarities |= {(i, layer): row for i, row in zip(cast.others, rows, strict=True)}
-    return _Findings(tac=tac, kept=kept, similarities=similarities)
+            own = yield from features_of("original", original, missed)
+            sides |= _sides(own, halves, config.estimator)
+        varying = _varying(sides)
+        for index, (name, model) in cast.others.items():
+            theirs = yield from features_of(name, model, group)
+            rows = _similarities(name, theirs, sides)
+            similarities |= {(index, layer): rows[layer] for layer in varying}
+    return _Findings(tac=tac, kept=kept, similarities=_on_cpu(similarities))
 
 
 def _evidence(layer: str, index: int, cast: _Cast, findings: _Findings) -> LayerEvidence:
@@ -249,8 +272,8 @@ def _evidence(layer: str, index: int, cast: _Cast, findings: _Findings) -> Layer
     reference = findings.similarities.get((index, layer))
     return LayerEvidence(
         layer=layer,
-        tac=findings.tac[layer].cpu(),
-        kept=findings.kept[layer].cpu(),
+        tac=findings.tac[layer],
+        kept=findings.kept[layer],
         defended=findings.similarities.get((_DEFENDED, layer)),
         reference=reference,
         reason="the original's channels do not vary over these images"
@@ -291,16 +314,14 @@ def _cast(
     """Run one image through every model, so that a misfit shows before the long passes."""
     network = network_of(original)
     layers = select_layers(network, include=config.include, exclude=config.exclude)
-    with at_work(original, options.device):
-        shapes = find_shapes(original, layers, image, options)
+    shapes = find_shapes(original, layers, image, options)
     if not shapes:
         raise ModelError(f"original: none of the layers {', '.join(layers)} ever runs")
     others: dict[int, tuple[str, nn.Module]] = {}
     refused: dict[int, str] = {}
     for index, (name, model) in enumerate([("defended", defended), *references], _DEFENDED):
         try:
-            with at_work(model, options.device):
-                _check_layers(shapes, find_shapes(model, shapes, image, options))
+            _check_layers(shapes, find_shapes(model, shapes, image, options))
         except ModelError as error:
             if index == _DEFENDED:
                 raise ModelError(f"{name}: {error}") from error
@@ -321,23 +342,59 @@ def _check_layers(expected: Mapping[str, MapShape], found: Mapping[str, MapShape
             )
 
 
-def _group_layers(
-    shapes: Mapping[str, MapShape], n_samples: int, config: ExistenceConfig
-) -> list[tuple[str, ...]]:
-    """Cut the layers, in order, into groups whose kept float32 maps fit in the memory allowed."""
-    allowed = config.memory_mb * 2**20
-    groups: list[tuple[str, ...]] = []
-    used = allowed
-    for layer, shape in shapes.items():
-        needed = (
-            4 * n_samples * shape.positions * SPARE * count_kept(shape.channels, config.top_share)
-        )
-        if not groups or used + needed > allowed:
-            groups.append(())
-            used = 0
-        groups[-1] = (*groups[-1], layer)
-        used += needed
-    return groups
+def _allowed(config: ExistenceConfig, device: torch.device) -> int:
+    """Return the bytes that kept maps and Gram matrices may take."""
+    if config.memory_mb is not None:
+        return config.memory_mb * 2**20
+    return free_on_card(device) // 2 if device.type == "cuda" else _ON_A_PROCESSOR
+
+
+class _Room:
+    """How many layers can be measured at once in the memory allowed.
+
+    Args:
+        shapes: Size of the maps by layer, in the order of the network.
+        count: Channels kept by layer.
+        n_samples: Images.
+        allowed: Bytes.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, MapShape],
+        count: Mapping[str, int],
+        n_samples: int,
+        allowed: int,
+    ) -> None:
+        self.allowed = allowed
+        self.maps = {
+            layer: 4 * n_samples * shape.positions * count[layer] for layer, shape in shapes.items()
+        }
+        self.matrix = 4 * n_samples**2
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Cut the layers, in order, into groups whose maps of one model fit, with the matrices."""
+        groups: list[tuple[str, ...]] = []
+        used = self.allowed
+        for layer, maps in self.maps.items():
+            if not groups or used + maps + self.matrix > self.allowed:
+                groups.append(())
+                used = 0
+            groups[-1] = (*groups[-1], layer)
+            used += maps + self.matrix
+        return groups
+
+    def listed(self, group: tuple[str, ...]) -> tuple[str, ...]:
+        """Name the last layers of a group whose shortlists fit, in order.
+
+        The last, since whatever is run again later then ends at a layer near the images.
+        """
+        used = 0
+        for place in reversed(range(len(group))):
+            used += SPARE * self.maps[group[place]] + self.matrix
+            if used > self.allowed:
+                return group[place + 1 :]
+        return group
 
 
 class _Tally:
@@ -363,7 +420,7 @@ class _Tally:
 @torch.inference_mode()
 def _take_from_stash(
     stash: dict[str, tuple[Tensor, Tensor]], wanted: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+) -> _Features:
     """Move out of `stash` the maps of the layers whose wanted channels are all there."""
     found = {}
     for layer, channels in wanted.items():
@@ -372,38 +429,71 @@ def _take_from_stash(
         listed, maps = stash.pop(layer)
         place = listed == channels[:, None]  # (wanted, listed)
         if bool(place.any(1).all()):
-            found[layer] = maps[:, :, place.int().argmax(1)]
+            found[layer] = maps[:, :, place.int().argmax(1).to(maps.device)]
     return found
 
 
+_Features = dict[str, Tensor]
+"""Kept channels (N, positions, k) by layer; emptied by whoever is given them."""
+
+
 @torch.inference_mode()
-def _grams(name: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn features into Gram matrices, emptying `features` as it goes."""
-    grams = {}
+def _sides(features: _Features, halves: Tensor, estimator: Estimator) -> dict[str, Side]:
+    """Prepare the original's layers for comparing."""
+    return {layer: Side(gram(features.pop(layer)), halves, estimator) for layer in tuple(features)}
+
+
+@torch.inference_mode()
+def _varying(sides: Mapping[str, Side]) -> tuple[str, ...]:
+    """Name the original's layers whose kept channels vary over the images."""
+    _demand_finite("original", {layer: side.matrix for layer, side in sides.items()})
+    varies = moved_together({layer: s.matrix.any()[None] for layer, s in sides.items()}, "cpu")
+    return tuple(layer for layer, it_does in varies.items() if it_does)
+
+
+@torch.inference_mode()
+def _similarities(name: str, features: _Features, sides: Mapping[str, Side]) -> dict[str, Tensor]:
+    """CKA of a model's layers with the original's, (1 + B,) float64 on the device, by layer."""
+    rows, checked = {}, {}
     for layer in tuple(features):
-        grams[layer] = gram(features.pop(layer))
-        # One number that is not finite spoils the mean of its feature, and so every diagonal entry.
-        if not bool(grams[layer].diagonal().isfinite().all()):
+        side = sides[layer]
+        matrix = gram(features.pop(layer))
+        # One number that is not finite spoils the mean of its feature, and so the whole matrix.
+        checked[layer] = matrix.diagonal().clone()
+        # The estimate is made in float64; the halves only give its spread.
+        whole = cka(
+            Side(matrix.double(), None, side.estimator),
+            Side(side.matrix.double(), None, side.estimator),
+        )
+        spread = cka(Side(matrix, side.weights, side.estimator), side)
+        rows[layer] = torch.cat([whole, spread.double()])
+    _demand_finite(name, checked)
+    return rows
+
+
+def _demand_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    finite = moved_together(
+        {layer: t.isfinite().all()[None] for layer, t in tensors.items()}, "cpu"
+    )
+    for layer, fine in finite.items():
+        if not fine:
             raise NumericsError(
                 f"{name}: layer {layer} gave activations that are not finite; check the weights "
                 "and the preprocessing"
             )
-    return grams
 
 
-@torch.inference_mode()
-def _similarities(
-    others: Sequence[Tensor], original: Tensor, halves: Tensor, config: ExistenceConfig
-) -> Tensor:
-    """CKA of M Gram matrices with the original's, (M, 1 + B) float64 on the CPU.
+def _on_cpu(rows: Mapping[tuple[int, str], Tensor]) -> dict[tuple[int, str], Tensor]:
+    """Bring all similarities over in one copy."""
+    return dict(zip(rows, torch.stack(list(rows.values())).cpu(), strict=True)) if rows else {}
 
-    The first column is the estimate, on the whole sample; the rest is on the halves.
-    """
-    stacked = torch.stack(list(others))
-    # The estimate is made in float64; the halves only give its spread.
-    whole = cka(stacked.double(), original.double(), estimator=config.estimator)
-    spread = cka(stacked, original, halves, estimator=config.estimator)
-    return torch.cat([whole, spread.double()], dim=1).cpu()
+
+def _placed(clean: Tensor, triggered: Tensor, options: PassOptions) -> tuple[Tensor, Tensor]:
+    """Bring the images to a card once for all passes, if a quarter of what is free holds them."""
+    needed = clean.nbytes + triggered.nbytes
+    if options.device.type != "cuda" or needed > free_on_card(options.device) // 4:
+        return clean, triggered
+    return options.place(clean), options.place(triggered)
 
 
 def _draw_sample(

@@ -138,15 +138,19 @@ def _cosine(first: Tensor, second: Tensor) -> float:
 
 @dataclass
 class _Sums:
-    """Features of a layer, summed over tokens' means: (2, C), images in turn to two halves."""
+    """Features of a layer, summed over tokens' means: (2, C), images in turn to two halves.
+
+    They are summed where they are; nothing waits for a card before the end of the pass.
+    """
 
     halves: Tensor | None = None
 
     def add(self, features: Tensor, start: int) -> None:
         if self.halves is None:
-            self.halves = torch.zeros(2, features.shape[1], dtype=torch.float64)
+            shape = (2, features.shape[1])
+            self.halves = torch.zeros(shape, dtype=torch.float64, device=features.device)
         for k, row in enumerate((features[start % 2 :: 2], features[1 - start % 2 :: 2])):
-            self.halves[k] += row.sum(0, dtype=torch.float64).cpu()
+            self.halves[k] += row.sum(0, dtype=torch.float64)
 
 
 @torch.inference_mode()
@@ -166,7 +170,7 @@ def _differences(
             start = 0
 
             def receive(name: str, maps: Tensor) -> None:
-                sums[name].add(maps.mean(1), start)  # noqa: B023 - called within this turn
+                sums[name].add(maps.mean(1, dtype=torch.float32), start)  # noqa: B023 - called within this turn
 
             with tapped(model, layers, receive, options) as run:
                 for batch in torch.split(images, options.batch_size):
@@ -174,7 +178,7 @@ def _differences(
                     start += len(batch)
             means.append(
                 {
-                    name: each.halves / count
+                    name: each.halves.cpu() / count
                     for name, each in sums.items()
                     if each.halves is not None
                 }

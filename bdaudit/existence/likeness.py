@@ -19,10 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ModelError
-from bdaudit.existence.cka import cka, gram
+from bdaudit.existence.cka import Side, cka, gram
 from bdaudit.existence.coefficient import ExistenceConfig
 from bdaudit.existence.layers import network_of, select_layers
-from bdaudit.existence.passes import PassOptions, at_work, collect_features, find_shapes
+from bdaudit.existence.passes import (
+    PassOptions,
+    at_work,
+    collect_features,
+    find_shapes,
+    moved_together,
+)
 from bdaudit.existence.tac import count_kept, measure_tac, top_channels
 from bdaudit.foundation.progress import Progress, Steps
 
@@ -86,7 +92,12 @@ def activation_likeness(
             for layer, values in tac.items()
         }
         own = _grams(original, kept, triggered, options)
-    own = {layer: matrix for layer, matrix in own.items() if bool(matrix.any())}
+    with torch.inference_mode():
+        sides = {
+            layer: Side(matrix.double(), None, config.estimator)
+            for layer, matrix in own.items()
+            if bool(matrix.any())
+        }
     found: list[dict[str, float] | str] = []
     for number, other in enumerate(others):
         yield Progress(f"activations of {other.name}", number + 2, total)
@@ -98,14 +109,12 @@ def activation_likeness(
         except ModelError as error:
             found.append(str(error))
             continue
-        found.append(
-            {
-                layer: float(
-                    cka(grams[layer][None].double(), matrix.double(), estimator=config.estimator)
-                )
-                for layer, matrix in own.items()
+        with torch.inference_mode():
+            alike = {
+                layer: cka(Side(grams.pop(layer).double(), None, config.estimator), side)
+                for layer, side in sides.items()
             }
-        )
+        found.append({k: float(v) for k, v in moved_together(alike, "cpu").items()})
     return tuple(found)
 
 

@@ -19,10 +19,18 @@ from torch import Tensor, nn
 from bdaudit.errors import ModelError
 from bdaudit.existence.layers import READABLE, network_of
 
-__all__ = ["MapShape", "PassOptions", "at_work", "collect_features", "find_shapes", "tapped"]
+__all__ = [
+    "MapShape",
+    "PassOptions",
+    "at_work",
+    "collect_features",
+    "find_shapes",
+    "moved_together",
+    "tapped",
+]
 
 Receive = Callable[[str, Tensor], None]
-"""Takes the name of a layer and its maps (n, positions, channels)."""
+"""Takes the name of a layer and its maps (n, positions, channels), in the type of the pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class PassOptions:
     Attributes:
         device: Where.
         batch_size: Images a pass.
-        precision: "bfloat16" runs the pass under autocast; what is read is float32 either way.
+        precision: "bfloat16" runs the pass under autocast; sums and what is kept are float32.
         channels_last: Hand images over in channels-last memory order. Same numbers up to
             rounding.
     """
@@ -179,7 +187,7 @@ def collect_features(
 
     Args:
         model: As for `tapped`.
-        channels: For every layer wanted, the indices (k,) of the channels to keep.
+        channels: For every layer wanted, the indices (k,) of the channels to keep, on the CPU.
         images: (N, C, H, W) in [0, 1].
         options: How to run.
 
@@ -190,9 +198,10 @@ def collect_features(
         For every layer a float32 tensor (N, positions, k) on the device.
     """
     store = FeatureStore(len(images))
+    wanted = moved_together(channels, options.device)
 
     def receive(name: str, maps: Tensor) -> None:
-        store.put(name, maps, channels[name], start)
+        store.put(name, maps, wanted[name], start)
 
     with tapped(model, channels, receive, options) as run:
         for start in range(0, len(images), options.batch_size):
@@ -203,7 +212,7 @@ def collect_features(
 
 
 class FeatureStore:
-    """Chosen channels of layers, filled batch by batch into one buffer a layer.
+    """Chosen channels of layers, filled batch by batch into one float32 buffer a layer.
 
     Args:
         n_images: N, the number of images of the whole run.
@@ -224,6 +233,15 @@ class FeatureStore:
         self.features[layer][start : start + n] = picked
 
 
+def moved_together(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """Move vectors of one type to `device` in a single copy, which waits for a card once."""
+    if not tensors:
+        return {}
+    parts = torch.cat(list(tensors.values())).to(device)
+    sizes = [len(tensor) for tensor in tensors.values()]
+    return dict(zip(tensors, torch.split(parts, sizes), strict=True))
+
+
 def _maps(name: str, module: nn.Module, output: Any, n_images: int) -> Tensor:
     """View a layer's output as (n_images, positions, channels)."""
     maps: Tensor = output[0] if isinstance(output, tuple) else output
@@ -237,7 +255,7 @@ def _maps(name: str, module: nn.Module, output: Any, n_images: int) -> Tensor:
             f"layer {name}: expected an output with the {n_images} images of the batch first, got "
             f"shape {tuple(maps.shape)}; leave it out by an exclude pattern"
         )
-    return maps.reshape(n_images, -1, maps.shape[-1]).float()
+    return maps.reshape(n_images, -1, maps.shape[-1])
 
 
 def _no_such_layers(network: nn.Module, missing: list[str]) -> str:

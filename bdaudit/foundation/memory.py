@@ -1,4 +1,4 @@
-"""How much memory a piece of work needs at its peak."""
+"""How much memory a piece of work needs at its peak, and how much a card has left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PeakMemory"]
+__all__ = ["PeakMemory", "free_on_card"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -43,6 +43,13 @@ class PeakMemory:
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         return _status("VmHWM") if self._counts else None
+
+
+def free_on_card(device: torch.device) -> int:
+    """Return the bytes that tensors can still take on a CUDA device, torch's reserve included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + reserve
 
 
 def _status(field: str) -> int | None:

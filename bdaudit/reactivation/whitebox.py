@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import BdauditError, ConfigError, DataError
+from bdaudit.foundation.memory import free_on_card
 from bdaudit.foundation.progress import Progress, Steps, reworded, within
 from bdaudit.perturbation import cross_entropy
 from bdaudit.reactivation.config import WhiteboxConfig
@@ -214,8 +215,7 @@ def most_together(classifier: nn.Module, images: Tensor, config: WhiteboxConfig)
     a_search = max(1, (held - less) * size // (few - fewer))
     device = craft.images.device
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return max(1, min(free // 2 // a_search, _MOST_IMAGES_ON_CARD // size))
+        return max(1, min(free_on_card(device) // 2 // a_search, _MOST_IMAGES_ON_CARD // size))
     return max(1, min(_MOST_BYTES // a_search, _MOST_IMAGES // size))
 
 

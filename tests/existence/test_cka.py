@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bdaudit.existence.cka import Estimator, cka, gram, half_samples
+from bdaudit.existence.cka import Estimator, Side, cka, gram, half_samples
 
 ESTIMATORS: tuple[Estimator, ...] = ("plain", "debiased")
 
@@ -22,8 +22,12 @@ def features(seed: int, n: int, p: int) -> Tensor:
     return torch.randn(n, p, generator=draw, dtype=torch.float64)
 
 
+def alike(one: Tensor, other: Tensor, estimator: Estimator) -> float:
+    return float(cka(Side(one, None, estimator), Side(other, None, estimator)))
+
+
 def similarity(x: Tensor, y: Tensor, estimator: Estimator) -> float:
-    return float(cka(gram(x.clone()), gram(y.clone()), estimator=estimator))
+    return alike(gram(x.clone()), gram(y.clone()), estimator)
 
 
 def feature_form(x: np.ndarray, y: np.ndarray) -> float:
@@ -68,8 +72,10 @@ def test_weights_equal_cutting_the_rows_out(estimator: Estimator) -> None:
     x, y = features(4, 24, 9), features(5, 24, 6)
     y[:, :3] += x[:, :3]
     halves = half_samples(24, 5, torch.Generator().manual_seed(0)).double()
-    both = torch.stack([gram(y.clone()), gram(y.flip(0))])
-    found = cka(both, gram(x.clone()), halves, estimator=estimator)
+    own = Side(gram(x.clone()), halves, estimator)
+    found = torch.stack(
+        [cka(Side(gram(second.clone()), halves, estimator), own) for second in (y, y.flip(0))]
+    )
     expected = [
         [similarity(second[half > 0], x[half > 0], estimator) for half in halves]
         for second in (y, y.flip(0))
@@ -117,11 +123,11 @@ def test_float32_keeps_the_digits_under_a_large_mean() -> None:
     y += x
     expected = similarity(x, y, "plain")
     shifted = gram((x + 1000).float()), gram((y - 1000).float())
-    assert float(cka(*shifted, estimator="plain")) == pytest.approx(expected, abs=1e-3)
+    assert alike(*shifted, "plain") == pytest.approx(expected, abs=1e-3)
     plainly = (x + 1000).float() @ (x + 1000).float().T  # centring afterwards loses them
     centring = torch.eye(50) - 1 / 50
-    lost = cka(centring @ plainly @ centring, shifted[1], estimator="plain")
-    assert abs(float(lost) - expected) > 1e-3
+    lost = alike(centring @ plainly @ centring, shifted[1], "plain")
+    assert abs(lost - expected) > 1e-3
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -130,8 +136,8 @@ def test_a_constant_is_like_nothing(estimator: Estimator, constant: float) -> No
     flat = gram(torch.full((10, 6), constant))
     assert not flat.any()
     x = gram(features(8, 10, 4).float())
-    assert float(cka(flat, x, estimator=estimator)) == 0
-    assert float(cka(x, flat, estimator=estimator)) == 0
+    assert alike(flat, x, estimator) == 0
+    assert alike(x, flat, estimator) == 0
 
 
 def test_half_samples_are_halves_and_every_input_has_its_turn() -> None:

@@ -20,6 +20,7 @@ from bdaudit.models.classifier import Classifier
 from bdaudit.models.preactresnet import preactresnet18
 from bdaudit.records import BecRecord
 from tests import twins
+from tests.pretend import pretended_card, traffic
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -213,6 +214,70 @@ def test_little_memory_means_more_passes_and_the_same_figures() -> None:
     assert passes["stem"] - few > few
     assert passes["whole"] == 0, "no pass goes beyond the last layer needed"
     assert tight.value == pytest.approx(roomy.value, abs=1e-5)
+
+
+def test_layers_are_measured_together_where_their_maps_fit_but_their_shortlists_do_not() -> None:
+    clean, triggered = stamped(64, size=32)
+    torch.manual_seed(0)
+    original = preactresnet18(4, width=8).eval()
+    nets = original, nudged(original, 0.5), nudged(original, 2.0, seed=6)
+    passes: Counter[str] = Counter()
+    for name, net in zip("ADC", nets, strict=True):
+        net.conv1.register_forward_hook(lambda *_, name=name: passes.update([name]))
+    original.layer3[0].conv1.register_forward_hook(lambda *_: passes.update(["deep in A"]))
+    roomy = measure(*nets, clean=clean, triggered=triggered, batch_size=128)[0]
+    assert passes == {"A": 2, "D": 2, "C": 2, "deep in A": 2}
+    passes.clear()
+    tight = measure(*nets, clean=clean, triggered=triggered, batch_size=128, memory_mb=2)[0]
+    # The original's first layers are run again, and no deeper; nobody else's.
+    assert passes == {"A": 3, "D": 2, "C": 2, "deep in A": 2}
+    assert tight.value == pytest.approx(roomy.value, abs=1e-5)
+
+
+def test_too_little_memory_halves_the_batch_and_the_same_comes_out() -> None:
+    clean, triggered = stamped(20)
+    nets = small_net(0), nudged(small_net(0), 0.5), small_net(1)
+    expected = measure(*nets, clean=clean, triggered=triggered, batch_size=4)[0]
+    sizes = []
+
+    def limited(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sizes.append(len(args[0]))
+        if len(args[0]) > 4:
+            raise torch.OutOfMemoryError("too much")
+
+    handle = nets[1].register_forward_pre_hook(limited)
+    found = measure(*nets, clean=clean, triggered=triggered, batch_size=16)[0]
+    assert [size for size in sizes if size > 4] == [16, 8]
+    assert found.value == expected.value
+    handle.remove()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card, which is not pretended")
+def test_a_card_is_waited_for_once_a_model_and_images_are_sent_once() -> None:
+    clean, triggered = stamped(24)
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 20, 3))
+        for _ in "ADC"
+    ]
+    settings: dict[str, Any] = {"estimator": "debiased", "n_bootstrap": 20}
+    here = measure(*nets, clean=clean, triggered=triggered, **settings)[0]
+    waits = []
+    for batch_size in (4, 24):
+        with pretended_card() as card:
+            on_card = [copy.deepcopy(net).to(card) for net in nets]
+            with traffic() as seen:
+                found = measure(
+                    *on_card, clean=clean, triggered=triggered, batch_size=batch_size, **settings
+                )[0]
+        assert found.value == pytest.approx(here.value, abs=1e-5)
+        assert (found.low, found.high) == pytest.approx((here.low, here.high), abs=1e-4)
+        assert seen.sent.count((24, 3, 16, 16)) == 2
+        assert {shape for shape in seen.sent if len(shape) == 4} == {
+            (24, 3, 16, 16), (1, 3, 16, 16),
+        }  # fmt: skip
+        waits.append(len(seen.waits))
+    assert waits[0] == waits[1] <= 2 + 2 + len(nets), "not one more for more batches"
 
 
 # ---------------------------------------------------------------- the interval, the sample, seeds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdaudit.existence.cka import cka, gram, half_samples
+from bdaudit.existence.cka import Side, cka, gram, half_samples
 from bdaudit.existence.summary import LayerEvidence, combine_layers, half_sample_interval
 
 
@@ -80,13 +80,17 @@ def test_the_interval_covers_the_similarity_of_the_population() -> None:
         noise = torch.randn(n, 30, generator=draw)
         return gram(latent @ mixing), gram(latent @ (mixing + other) + noise)
 
-    population = float(torch.stack([cka(*sample(2000), estimator="debiased") for _ in range(3)])
-                       .mean())  # fmt: skip
+    def alike(
+        first: torch.Tensor, second: torch.Tensor, halves: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return cka(Side(first, halves, "debiased"), Side(second, halves, "debiased"))
+
+    population = float(torch.stack([alike(*sample(2000)) for _ in range(3)]).mean())
     covered = 0
     for _ in range(150):
         first, second = sample(80)
-        value = cka(first, second, estimator="debiased")[0]
-        spread = cka(first, second, half_samples(80, 100, draw), estimator="debiased")
+        value = alike(first, second)[0]
+        spread = alike(first, second, half_samples(80, 100, draw))
         low, high = half_sample_interval(value, spread, 0.95)
         assert low is not None
         assert high is not None

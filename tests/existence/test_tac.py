@@ -44,7 +44,7 @@ def tac_by_loop(clean: Tensor, triggered: Tensor) -> list[float]:
 def test_by_hand() -> None:
     # One channel, one image: (3, 4) becomes (3, 0): change 4, activity (5 + 3) / 2.
     totals = ActivityTotals()
-    totals.add(torch.tensor([[[3.0], [4.0]]]), torch.tensor([[[3.0], [0.0]]]))
+    totals.add(torch.tensor([[[3.0], [4.0]], [[3.0], [0.0]]]))
     assert totals.tac().tolist() == [1.0]
 
 
@@ -75,7 +75,7 @@ def test_a_dead_channel_is_never_ahead_of_a_live_one() -> None:
     clean = torch.rand(5, 4, 3) + 0.1
     clean[:, :, 1] = 0
     triggered = clean * torch.tensor([1.5, 1.0, 1.1])
-    totals.add(clean, triggered)
+    totals.add(torch.cat([clean, triggered]))
     assert totals.tac()[1] == 0
     assert top_channels(totals.tac(), 2).tolist() == [0, 2]
 
@@ -97,8 +97,8 @@ def test_tac_is_relative_and_at_most_two(scale: float, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     clean, triggered = torch.randn(2, 6, 5, 4, generator=draw)
     one, other = ActivityTotals(), ActivityTotals()
-    one.add(clean, triggered)
-    other.add(clean * scale, triggered * scale)
+    one.add(torch.cat([clean, triggered]))
+    other.add(torch.cat([clean, triggered]) * scale)
     torch.testing.assert_close(one.tac(), other.tac(), rtol=1e-4, atol=0)
     assert bool((one.tac() <= 2).all())
 
