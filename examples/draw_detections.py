@@ -1,4 +1,4 @@
-r"""Draw what detectors report on pictures: as they are, with a trigger, and with a perturbation too.
+r"""Draw what detectors report on pictures: as they are, with a trigger, with a perturbation too.
 
     python examples/draw_detections.py ORIGINAL DEFENDED --data objects --trigger trigger.toml
     python examples/draw_detections.py ORIGINAL DEFENDED --data objects --trigger trigger.toml \
