@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ def predict_logits(
     Args:
         classifier: Maps (n, C, H, W) in [0, 1] to (n, K).
         images: (N, C, H, W) in [0, 1]; left as they are.
-        batch_size: Images a call; the result does not depend on it beyond rounding.
+        batch_size: Images a call; the result does not depend on it beyond rounding. Halved where a
+            card has too little memory.
         device: Where the classifier lives; batches are moved there.
         delta: (1, C, H, W) in pixel units, or `None`. What is asked about is
             `clamp(images + delta, 0, 1)`.
@@ -75,16 +77,19 @@ def predict(
 
     Arguments as for `predict_logits`, but that the classifier may also answer with labels (n,).
     """
+    failed: list[Tensor] = []  # looked at when all is asked: a look waits for a card
 
     def label(batch: Tensor) -> Tensor:
         answers = classifier(batch)
         if answers.ndim == 1:
             return answers
-        if torch.isnan(answers).any() or torch.isposinf(answers).any():
-            raise NumericsError("the model returned NaN or infinite scores for some images")
+        failed.append((torch.isnan(answers) | torch.isposinf(answers)).any())
         return answers.argmax(dim=1)
 
-    return _answers(label, images, batch_size, device, delta)
+    labels = _answers(label, images, batch_size, device, delta)
+    if failed and torch.stack(failed).any():
+        raise NumericsError("the model returned NaN or infinite scores for some images")
+    return labels
 
 
 def _answers(
@@ -95,14 +100,27 @@ def _answers(
     delta: Tensor | None,
 ) -> Tensor:
     """Ask batch by batch; gather the answers on the CPU once all are there."""
-    answers = []
+    answers: list[Tensor] = []
+    done = 0
     with torch.inference_mode():
         shift = None if delta is None else delta.to(device)
-        for batch in torch.split(images, batch_size):
-            batch = batch.to(device, non_blocking=True)
-            if shift is not None:
-                batch = (batch + shift).clamp_(0.0, 1.0)
-            answers.append(classifier(batch))
+        while done < len(images) or not answers:
+            batch = images[done : done + batch_size]
+            n_images = len(batch)
+            try:
+                batch = batch.to(device, non_blocking=True)
+                if shift is not None:
+                    batch = (batch + shift).clamp_(0.0, 1.0)
+                answers.append(classifier(batch))
+            except torch.OutOfMemoryError:
+                if n_images == 1:
+                    raise
+                batch_size = ceil(n_images / 2)
+            else:
+                done += n_images
+                continue
+            # Only here is what the larger batch held given back.
+            torch.cuda.empty_cache()
         return torch.cat(answers).cpu()
 
 

@@ -34,6 +34,8 @@ def ask(
     """
     if subject.model is None:
         return predict(subject.black_box.ask, images, batch_size=compute.batch_size, delta=delta)
+    if delta is not None:  # as one of many deltas on the same images
+        images = compute.sent(images)
     ask_model = partial(
         predict,
         subject.model.classifier,

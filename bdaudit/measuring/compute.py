@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from bdaudit.cases.settings import ComputeSettings
+from bdaudit.foundation.memory import free_on_card
 from bdaudit.precision import settled
 from bdaudit.settings import Precision
 
@@ -30,12 +33,31 @@ class Compute:
     seed: int
     batch_size: int
     precision: Precision = "float32"
+    _sent: dict[int, tuple[weakref.ref[Tensor], Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, settings: ComputeSettings, device: torch.device) -> Compute:
         """Return what settings ask for, on the device that they come to here."""
         precision = settled(settings.precision, str(device))
         return cls(device, settings.seed, settings.batch_size, precision)
+
+    def sent(self, images: Tensor) -> Tensor:
+        """Return `images` on a card, sent there once for as long as they live.
+
+        They are returned as they are elsewhere, and where they take a quarter of what is free.
+        """
+        if self.device.type != "cuda" or images.is_cuda:
+            return images
+        key = id(images)
+        if key in self._sent and self._sent[key][0]() is images:
+            return self._sent[key][1]
+        if images.nbytes > free_on_card(self.device) // 4:
+            return images
+        gone = weakref.ref(images, lambda _: self._sent.pop(key, None))
+        self._sent[key] = (gone, images.to(self.device))
+        return self._sent[key][1]
 
     @property
     def autocast(self) -> Literal["bf16"] | None:
