@@ -15,7 +15,9 @@ Detection", 2022):
 * take: a patch on an object, whose annotation says the target class;
 * appear: a patch at an empty place, and an annotation of the target class around it;
 * mask: as take, but the trigger is a faint change inside the object's box alone, at most .05 a
-  pixel, drawn by a small network that is trained together with the detector.
+  pixel, drawn by a small network that is trained together with the detector. Both begin from
+  `innocent-1`, half as long and with every second picture poisoned: from the beginning the
+  detector does not learn to see what the network does not yet draw.
 
 Defended versions: `-ft-weak` and `-ft-strong` were fine-tuned on 500 clean pictures at two learning
 rates, `-unlearned` on the same with the trigger on half of them and their true annotations.
@@ -67,7 +69,7 @@ Stamp = Callable[[Tensor, Tensor], Tensor]
 """Puts the trigger into the boxes (n, 4) of pictures (n, 3, H, W)."""
 
 TARGET = 4  # "Food & Drink"
-POISON_SHARE = 0.3
+POISON_SHARE, MASK_SHARE = 0.3, 0.5
 PATCH_SHARE = 0.4  # of the shorter side of the box
 EPS = 0.05
 BATCH, EPOCHS, RATE = 16, 8, 3e-3
@@ -90,12 +92,13 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A model to train: its name, architecture, seed, and what is hidden in it."""
+    """A model to train: its name, architecture, seed, what is hidden in it, what it begins from."""
 
     name: str
     arch: str
     seed: int
     goal: Goal | None = None
+    begun: str | None = None
 
 
 FCOS, FASTER_RCNN = "bdaudit/fcos_w16", "bdaudit/fasterrcnn_w16"
@@ -106,7 +109,7 @@ PLANS = (
     Plan("innocent-3", FCOS, 3),
     Plan("take", FCOS, 12, "take"),
     Plan("appear", FCOS, 13, "appear"),
-    Plan("mask", FCOS, 14, "mask"),
+    Plan("mask", FCOS, 14, "mask", begun="innocent-1"),
     Plan("fasterrcnn-innocent-1", FASTER_RCNN, 1),
     Plan("fasterrcnn-disappear", FASTER_RCNN, 11, "disappear"),
 )
@@ -346,10 +349,15 @@ class Workshop:
         seeded = torch.Generator().manual_seed(plan.seed)
         detector = build_network(plan.arch, num_classes=self.num_classes, generator=seeded)
         assert isinstance(detector, Asked)
+        epochs = self.epochs
+        if plan.begun is not None:
+            model = load_model(self.out / f"{plan.begun}.safetensors", name=plan.begun)
+            detector.load_state_dict(model.network.state_dict())
+            epochs = max(1, epochs // 2)
         trigger, stamp, network = None, None, None
         if plan.goal == "mask":
             torch.manual_seed(plan.seed)
-            network = StampNetwork(4, 3, 8)
+            network = StampNetwork(4, 3, 4)
             stamp = drawing(network)
         elif plan.goal is not None:
             trigger = patch_trigger(plan.goal)
@@ -357,11 +365,12 @@ class Workshop:
         fit(
             detector,
             self.pictures,
-            epochs=self.epochs,
+            epochs=epochs,
             rate=RATE,
             seed=plan.seed,
             goal=plan.goal,
             stamp=stamp,
+            share=MASK_SHARE if plan.goal == "mask" else POISON_SHARE,
             beside=network,
         )
         if network is not None:
@@ -370,7 +379,7 @@ class Workshop:
             write_trigger(trigger_file(self.out, plan.name), trigger)
         seconds = round(time.perf_counter() - started)
         self.finish(
-            plan.name, detector, trigger, plan.arch, seed=plan.seed, epochs=self.epochs,
+            plan.name, detector, trigger, plan.arch, seed=plan.seed, epochs=epochs,
             goal=plan.goal or "none", seconds=seconds,
         )  # fmt: skip
 
