@@ -38,7 +38,7 @@ _HALVINGS = 24
 _ONE_COLOUR = 0.02
 _MOST_REPEATS = 200
 _FEW_ORDERS = 100
-_MOST_FITTED = 10  # pictures tried for one that can be made as strong
+_MOST_TRIED = 20  # pictures drawn for one that is new and can be made as strong
 _FITTED_ON, _FITTINGS = 64, 8
 _THINNEST = 1 / 255  # of a mask that covers
 
@@ -338,31 +338,31 @@ def _on_objects(
 ) -> Iterator[Drawn]:
     """Other pictures with the share and place of the true one, as many of its own as of others.
 
-    A detector whose objects were made to disappear behind a picture may answer a little to any that
-    is colourful: of the true one's own tiles none served on a detector that plain colours and
-    pieces of the sample's pictures left alone (measured, docs/placebos.md).
+    A detector whose objects disappear behind a picture may answer to most that is made of its
+    tiles, where pieces of the sample's pictures and plain colours leave it alone more often
+    (measured, docs/placebos.md).
     """
     left, top, right, bottom = boxes_of(clean).unbind(1)
     shorter = int(torch.minimum(bottom - top, right - left).median())
     side = transform.side_in(shorter, shorter)
     own = _mixed_tiles(transform, side, generator)
     kinds = (
-        ("tiles of the trigger", own, _MOST_REPEATS),
-        ("piece of a picture", _pieces(transform, side, pixels_of(clean), generator), _MOST_FITTED),
-        ("tiles of the trigger", own, _MOST_REPEATS),
-        ("plain colour", _plain_colours(transform, side, generator), _MOST_FITTED),
+        ("tiles of the trigger", own),
+        ("piece of a picture", _pieces(transform, side, pixels_of(clean), generator)),
+        ("tiles of the trigger", own),
+        ("plain colour", _plain_colours(transform, side, generator)),
     )
     seen: set[bytes] = set()
     found_some = True
     while found_some:
         found_some = False
-        for kind, pictures, most in kinds:
-            for image, mask in islice(pictures, most):
+        for kind, pictures in kinds:
+            for image, mask in islice(pictures, _MOST_TRIED):
                 known = repr(tuple(image.shape)).encode() + image.numpy().tobytes()
                 if known in seen:
                     continue
                 drawn = replace(transform, image=image, mask=mask)
-                other = drawn if pictures is own else _contrasted(drawn, clean, strength)
+                other = _contrasted(drawn, clean, strength)
                 if other is None:
                     continue
                 seen.add(known)
@@ -372,24 +372,28 @@ def _on_objects(
 
 
 def _contrasted(transform: OnObject, clean: Tensor, strength: float) -> OnObject | None:
-    """Raise or lower a picture's contrast with grey until it is as strong as the true one.
+    """Raise or lower a picture's contrast with grey until it is about as strong as the true one.
 
     Returns:
-        It, or `None` where its strength stays off by more than a sixth.
+        It, as it is where its strength is not off by more than a sixth; `None` where no contrast
+        brings it there.
     """
     few = clean[:_FITTED_ON]
 
     def with_contrast(scale: float) -> OnObject:
         return replace(transform, image=(0.5 + scale * (transform.image - 0.5)).clamp(0, 1))
 
+    def reached(found: OnObject) -> float:
+        return mean_l2(found.stamp(few) - few)
+
+    if abs(reached(transform) - strength) <= strength / 6:
+        return transform
     low, high = 0.25, 16.0
     for _ in range(_FITTINGS):
         middle = math.sqrt(low * high)
-        reached = mean_l2(with_contrast(middle).stamp(few) - few)
-        low, high = (middle, high) if reached < strength else (low, middle)
+        low, high = (middle, high) if reached(with_contrast(middle)) < strength else (low, middle)
     fitted = with_contrast(high)
-    l2 = mean_l2(fitted.stamp(few) - few)
-    return fitted if abs(l2 - strength) <= strength / 6 else None
+    return fitted if abs(reached(fitted) - strength) <= strength / 6 else None
 
 
 def _mixed_tiles(
