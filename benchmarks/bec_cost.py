@@ -1,6 +1,7 @@
 """What the backdoor existence coefficient costs, beside the forward passes it needs.
 
     python benchmarks/bec_cost.py --width 64 --images 500
+    python benchmarks/bec_cost.py --device cuda --arch resnet50 --only 'bare*' 'bdaudit*' --bfloat16
 
 Every variant runs in a process of its own, so that its peak memory is its own, and the variants
 take turns, `--repeats` times, so that a busy machine disturbs them alike. What is compared:
@@ -10,6 +11,9 @@ take turns, `--repeats` times, so that a busy machine disturbs them alike. What 
   activations of the three models, write them to disk and read them back, centred Gram matrices of
   the top channels at three shares;
 * bdaudit's measurement, interval included.
+
+On a card models lie there, as in an audit; so do the images of the bare passes, while bdaudit sends
+its own. Everything is run once before it is timed, and figures to read are those of the wall clock.
 """
 
 from __future__ import annotations
@@ -25,11 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from bdaudit.existence import ExistenceConfig, existence_coefficient
@@ -41,10 +47,20 @@ SHARES = (0.05, 0.10, 0.20)
 Models = tuple[nn.Module, nn.Module, nn.Module]
 
 
-def make_models(width: int) -> Models:
+SIZES = {"preactresnet18": 32, "resnet50": 224, "vit_b_16": 224}
+
+
+def make_models(arch: str, width: int) -> Models:
     """Three random networks: an original, a copy moved a little, and an unrelated one."""
     torch.manual_seed(0)
-    original, defended, reference = (preactresnet18(10, width=width).eval() for _ in range(3))
+
+    def fresh() -> nn.Module:
+        if arch == "preactresnet18":
+            return preactresnet18(10, width=width).eval()
+        made: nn.Module = torchvision.models.get_model(arch, weights=None).eval()
+        return made
+
+    original, defended, reference = fresh(), fresh(), fresh()
     defended.load_state_dict(original.state_dict())
     with torch.no_grad():
         for parameter in defended.parameters():
@@ -53,9 +69,9 @@ def make_models(width: int) -> Models:
     return original, defended, reference
 
 
-def make_images(count: int) -> tuple[Tensor, Tensor]:
+def make_images(count: int, size: int) -> tuple[Tensor, Tensor]:
     """Noise images and the same with a white patch."""
-    clean = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    clean = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     triggered = clean.clone()
     triggered[:, :, -3:, -3:] = 1.0
     return clean, triggered
@@ -69,14 +85,21 @@ def run_nothing(models: Models, clean: Tensor, triggered: Tensor, batch_size: in
 
 @torch.inference_mode()
 def run_bare(
-    models: Models, clean: Tensor, triggered: Tensor, batch_size: int, *, order: torch.memory_format
+    models: Models,
+    clean: Tensor,
+    triggered: Tensor,
+    batch_size: int,
+    *,
+    order: torch.memory_format,
+    bf16: bool = False,
 ) -> None:
     """Run the four forward passes and keep nothing."""
     original, defended, reference = models
     passes = (original, clean), (original, triggered), (defended, triggered), (reference, triggered)
-    for model, images in passes:
-        for batch in torch.split(images, batch_size):
-            model(batch.contiguous(memory_format=order))
+    with torch.autocast(clean.device.type, torch.bfloat16, enabled=bf16):
+        for model, images in passes:
+            for batch in torch.split(images, batch_size):
+                model(batch.contiguous(memory_format=order))
 
 
 @torch.inference_mode()
@@ -158,10 +181,13 @@ def run_bdaudit(
     return finish(steps)[0].value
 
 
+BARE_BFLOAT16 = "bare passes, bfloat16"
+
 VARIANTS: dict[str, Callable[[Models, Tensor, Tensor, int], float | None]] = {
     "nothing": run_nothing,
     "bare passes": partial(run_bare, order=torch.contiguous_format),
     "bare passes, channels-last": partial(run_bare, order=torch.channels_last),
+    BARE_BFLOAT16: partial(run_bare, order=torch.channels_last, bf16=True),
     "research recipe": run_recipe,
     "bdaudit": partial(run_bdaudit, config={}),
     "bdaudit, no interval": partial(run_bdaudit, config={"n_bootstrap": 0}),
@@ -173,16 +199,30 @@ VARIANTS: dict[str, Callable[[Models, Tensor, Tensor, int], float | None]] = {
 def measure(variant: str, args: argparse.Namespace) -> None:
     """Run one variant in this process and print its figures as JSON."""
     torch.set_num_threads(args.threads)
-    models, (clean, triggered) = make_models(args.width), make_images(args.images)
+    device = torch.device(args.device)
+    on_card = device.type == "cuda"
+    models = make_models(args.arch, args.width)
+    for model in models:
+        model.to(device)
+    clean, triggered = make_images(args.images, SIZES[args.arch])
+    if not variant.startswith("bdaudit"):
+        clean, triggered = clean.to(device), triggered.to(device)
     for model in models:  # warm up: kernels are chosen on first use
-        run_nothing((model, model, model), clean, triggered, args.batch_size)
+        run_nothing((model, model, model), clean[:1].to(device), triggered, args.batch_size)
+    if on_card:
+        VARIANTS[variant](models, clean, triggered, args.batch_size)
+        torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
     value = VARIANTS[variant](models, clean, triggered, args.batch_size)
+    if on_card:
+        torch.cuda.synchronize()
     figures = {
         "wall_s": time.perf_counter() - wall,
         "cpu_s": time.process_time() - cpu,
         # Linux counts in KiB, macOS in bytes.
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        "peak_mib": torch.cuda.max_memory_allocated() / 2**20
+        if on_card
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (2**20 if sys.platform == "darwin" else 2**10),
         "value": value,
     }
@@ -202,18 +242,30 @@ def run_in_own_process(variant: str, arguments: list[str]) -> dict[str, float]:
 def main() -> None:
     """Parse the options, run every variant, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    parser.add_argument("--arch", choices=SIZES, default="preactresnet18")
+    parser.add_argument("--width", type=int, default=64, help="channels of its first stage")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bfloat16", action="store_true", help="also the bfloat16 passes")
+    parser.add_argument("--only", nargs="+", default=["*"], help="shell patterns of variants")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.variant:
         measure(args.variant, args)
         return
-    wanted = [name for name in VARIANTS if args.bfloat16 or "bfloat16" not in name]
+    wanted = [
+        name
+        for name in VARIANTS
+        if (args.bfloat16 or "bfloat16" not in name)
+        and (name != BARE_BFLOAT16 or args.device != "cpu")  # where it takes many minutes
+        and (
+            name in ("nothing", "bare passes")  # with which the others are compared
+            or any(fnmatchcase(name, pattern) for pattern in args.only)
+        )
+    ]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
     for _ in range(args.repeats):
         for name in wanted:
@@ -227,10 +279,16 @@ def print_table(runs: dict[str, list[dict[str, float]]], args: argparse.Namespac
     def middle(name: str, figure: str) -> float:
         return statistics.median(run[figure] for run in runs[name])
 
+    width = f", width {args.width}" if args.arch == "preactresnet18" else ""
+    where = (
+        torch.cuda.get_device_name()
+        if args.device.startswith("cuda")
+        else f"{args.threads} thread(s), {platform.processor() or platform.machine()}"
+    )
+    size = SIZES[args.arch]
     print(
-        f"PreAct-ResNet-18, width {args.width}, {args.images} images 32x32, batches of "
-        f"{args.batch_size}, {args.threads} thread(s), torch {torch.__version__}, "
-        f"{platform.processor() or platform.machine()}; medians of {args.repeats}\n"
+        f"{args.arch}{width}, {args.images} images {size}x{size}, batches of {args.batch_size}, "
+        f"torch {torch.__version__}, {where}; medians of {args.repeats}\n"
     )
     print(f"{'':28} {'CPU s':>7} {'ratio':>6} {'wall s':>7} {'ratio':>6} {'peak MiB':>9}  BEC")
     for name in runs:
@@ -239,12 +297,17 @@ def print_table(runs: dict[str, list[dict[str, float]]], args: argparse.Namespac
         cpu, wall = middle(name, "cpu_s"), middle(name, "wall_s")
         peak = middle(name, "peak_mib") - middle("nothing", "peak_mib")
         value = runs[name][0]["value"]
+        alike = "bfloat16" in name and BARE_BFLOAT16 in runs
+        bare = BARE_BFLOAT16 if alike else "bare passes"
         print(
-            f"{name:28} {cpu:7.2f} {cpu / middle('bare passes', 'cpu_s'):6.2f} "
-            f"{wall:7.2f} {wall / middle('bare passes', 'wall_s'):6.2f} {peak:9.0f}  "
+            f"{name:28} {cpu:7.2f} {cpu / middle(bare, 'cpu_s'):6.2f} "
+            f"{wall:7.2f} {wall / middle(bare, 'wall_s'):6.2f} {peak:9.0f}  "
             + ("" if value is None else f"{value:.4f}")
         )
-    print("\nratio: to the bare passes; peak: resident memory above models and images")
+    print(
+        "\nratio: to the bare passes, those in bfloat16 where they were run; peak: memory above "
+        "models and images"
+    )
 
 
 if __name__ == "__main__":

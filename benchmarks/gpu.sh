@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a card, in one go: the cuda tests, then the demonstration, audits in both precisions, and the costs.
 #
-#     benchmarks/gpu.sh OUT            about eight minutes on one card
+#     benchmarks/gpu.sh OUT            about ten minutes on one card
 #     DEVICE=cpu benchmarks/gpu.sh OUT to see that all of it runs; slow, and its figures mean nothing
 #     DATA=FASHION-MNIST benchmarks/gpu.sh OUT   trains the tiny family too
 #
@@ -51,6 +51,11 @@ part together 90 python benchmarks/together.py --device "$device" --images 500 -
 part white 90 python benchmarks/whitebox_cost.py --device "$device" --skip-ladder --threads 4
 part ladder 90 python benchmarks/whitebox_cost.py --device "$device" --skip-cost --eps 0.02 0.03 --seeds 0 \
   --research-passes 24 100
+# BEC beside its bare forwards: the aim is 1.3 times, at the same precision.
+for arch in preactresnet18 resnet50 vit_b_16; do
+  part "bec-$arch" 80 python benchmarks/bec_cost.py --device "$device" --arch "$arch" --images 500 --repeats 1 \
+    --bfloat16 --only bdaudit '*bfloat16'
+done
 if [ -n "${DATA:-}" ]; then
   part zoo 120 python -m bdaudit zoo build examples/families/tiny.toml --out "$out/tiny" --data "$DATA" \
     --device "$device"
