@@ -13,6 +13,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
+from bdaudit.detection import framed
 from bdaudit.errors import NumericsError
 from bdaudit.foundation.statistics import wilson_interval
 from bdaudit.records import Rate
@@ -110,7 +111,7 @@ def _answers(
             try:
                 batch = batch.to(device, non_blocking=True)
                 if shift is not None:
-                    batch = (batch + shift).clamp_(0.0, 1.0)
+                    batch = (batch + framed(shift, batch)).clamp_(0.0, 1.0)
                 answers.append(classifier(batch))
             except torch.OutOfMemoryError:
                 if n_images == 1:

@@ -8,6 +8,7 @@ from bdaudit.detection.asked import (
     is_detector,
     score_boxes,
 )
+from bdaudit.detection.framing import framed
 from bdaudit.detection.marking import (
     CHANNELS,
     NOTHING,
@@ -35,6 +36,7 @@ __all__ = [
     "as_asked",
     "average_precision",
     "boxes_of",
+    "framed",
     "inside_of",
     "is_detector",
     "is_marked",

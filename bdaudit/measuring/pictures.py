@@ -12,6 +12,7 @@ from torch import Tensor
 from bdaudit.cases.subjects import Inputs
 from bdaudit.detection import is_marked, unmarked
 from bdaudit.detection.outlining import outlined, to_bytes
+from bdaudit.perturbation import apply_delta
 from bdaudit.records import Answer, AttackRun, AuditRecord, PictureColumn, Pictures, Rate, Thumbnail
 from bdaudit.triggers import Poisoned
 
@@ -63,7 +64,7 @@ def take_pictures(
                 clean=Thumbnail(png=encode_png(half.clean[k]), answer=_answer(to_target[k], right)),
                 triggered=Thumbnail(png=encode_png(triggered), answer=unperturbed[k]),
                 perturbed=Thumbnail(
-                    png=encode_png((triggered.cpu() + delta[0]).clamp(0.0, 1.0)),
+                    png=encode_png(apply_delta(triggered.cpu()[None], delta)[0]),
                     answer=perturbed[k],
                 ),
             )

@@ -9,7 +9,7 @@ is for the L-inf ball, whose columns do not depend on one another. For the L2 ba
 there a descent that rounds after every step can stay at zero, whatever a larger change would do.
 
 Of marked images (`bdaudit.detection`) the last channel says which box is asked about, and no
-perturbation moves it.
+perturbation moves it. That is for the L-inf ball too: the pattern is stretched with the box.
 """
 
 from __future__ import annotations
@@ -121,14 +121,12 @@ class L2Ball:
 
     Attributes:
         eps: Radius.
-        marked: Whether images are marked, so that their last channel stays as it is.
 
     Raises:
         ConfigError: `eps` is negative or not finite.
     """
 
     eps: float
-    marked: bool = False
 
     def __post_init__(self) -> None:
         _check_radius(self.eps)
@@ -140,7 +138,6 @@ class L2Ball:
 
     def project(self, delta: Tensor) -> Tensor:
         """Shorten `delta` to length `eps` where it is longer."""
-        delta = _off_mark(delta, self.marked)
         length = self.norm(delta)
         # float32 lengths are off by a few parts in ten million. What may be outside is brought a
         # hair's breadth inside, and what was brought there is not touched again.
@@ -148,8 +145,8 @@ class L2Ball:
         return torch.where(may_be_outside, delta * (self.eps * (1 - 2 * _HAIR) / length), delta)
 
     def possible(self, delta: Tensor) -> Tensor:
-        """Leave the mark alone; there are no steps."""
-        return _off_mark(delta, self.marked)
+        """Return it as it is: there are no steps."""
+        return delta
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """Return the gradient scaled to length 1."""
@@ -161,14 +158,12 @@ class L2Ball:
     def random_point(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Draw a direction uniformly and a length so that volume is covered evenly."""
         surface = self.random_surface_point(shape, generator)
-        moving = surface.numel() * (PIXELS / surface.shape[-3] if self.marked else 1)
-        share = torch.rand((), generator=generator) ** (1 / moving)
+        share = torch.rand((), generator=generator) ** (1 / surface.numel())
         return self.project(surface * share)
 
     def random_surface_point(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Draw a direction uniformly and go to the surface."""
-        drawn = _off_mark(torch.randn(*shape, generator=generator), self.marked)
-        return self.project(self.ascent(drawn) * self.eps)
+        return self.project(self.ascent(torch.randn(*shape, generator=generator)) * self.eps)
 
 
 _HAIR = 5e-6
@@ -189,7 +184,8 @@ def make_ball(
 
     Raises:
         ConfigError: No such norm, a radius that is negative or not finite, or one at which no
-            column can move; or the norm is L2 and a column moves by steps or not at all.
+            column can move; or the norm is L2 and a column moves by steps or not at all, or images
+            are marked.
     """
     if norm not in get_args(Norm):
         raise ConfigError(f"norm: expected one of {', '.join(get_args(Norm))}, got {norm!r}")
@@ -201,7 +197,12 @@ def make_ball(
             "search can stay where it starts since no single step of it is as long as that of a "
             "column; use --norm linf"
         )
-    return L2Ball(eps, marked)
+    if marked:
+        raise ConfigError(
+            "norm: expected linf for detectors, got l2: a perturbation is laid over the box that "
+            "is asked about, and how long it then is hangs on the size of the box"
+        )
+    return L2Ball(eps)
 
 
 def can_move(steps: tuple[float, ...], eps: float) -> tuple[bool, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bdaudit.detection import framed
 from bdaudit.perturbation.balls import Ball
 
 __all__ = ["apply_delta", "random_delta"]
@@ -17,12 +18,13 @@ def apply_delta(images: Tensor, delta: Tensor) -> Tensor:
 
     Args:
         images: (N, C, H, W) in [0, 1], the trigger already on them where there is one.
-        delta: (1, C, H, W) in pixel units, on the images' device.
+        delta: (1, C, H, W) in pixel units, on the images' device. On marked images it is laid over
+            the box that each asks about (`bdaudit.detection.framed`).
 
     A pixel that leaves [0, 1] has zero derivative with respect to delta: that is exact, since a
     larger change there would not be seen.
     """
-    return (images + delta).clamp(0.0, 1.0)
+    return (images + framed(delta, images)).clamp(0.0, 1.0)
 
 
 def random_delta(

@@ -255,7 +255,9 @@ class _Together:
                     self.objective,
                     ended,
                     # Steps of columns come from Python anew at every projection.
-                    record=self.config.graph and device.type == "cuda" and not self.config.steps,
+                    record=self.config.graph
+                    and device.type == "cuda"
+                    and not (self.config.steps or self.config.marked),
                     noted=self._note,
                 ):
                     yield self._progress()
