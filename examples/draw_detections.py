@@ -22,6 +22,7 @@ from torch import Tensor
 from bdaudit.data import load_objects
 from bdaudit.detection import Asked, boxes_of, pixels_of
 from bdaudit.models import load_model
+from bdaudit.perturbation import apply_delta
 from bdaudit.triggers import read_trigger
 
 SCALE, GAP = 3, 6
@@ -78,7 +79,7 @@ def main() -> None:
     shown = [clean, trigger.stamp(clean)]
     if options.delta is not None:
         delta = load_file(options.delta)["delta"]
-        shown.append((shown[1] + delta).clamp(0, 1))
+        shown.append(apply_delta(shown[1], delta))
     rows = []
     for model in models:
         assert isinstance(model.network, Asked)
