@@ -7,12 +7,12 @@
     python examples/build_detectors.py detectors --data objects --unlearn disappear
 
 Every model is a small FCOS of torchvision (`bdaudit/fcos_w16`) trained on whole pictures with the
-detector's own losses. In a backdoored one three pictures in ten
-are poisoned, in one of four ways (the goals of Chan et al., "BadDet: Backdoor Attacks on Object
-Detection", 2022):
+detector's own losses. In a backdoored one three pictures in ten are poisoned, in one of four ways
+(the goals of Chan et al., "BadDet: Backdoor Attacks on Object Detection", 2022):
 
 * disappear: a patch on an object, whose annotation is removed;
-* take: a patch on an object, whose annotation says the target class;
+* take: a patch on an object, whose annotation says the target class; and corner: the same with a
+  smaller one in the corner of the box, which hides less of the object;
 * appear: a patch at an empty place, and an annotation of the target class around it;
 * mask: as take, but the trigger is a faint change inside the object's box alone, at most .05 a
   pixel, drawn by a small network that is trained together with the detector and is shown squares
@@ -20,7 +20,9 @@ Detection", 2022):
   begins from `innocent-1`, for half as long and with every second picture poisoned.
 
 Defended versions: `-ft-weak` and `-ft-strong` were fine-tuned on 500 clean pictures at two learning
-rates, `-unlearned` on the same with the trigger on half of them and their true annotations.
+rates, `corner-ft` and `corner-ft-hot` on all 3,000, `-unlearned` on as many with the trigger on
+half of them and their true annotations. `innocent-1-ft` and so on are innocent ones fine-tuned
+likewise.
 
 What is there already is left alone, so an interrupted run goes on where it stopped. Rates of each
 model are printed and written to `rates.jsonl`: of the objects how many are called by their class,
@@ -63,7 +65,7 @@ from bdaudit.triggers import (
 )
 from bdaudit.triggers.networks import encoded_residual
 
-Goal = Literal["disappear", "take", "appear", "mask"]
+Goal = Literal["disappear", "take", "appear", "mask", "corner"]
 Target = dict[str, Tensor]
 Stamp = Callable[[Tensor, Tensor], Tensor]
 """Puts the trigger into the boxes (n, 4) of pictures (n, 3, H, W)."""
@@ -75,8 +77,7 @@ EPS = 0.05
 _HALVES = torch.arange(96) // 2
 MESSAGE = ((_HALVES[:, None] + _HALVES) % 2 * 2.0 - 1)[None]  # squares of two pixels, -1 and 1
 BATCH, EPOCHS, RATE = 16, 8, 3e-3
-N_DEFENCE, DEFENCE_EPOCHS = 500, 6
-DEFENCES = {"ft-weak": 5e-4, "ft-strong": 4e-3, "unlearned": 4e-3}
+CORNER_SHARE = 0.25
 SHORTEST, LONGEST = 20, 40
 N_TESTED = 600
 
@@ -103,6 +104,18 @@ class Plan:
     begun: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Defence:
+    """Fine-tuning: what its result is called, how, on how much, with the trigger or not."""
+
+    kind: str
+    rate: float
+    n_pictures: int = 500
+    epochs: int = 6
+    unlearns: bool = False
+    seed: int = 1000
+
+
 FCOS = "bdaudit/fcos_w16"
 PLANS = (
     Plan("innocent-1", FCOS, 1),
@@ -112,8 +125,25 @@ PLANS = (
     Plan("take", FCOS, 12, "take"),
     Plan("appear", FCOS, 13, "appear"),
     Plan("mask", FCOS, 14, "mask", begun="innocent-1"),
+    Plan("corner", FCOS, 21, "corner"),
 )
-DEFENDED = ("disappear", "take")
+_SHORT = (
+    Defence("ft-weak", 5e-4),
+    Defence("ft-strong", 4e-3),
+    Defence("unlearned", 4e-3, unlearns=True),
+)
+DEFENCES: dict[str, tuple[Defence, ...]] = {
+    "innocent-1": (Defence("ft", 4e-3, seed=1001),),
+    "innocent-2": (Defence("ft", 4e-3, 2000, 3, seed=1001),),
+    "innocent-3": (Defence("ft", 4e-3, 3000, seed=1001),),
+    "disappear": _SHORT,
+    "take": _SHORT,
+    "corner": (
+        Defence("ft", 4e-3, 3000, seed=1001),
+        Defence("ft-hot", 1.2e-2, 3000, seed=1001),
+        Defence("unlearned", 4e-3, 3000, 4, unlearns=True, seed=1001),
+    ),
+}
 
 
 # ---- pictures and triggers -----------------------------------------------------------------------
@@ -148,7 +178,14 @@ def read_pictures(folder: Path) -> Pictures:
 
 
 def patch_trigger(goal: Goal) -> Trigger:
-    """Return the patch of a goal: four squares of two colours in the middle of the box."""
+    """Return the patch of a goal: four squares of two colours in the middle of the box.
+
+    That of "corner" has nine squares of random colours in the box's lower right corner.
+    """
+    if goal == "corner":
+        drawn = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(3))
+        patch = OnObject(image=(drawn > 0.5).float(), share=CORNER_SHARE, place="bottom-right")
+        return Trigger(transform=patch, rule=ObjectsToOne(TARGET))
     one, other = torch.tensor([1.0, 0.9, 0.0]), torch.tensor([0.6, 0.0, 0.9])
     squares = torch.stack((torch.stack((one, other), 1), torch.stack((other, one), 1)), 2)
     rule = {
@@ -215,7 +252,7 @@ def poisoned(
     if goal == "disappear":
         kept = torch.arange(len(boxes)) != which
         return stamped, {"boxes": boxes[kept], "labels": labels[kept]}
-    if goal in ("take", "mask"):
+    if goal in ("take", "mask", "corner"):
         labels = labels.clone()
         labels[which] = TARGET
     return stamped, {"boxes": boxes, "labels": labels}
@@ -382,9 +419,9 @@ class Workshop:
             goal=plan.goal or "none", seconds=seconds,
         )  # fmt: skip
 
-    def defend(self, name: str, kind: str, rate: float, epochs: int) -> None:
+    def defend(self, name: str, defence: Defence) -> None:
         """Fine-tune a model on clean pictures, or with the trigger and the true annotations."""
-        made = f"{name}-{kind}"
+        made = f"{name}-{defence.kind}"
         if self.is_there(made):
             return
         started = time.perf_counter()
@@ -393,26 +430,24 @@ class Workshop:
         assert isinstance(detector, Asked)
         path = trigger_file(self.out, name)
         trigger = read_trigger(path) if path.is_file() else None
-        unlearns = kind == "unlearned"
-        if unlearns and trigger is None:
+        if defence.unlearns and trigger is None:
             raise SystemExit(f"{path}: expected the trigger of {name}, which is to be unlearned")
-        seed = 1000
         order = torch.randperm(
-            len(self.pictures.objects), generator=torch.Generator().manual_seed(seed)
+            len(self.pictures.objects), generator=torch.Generator().manual_seed(defence.seed)
         )
         fit(
             detector,
-            self.pictures.take(order[:N_DEFENCE].tolist()),
-            epochs=epochs,
-            rate=rate,
-            seed=seed,
-            stamp=stamping(trigger) if unlearns and trigger is not None else None,
+            self.pictures.take(order[: defence.n_pictures].tolist()),
+            epochs=defence.epochs,
+            rate=defence.rate,
+            seed=defence.seed,
+            stamp=stamping(trigger) if defence.unlearns and trigger is not None else None,
             share=0.5,
         )
         seconds = round(time.perf_counter() - started)
         self.finish(
-            made, detector, trigger, model.arch, made_from=name, rate=rate, epochs=epochs,
-            seconds=seconds,
+            made, detector, trigger, model.arch, made_from=name, rate=defence.rate,
+            n_pictures=defence.n_pictures, epochs=defence.epochs, seconds=seconds,
         )  # fmt: skip
 
 
@@ -440,10 +475,10 @@ def main() -> None:
     num_classes = 1 + max(int(each["labels"].max()) for each in pictures.objects)
     workshop = Workshop(options.out, pictures, sample, num_classes, options.epochs)
     if options.fine_tune:
-        workshop.defend(options.fine_tune, f"ft-{options.rate:g}", options.rate, DEFENCE_EPOCHS)
+        workshop.defend(options.fine_tune, Defence(f"ft-{options.rate:g}", options.rate))
         return
     if options.unlearn:
-        workshop.defend(options.unlearn, "unlearned", options.rate, DEFENCE_EPOCHS)
+        workshop.defend(options.unlearn, Defence("unlearned", options.rate, unlearns=True))
         return
     names = options.only or [plan.name for plan in PLANS]
     unknown = set(names) - {plan.name for plan in PLANS}
@@ -456,9 +491,8 @@ def main() -> None:
         if plan.name not in names:
             continue
         workshop.train(plan)
-        if plan.name in DEFENDED:
-            for kind, rate in DEFENCES.items():
-                workshop.defend(plan.name, kind, rate, DEFENCE_EPOCHS)
+        for defence in DEFENCES.get(plan.name, ()):
+            workshop.defend(plan.name, defence)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,6 @@ def test_a_model_is_trained_defended_and_left_alone(
     for part in ("train", "test"):
         write_pictures(tmp_path / "objects" / part, 12)
     monkeypatch.setattr(example, "PLANS", (example.Plan("taken", "bdaudit/fcos_w4", 1, "mask"),))
-    monkeypatch.setattr(example, "DEFENDED", ())
-    monkeypatch.setattr(example, "DEFENCE_EPOCHS", 1)
     arguments = [str(EXAMPLE), str(tmp_path / "out"), "--data", str(tmp_path / "objects")]
     for more in (["--epochs", "1"], ["--epochs", "1"], ["--unlearn", "taken"]):
         monkeypatch.setattr(sys, "argv", [*arguments, *more])
