@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         screen,
     )
     from bdaudit.auditing.verification import verify
-    from bdaudit.data import Sample, load_sample
+    from bdaudit.data import Sample, load_objects, load_sample
     from bdaudit.models import LoadedModel, inspect_checkpoint, load_model, save_model
     from bdaudit.project import Project, read_project
     from bdaudit.records import (
@@ -94,6 +94,7 @@ _HOMES = {
     "score": "auditing",
     "screen": "auditing",
     "Sample": "data",
+    "load_objects": "data",
     "load_sample": "data",
     "LoadedModel": "models",
     "inspect_checkpoint": "models",
@@ -164,6 +165,7 @@ __all__ = [
     "invert",
     "judge",
     "load_model",
+    "load_objects",
     "load_sample",
     "reactivate",
     "read_policy",

@@ -36,6 +36,7 @@ from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.plan import Plan, PlannedStep
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded
 from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.tasks import Task
 from bdaudit.measuring.answers import Examined
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import KINDS, Attacker, rests_on_surrogates
@@ -119,6 +120,7 @@ def audit(
     surrogate: Sequence[ModelSource] = (),
     settings: AuditSettings | None = None,
     policy: Policy | str | Path | None = None,
+    task: Task = "classification",
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
     target: int | str | None = None,
@@ -147,6 +149,7 @@ def audit(
             attack and as a start for queries; made from `original` where none are given.
         settings: Eps ladder, budget, controls, seed, device.
         policy: Limits of the verdict, or the path of a policy file; default limits otherwise.
+        task: What the models do; for "detection" data are pictures with boxes (docs/detection.md).
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
         target: Replaces the target of an all-to-one trigger; an index, or a class name.
@@ -175,6 +178,7 @@ def audit(
         trigger=trigger,
         placebos=placebo,
         policy=policy,
+        task=task,
         classes=classes,
         model_options=model_options or ModelSettings(),
         target_label=target,

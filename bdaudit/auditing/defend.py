@@ -37,6 +37,7 @@ from bdaudit.foundation.plan import Plan, PlannedStep
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish, reworded, within
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.sources import FileSource, InMemory
+from bdaudit.foundation.tasks import Task as ModelTask
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.baselines import demand_matching_labels
 from bdaudit.measuring.compute import Compute, derive_generator
@@ -164,6 +165,7 @@ def defend(
     reference: Sequence[ModelSource] = (),
     settings: DefendSettings | None = None,
     policy: Policy | str | Path | None = None,
+    task: ModelTask = "classification",
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
     target: int | str | None = None,
@@ -183,6 +185,7 @@ def defend(
         reference: Innocent models of the same task.
         settings: Methods, their settings, how results are audited.
         policy: Limits of the verdicts, or the path of a policy file.
+        task: What the models do; for "detection" data are pictures with boxes (docs/detection.md).
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
         target: Replaces the target of an all-to-one trigger; an index, or a class name.
@@ -206,6 +209,7 @@ def defend(
         data=data,
         trigger=trigger,
         policy=policy,
+        task=task,
         classes=classes,
         model_options=model_options or ModelSettings(),
         target_label=target,

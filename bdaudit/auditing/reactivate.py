@@ -18,6 +18,7 @@ from bdaudit.cases.subjects import Inputs
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.tasks import Task
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import KINDS, Attacker, mode_of
@@ -67,6 +68,7 @@ def reactivate(
     cold: bool = False,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
+    task: Task = "classification",
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
     black_box: BlackBoxOptions | None = None,
@@ -92,6 +94,7 @@ def reactivate(
         cold: Whether a query search does without surrogates, as it must with neither of these.
         compute: Device, seed, batch size.
         split: Sizes of the craft and held-out halves.
+        task: What the models do; for "detection" data are pictures with boxes (docs/detection.md).
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
         black_box: What is known about a model that can only be queried.
@@ -118,6 +121,7 @@ def reactivate(
         surrogates=surrogate,
         data=data,
         trigger=trigger,
+        task=task,
         classes=classes,
         model_options=model_options or ModelSettings(),
         black_box=black_box or BlackBoxOptions(),

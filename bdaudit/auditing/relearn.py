@@ -13,6 +13,7 @@ from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSourc
 from bdaudit.foundation.plan import Plan, PlannedStep
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish
 from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.tasks import Task
 from bdaudit.measuring.relearning import measure_relearning, relearning_cost
 from bdaudit.measuring.speed import speed_on
 from bdaudit.measuring.standins import N_INNOCENT, prepare_models
@@ -37,6 +38,7 @@ def relearn(
     cache_dir: Path | None = None,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
+    task: Task = "classification",
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
     target: int | str | None = None,
@@ -58,6 +60,7 @@ def relearn(
         cache_dir: Folder that keeps models made here for the next run; `None` keeps none.
         compute: Device, seed, batch size.
         split: Sizes of the halves.
+        task: What the models do; for "detection" data are pictures with boxes (docs/detection.md).
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
         target: Replaces the target of the trigger's rule; an index, or a class name.
@@ -79,6 +82,7 @@ def relearn(
         references=reference,
         data=data,
         trigger=trigger,
+        task=task,
         classes=classes,
         model_options=model_options or ModelSettings(),
         target_label=target,

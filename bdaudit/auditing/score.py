@@ -14,6 +14,7 @@ from bdaudit.existence import ExistenceConfig
 from bdaudit.foundation.plan import Plan, PlannedStep
 from bdaudit.foundation.progress import Listener, Progress, Steps, finish
 from bdaudit.foundation.renamed import renamed
+from bdaudit.foundation.tasks import Task
 from bdaudit.measuring.existence import existence_steps
 from bdaudit.measuring.speed import speed_on
 from bdaudit.measuring.standins import prepare_models
@@ -39,6 +40,7 @@ def score(
     cache_dir: Path | None = None,
     compute: ComputeSettings | None = None,
     split: SplitSettings | None = None,
+    task: Task = "classification",
     classes: Sequence[str] | Path | None = None,
     model_options: ModelSettings | None = None,
     target: int | str | None = None,
@@ -62,6 +64,7 @@ def score(
         cache_dir: Folder that keeps models made here for the next run; `None` keeps none.
         compute: Device, seed, batch size.
         split: Sizes of the halves; the coefficient is measured on the held-out one.
+        task: What the models do; for "detection" data are pictures with boxes (docs/detection.md).
         classes: Class names in order of index, or a file with one a line.
         model_options: Architecture, normalisation and so on where the files do not say.
         target: Replaces the target of the trigger's rule; an index, or a class name.
@@ -82,6 +85,7 @@ def score(
         references=reference,
         data=data,
         trigger=trigger,
+        task=task,
         classes=classes,
         model_options=model_options or ModelSettings(),
         target_label=target,
