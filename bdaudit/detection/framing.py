@@ -35,7 +35,7 @@ def framed(delta: Tensor, images: Tensor) -> Tensor:
         and nothing is added outside it nor to the mark.
     """
     flat = images.flatten(0, -4)
-    if not is_marked(flat):
+    if not len(flat) or not is_marked(flat):
         return delta
     patterns = delta[..., :PIXELS, :, :].expand(*images.shape[:-3], -1, -1, -1).flatten(0, -4)
     height, width = images.shape[-2:]

@@ -28,7 +28,7 @@ def audit(defended: Any, **settings: Any) -> bdaudit.AuditRecord:
             stand_ins=0,
             relearn=None,
             compute=ComputeSettings(device="cpu"),
-            split=SplitSettings(craft=60, held_out=150),
+            split=SplitSettings(craft=40, held_out=120),
             **settings,
         ),
     )
@@ -58,11 +58,11 @@ def test_a_detector_that_is_only_asked_is_audited_by_queries() -> None:
         found: list[dict[str, torch.Tensor]] = network.detect(pictures)  # type: ignore[operator]
         return found
 
-    record = audit(detect, mode=("query",), max_queries=200, cold=True, bec=False)
+    record = audit(detect, mode=("query",), max_queries=100, cold=True, bec=False)
     (defended,) = (b for b in record.baselines if b.role == "defended")
     assert defended.asr.value < 0.1
     assert defended.clean_acc.value > 0.8
     assert defended.detection is None
     runs = [run for run in record.runs if run.role == "defended" and run.condition == "trigger"]
     assert runs
-    assert all(run.n_queries is not None and run.n_queries <= 200 for run in runs)
+    assert all(0 < run.image_queries <= 100 for run in runs)

@@ -51,3 +51,4 @@ def test_each_image_may_have_a_pattern_of_its_own() -> None:
 def test_images_without_a_mark_are_left_to_plain_addition() -> None:
     delta = torch.rand(1, 4, 8, 8)
     assert framed(delta, torch.rand(3, 4, 8, 8)) is delta
+    assert framed(delta, torch.rand(0, 4, 8, 8)) is delta
