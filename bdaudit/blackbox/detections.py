@@ -51,6 +51,14 @@ class Asking:
     threshold: float = 0.5
     first_label: int = 1
 
+    def describe(self) -> dict[str, str]:
+        """Return what of this decides the answers, for `Identity.details`."""
+        return {
+            "classes": str(self.num_classes),
+            "score threshold": f"{self.threshold:g}",
+            "first label": str(self.first_label),
+        }
+
     def answers(self, found: Sequence[Detections], images: Tensor, subject: str) -> Tensor:
         """Return logits (n, K), one row for the box of each marked image (n, 4, H, W).
 
@@ -152,7 +160,11 @@ def read_detections(
     Raises:
         ModelError: The outputs are none of these.
     """
-    arrays = {name: _by_picture(array, n_pictures) for name, array in outputs.items()}
+    by_picture = any(array.ndim == 3 for array in outputs.values())
+    arrays = {
+        name: _by_picture(array, n_pictures, has_pictures=by_picture)
+        for name, array in outputs.items()
+    }
     of_width = {
         width: [a for a in arrays.values() if a is not None and a.ndim == 3 and a.shape[2] == width]
         for width in (_BOX, _WITH_SCORE, _WITH_LABEL)
@@ -193,10 +205,13 @@ def read_detections(
     ]
 
 
-def _by_picture(array: NDArray[Any], n_pictures: int) -> NDArray[Any] | None:
-    """Give an output a first dimension of pictures; `None` where it has another number of them."""
-    is_rows = array.ndim == 3 or (array.ndim == 2 and array.shape[-1] not in (4, 5, 6))
-    if array.ndim == 1 or (array.ndim == 2 and not is_rows and n_pictures == 1):
+def _by_picture(array: NDArray[Any], n_pictures: int, *, has_pictures: bool) -> NDArray[Any] | None:
+    """Give an output a first dimension of pictures; `None` where it has another number of them.
+
+    `has_pictures` says that other outputs have one, so that (1, 5) is one picture's five labels and
+    no box with its score.
+    """
+    if not has_pictures and n_pictures == 1 and array.ndim in (1, 2):
         array = array[None]
     return array if array.ndim in (2, 3) and len(array) == n_pictures else None
 

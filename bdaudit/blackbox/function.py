@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class FunctionBlackBox(BlackBox):
         grid: As for `BlackBox`.
         scale: As for `BlackBox`.
         batch_size: Images a call, 1 or more.
+        details: What else decides the answers, for `identity`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class FunctionBlackBox(BlackBox):
         grid: int | None = None,
         scale: ScoreScale | None = None,
         batch_size: int = 256,
+        details: Mapping[str, str] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size: expected 1 or more, got {batch_size}")
@@ -62,6 +64,7 @@ class FunctionBlackBox(BlackBox):
         )
         self.function = function
         self.path = path
+        self._more = dict(details or {})
         self.files = () if path is None else (path,)
         self.batch_size = self.request_size = batch_size
 
@@ -72,7 +75,7 @@ class FunctionBlackBox(BlackBox):
             kind="function",
             source=function if self.path is None else f"{self.path}:{function}",
             sha256=None if self.path is None else digest_file(self.path),
-            details={"function": function, "grid": str(self.grid)},
+            details={"function": function, "grid": str(self.grid), **self._more},
         )
 
     def _answer(self, images: Tensor) -> Tensor:

@@ -111,8 +111,7 @@ class OnnxDetector(BlackBox):
             details={
                 **self.layout.describe(),
                 "grid": str(self.grid),
-                "score threshold": f"{self.asking.threshold:g}",
-                "first label": str(self.asking.first_label),
+                **self.asking.describe(),
             },
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -136,12 +136,24 @@ def _ask_detector(
     match source:
         case InMemory(value=function) if callable(function) and not isinstance(function, nn.Module):
             return _ask_function(
-                answering(function, asking, name), None, name, feedback, options, fallback
+                answering(function, asking, name),
+                None,
+                name,
+                feedback,
+                options,
+                fallback,
+                asking.describe(),
             )
         case PythonFunction(file=file, name=function_name):
             function = load_function(file, function_name, error=ModelError)
             return _ask_function(
-                answering(function, asking, name), file, name, feedback, options, fallback
+                answering(function, asking, name),
+                file,
+                name,
+                feedback,
+                options,
+                fallback,
+                asking.describe(),
             )
         case ServedModel(address=address) | RemoteFile(url=address):
             return ServedDetector(
@@ -233,6 +245,7 @@ def _ask_function(
     feedback: Feedback,
     options: BlackBoxOptions,
     fallback: ModelSettings,
+    details: Mapping[str, str] | None = None,
 ) -> FunctionBlackBox:
     settings = options.settings.over(fallback)
     if settings.image_shape is None or settings.num_classes is None:
@@ -255,6 +268,7 @@ def _ask_function(
         grid=options.grid,
         scale=options.known_scale,
         batch_size=options.request_size or 256,
+        details=details,
     )
 
 

@@ -73,11 +73,7 @@ class ServedDetector(ServedBlackBox):
     def identity(self) -> Identity:
         """Return where the model is, and what decides how its boxes are read."""
         known = super().identity()
-        asking = {
-            "score threshold": f"{self.asking.threshold:g}",
-            "first label": str(self.asking.first_label),
-        }
-        return replace(known, details={**known.details, **asking})
+        return replace(known, details={**known.details, **self.asking.describe()})
 
     def _image_shape(self) -> tuple[int, int, int]:
         return (CHANNELS, *self.layout.image_shape[1:])

@@ -46,6 +46,9 @@ _MEASURED = "2"
 """Raised when an audit measures something more that its verdict rests on: kept audits without it
 are made again. 2: relearning at the next larger rate."""
 
+_LAID = "perturbations over the box"
+"""Of detectors; raised when they are laid on in another way."""
+
 _NO_MEASUREMENT = ("policy", "project")
 
 
@@ -111,7 +114,7 @@ def request_digests(request: AuditRequest, files: FileDigests) -> dict[str, str]
             # What earlier versions did not know is left out where it is not used, so that what
             # they kept still counts.
             *(columns if any(columns) else ()),
-            *((sources.task,) if sources.task != "classification" else ()),
+            *((sources.task, _LAID) if sources.task != "classification" else ()),
         ]
     )
     digests["bdaudit"] = __version__

@@ -28,7 +28,7 @@ from bdaudit.data import (
 )
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
-from bdaudit.detection import CHANNELS, NOTHING, is_detector
+from bdaudit.detection import CHANNELS, NOTHING, SCORE_THRESHOLD, Asked, is_detector
 from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.foundation.progress import finish
 from bdaudit.foundation.sources import FileSource, InMemory, LocalFile, Source
@@ -74,7 +74,7 @@ def _open_local(
     first = subjects[0].black_box
     trigger = _aimed_trigger(sources, sample.class_names)
     if sample.places is not None:
-        demand_goal(trigger)
+        demand_goal(trigger, first.num_classes)
     halves = split_sample(
         sample, n_craft=split.craft_of(len(sample)), n_held_out=split.held_out, seed=seed
     )
@@ -138,6 +138,7 @@ def open_models(sources: Sources, *, device: torch.device) -> tuple[tuple[Subjec
     _check_weights_found(sources.model_options, opened)
     for _, model in opened:
         _check_task(model, sources)
+    _demand_one_threshold([model for _, model in opened], sources)
     subjects = [_as_subject(role, model, sources) for role, model in opened]
     if sources.defended is not None and can_only_be_asked(sources.defended):
         subjects.insert(0, _open_black_box(sources, shape, opened, device))
@@ -231,6 +232,26 @@ def _check_task(model: LoadedModel, sources: Sources) -> None:
             f"{model.name}: for --task detection expected a detector of torchvision (Faster R-CNN, "
             f"RetinaNet, FCOS, SSD), got {model.arch}; any other detector can be the defended "
             "model as FILE.py:FUNCTION, ONNX or by its address"
+        )
+
+
+def _demand_one_threshold(models: Sequence[LoadedModel], sources: Sources) -> None:
+    """Refuse detectors that count detections from different scores on.
+
+    A file may say its own threshold, and one that is set high hides whatever scores below it.
+    """
+    found = {
+        model.name: model.network.score_threshold
+        for model in models
+        if isinstance(model.network, Asked)
+    }
+    if sources.defended is not None and can_only_be_asked(sources.defended):
+        found["defended"] = sources.model_options.score_threshold or SCORE_THRESHOLD
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{name} {value:g}" for name, value in found.items())
+        raise ModelError(
+            f"expected one score threshold for all detectors, got {said}; give that of your "
+            "deployment with --score-threshold, which goes before what files say"
         )
 
 

@@ -6,9 +6,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from bdaudit.detection import NOTHING
 from bdaudit.errors import TriggerError
-from bdaudit.triggers import AllToOne, Trigger
+from bdaudit.triggers import NOT_COUNTED, AllToOne, Trigger
 
 __all__ = ["class_index", "demand_goal", "with_target"]
 
@@ -30,7 +32,7 @@ def with_target(trigger: Trigger, target_label: int) -> Trigger:
     return replace(trigger, rule=rule)
 
 
-def demand_goal(trigger: Trigger) -> None:
+def demand_goal(trigger: Trigger, num_classes: int) -> None:
     """Refuse a rule that would count objects and empty boxes of a detector alike.
 
     No detector's backdoor takes both to a class: of images that it was never meant to take there is
@@ -40,13 +42,20 @@ def demand_goal(trigger: Trigger) -> None:
         TriggerError: It is such a rule.
     """
     rule = trigger.rule
-    if isinstance(rule, AllToOne) and rule.label != NOTHING:
+    counted = rule.targets(torch.arange(num_classes), num_classes) != NOT_COUNTED
+    if not (bool(counted[NOTHING]) and bool(counted[NOTHING + 1 :].any())):
+        return
+    if isinstance(rule, AllToOne):
         raise TriggerError(
             f"{trigger.source}: rule {rule.name} to class {rule.label} counts objects and empty "
             f"boxes of a detector alike; say which: goal = 'take' (objects of other classes) or "
             f"'appear' (empty boxes), with label = {rule.label}; in Python ObjectsToOne"
             f"({rule.label}) or SourceSpecific({rule.label}, (0,))"
         )
+    raise TriggerError(
+        f"{trigger.source}: rule {rule.name} counts objects and empty boxes of a detector alike; "
+        "leave class 0, where nothing is, out of its sources"
+    )
 
 
 def class_index(target: int | str, class_names: Sequence[str] | None) -> int:

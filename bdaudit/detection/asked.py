@@ -40,8 +40,10 @@ MIN_OVERLAP = 0.5
 SCORE_THRESHOLD = 0.5
 """Score from which a detection counts, unless another is given."""
 
+_FARTHEST = 1e-6  # of a threshold from 0 and 1: beyond that a missing box would count
 _NO_BOX = -20.0  # logit of a class that no box of the asked place is considered for
 _LARGEST = 20.0
+_HAIR = 1e-5
 _SMALLEST_LOG = -1e4
 
 
@@ -138,8 +140,11 @@ def as_asked(detector: nn.Module, *, score_threshold: float = SCORE_THRESHOLD) -
         ConfigError: The threshold is not in (0, 1).
         ModelError: It is no such detector, or reports only what scores above the threshold.
     """
-    if not 0 < score_threshold < 1:
-        raise ConfigError(f"score_threshold: expected a number in (0, 1), got {score_threshold}")
+    if not _FARTHEST <= score_threshold <= 1 - _FARTHEST:
+        raise ConfigError(
+            f"score_threshold: expected a number from {_FARTHEST:g} to 1 - {_FARTHEST:g}, got "
+            f"{score_threshold}"
+        )
     if kind_of(detector) is None:
         raise ModelError(
             "expected an object detector of torchvision (FCOS, RetinaNet, SSD or Faster R-CNN), "
@@ -216,7 +221,9 @@ def overlaps(boxes: Tensor, asked: Tensor) -> Tensor:
 def _answers(best: Tensor, is_there: Tensor, score_threshold: float) -> Tensor:
     """Turn the best log score of each class (N, K) into logits, with that of nothing in front."""
     logits = torch.where(is_there, _logit(best), _NO_BOX)
-    nothing = torch.full_like(logits[:, :1], math.log(score_threshold / (1 - score_threshold)))
+    # A hair below, so that a score that reaches the threshold counts.
+    least = math.log(score_threshold / (1 - score_threshold)) - _HAIR
+    nothing = torch.full_like(logits[:, :1], least)
     return torch.cat((logits[:, :NOTHING], nothing, logits[:, NOTHING + 1 :]), dim=1)
 
 

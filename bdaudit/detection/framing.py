@@ -21,6 +21,10 @@ __all__ = ["framed"]
 _BOX = 1.0 / 3.0
 """Side of the box in the pattern, of the pattern's own."""
 
+_FINEST = 96
+"""Most values along a side of the pattern, so that its middle third is no finer than the boxes it
+is laid over, which would each meet values that the others do not. Larger ones are averaged."""
+
 
 def framed(delta: Tensor, images: Tensor) -> Tensor:
     """Return what is added to each image when a pattern is laid on.
@@ -39,6 +43,9 @@ def framed(delta: Tensor, images: Tensor) -> Tensor:
         return delta
     patterns = delta[..., :PIXELS, :, :].expand(*images.shape[:-3], -1, -1, -1).flatten(0, -4)
     height, width = images.shape[-2:]
+    if max(height, width) > _FINEST:
+        coarse = [max(1, side * _FINEST // max(height, width)) for side in (height, width)]
+        patterns = functional.interpolate(patterns, size=coarse, mode="area")
     left, top, right, bottom = boxes_of(flat).to(delta.dtype).unbind(1)
     across, down = (right - left).clamp_min(1.0), (bottom - top).clamp_min(1.0)
     zero = torch.zeros_like(across)

@@ -10,11 +10,11 @@ import torch
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.data import Sample
 from bdaudit.data.label_checks import answers_by_class, doubt_labels
-from bdaudit.detection import Asked, average_precision, pixels_of
+from bdaudit.detection import NOTHING, Asked, average_precision, pixels_of
 from bdaudit.errors import DataError
 from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.progress import Progress, Steps
-from bdaudit.foundation.statistics import may_be_chance, paired_difference
+from bdaudit.foundation.statistics import may_be_chance, paired_difference, wilson_interval
 from bdaudit.measuring.asking import ask
 from bdaudit.measuring.compute import Compute
 from bdaudit.records import AttackRun, Baseline, DetectionQuality, Diagnostic, Rate
@@ -151,6 +151,7 @@ def check_baselines(
     *,
     max_clean_acc_loss: float,
     class_names: Sequence[str] | None = None,
+    detects: bool = False,
 ) -> Iterator[Diagnostic]:
     """Return what the plain figures give reason to doubt.
 
@@ -159,11 +160,17 @@ def check_baselines(
         num_classes: K, from which chance follows.
         class_names: In order of index, where they are known.
         max_clean_acc_loss: Loss of clean accuracy against the original that is worth a warning.
+        detects: Whether they are detectors, of which class 0 is that nothing is there: one that
+            sees nothing anywhere is right about every empty place.
     """
     by_role: dict[str, Baseline] = {}
     for baseline in baselines:
         by_role.setdefault(baseline.role, baseline)
-        if baseline.left_out is None:
+        if baseline.left_out is not None:
+            continue
+        if detects:
+            yield from _hardly_sees(baseline, num_classes)
+        else:
             yield from near_chance(baseline.model, baseline.clean_acc, num_classes)
     yield from _check_labels(baselines, class_names)
     defended, original = by_role.get("defended"), by_role.get("original")
@@ -267,6 +274,24 @@ def near_chance(model: str, clean_acc: Rate, num_classes: int) -> Iterator[Diagn
             message=f"clean accuracy is {clean_acc.value:.1%}, chance is "
             f"{1 / num_classes:.1%}: labels or normalisation probably do not match; check "
             "--classes, --mean and --std",
+        )
+
+
+def _hardly_sees(baseline: Baseline, num_classes: int) -> Iterator[Diagnostic]:
+    """Doubt a detector that may name objects no better than by guessing."""
+    objects = baseline.by_class[NOTHING + 1 :]
+    right, total = (
+        sum(counts) for counts in ([o.right for o in objects], [o.total for o in objects])
+    )
+    if total and may_be_chance(wilson_interval(right, total)[0], num_classes):
+        yield Diagnostic(
+            code="clean_accuracy_near_chance",
+            severity="error",
+            subject=baseline.model,
+            message=f"of {total} objects {right} are answered with their class, which may be "
+            "chance: the detector sees little, or its boxes, labels or score threshold are read in "
+            "another way than it means them; boxes are left, top, right, bottom in pixels of the "
+            "picture it is given; check --first-label, --score-threshold and --classes",
         )
 
 

@@ -24,7 +24,7 @@ def demand_columns_move(inputs: Inputs, norm: Norm, ladder: Sequence[float]) -> 
         ConfigError: No column can move at one of the eps, or none as the norm would have it.
     """
     for eps in ladder:
-        make_ball(norm, eps, inputs.steps)
+        make_ball(norm, eps, inputs.steps, marked=inputs.marked)
 
 
 def doubts_about_columns(inputs: Inputs, ladder: Sequence[float]) -> list[Diagnostic]:

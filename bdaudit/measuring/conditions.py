@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdaudit.detection import NOTHING, is_marked
 from bdaudit.errors import ConfigError
 from bdaudit.records import Condition
 from bdaudit.triggers import Poisoned
@@ -84,8 +85,15 @@ def attack_images(
     if condition == "wrong_target":
         if num_classes < 3:
             raise ConfigError("the wrong-target control needs three classes or more")
-        shift = int(torch.randint(1, num_classes, (1,), generator=generator))
-        halves = [_toward_another_class(half, shift, num_classes) for half in (craft, held_out)]
+        first = int(torch.randint(1, num_classes, (1,), generator=generator))
+        shifts = [1 + (first - 1 + k) % (num_classes - 1) for k in range(num_classes - 1)]
+        arranged = (
+            [_toward_another_class(half, shift, num_classes) for half in (craft, held_out)]
+            for shift in shifts
+        )
+        halves = next((two for two in arranged if all(map(_has_a_class_to_go_to, two))), None)
+        if halves is None:
+            raise ConfigError("the wrong-target control finds no other class for these images")
     elif condition == "no_trigger":
         halves = [Half(p.clean, p.targets, p.labels, p.clean) for p in (craft, held_out)]
     else:
@@ -99,6 +107,16 @@ def _toward_another_class(poisoned: Poisoned, shift: int, num_classes: int) -> H
     kept = targets != poisoned.labels
     return Half(
         poisoned.triggered[kept], targets[kept], poisoned.labels[kept], poisoned.clean[kept]
+    )
+
+
+def _has_a_class_to_go_to(half: Half) -> bool:
+    """Whether there are images left; of a detector's also that none is to become nothing.
+
+    To let objects vanish is easier than to give them another class, and no control of that.
+    """
+    return bool(len(half.targets)) and not (
+        is_marked(half.images) and bool((half.targets == NOTHING).any())
     )
 
 

@@ -268,6 +268,7 @@ def doubts_about_models(
         inputs.num_classes,
         max_clean_acc_loss=policy.max_clean_acc_loss,
         class_names=inputs.held_out.class_names,
+        detects=inputs.marked,
     )
     wide = inputs.trigger_info().wide
     return [*doubts, *trigger_moves_innocents(baselines, policy, wide=wide)]

@@ -123,3 +123,25 @@ def test_boxes_with_scores_and_padding() -> None:
     found = read_detections({"dets": rows, "labels": labels}, 2, "model")
     assert [each.labels.tolist() for each in found] == [[1], [2]]
     assert found[0].boxes.tolist() == [[0, 0, 4, 8]]
+
+
+def test_a_picture_with_as_many_detections_as_a_box_has_sides() -> None:
+    for m in (3, 4, 5, 6):
+        outputs = {
+            "boxes": np.tile(np.array([0, 0, 4, 8], np.float32), (1, m, 1)),
+            "labels": np.ones((1, m), np.int64),
+            "scores": np.full((1, m), 0.5, np.float32),
+        }
+        for given in (outputs, {name: array[0] for name, array in outputs.items()}):
+            (found,) = read_detections(given, 1, "model")
+            assert (len(found.boxes), len(found.labels)) == (m, m)
+
+
+def test_what_decides_the_answers_is_part_of_who_answers() -> None:
+    def known(threshold: float, first: int) -> dict[str, str]:
+        settings = ModelSettings(num_classes=3, image_shape=SHAPE, score_threshold=threshold)
+        options = BlackBoxOptions(settings=settings, first_label=first)
+        box = open_black_box(finder, name="defended", options=options, detects=True)
+        return dict(box.identity().details)
+
+    assert len({str(known(*pair)) for pair in ((0.5, 1), (0.3, 1), (0.5, 0))}) == 3

@@ -52,3 +52,14 @@ def test_images_without_a_mark_are_left_to_plain_addition() -> None:
     delta = torch.rand(1, 4, 8, 8)
     assert framed(delta, torch.rand(3, 4, 8, 8)) is delta
     assert framed(delta, torch.rand(0, 4, 8, 8)) is delta
+
+
+def test_a_large_pattern_is_no_finer_than_the_boxes_it_meets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.rand(1, 4, 288, 288, generator=generator) - 0.5
+    blocks = torch.nn.functional.avg_pool2d(delta[:, :3], 3).repeat_interleave(3, 2)
+    blocks = blocks.repeat_interleave(3, 3)
+    images = mark(torch.zeros(1, 3, 288, 288), torch.tensor([[96.0, 96.0, 192.0, 192.0]]))
+    laid = framed(delta, images)
+    assert float((laid[:, :3] - blocks).abs().mean()) < 0.05
+    assert float(laid.abs().max()) <= float(blocks.abs().max()) + 1e-6
