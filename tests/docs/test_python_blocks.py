@@ -45,6 +45,7 @@ def folder(demo_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_page_files(made, demo_files)
     for name in ("badnets.toml", "checkerboard.png"):
         shutil.copy(ROOT / "examples" / "triggers" / name, made)
+    shutil.copytree(ROOT / "examples" / "detectors" / "pictures", made / "streets")
     net = torchvision.models.resnet18(num_classes=10)
     torch.save(net.state_dict(), made / "defended.pt")
     torch.save({"state_dict": {"fc.weight": torch.zeros(10, 4)}}, made / "unknown.pt")
