@@ -99,7 +99,7 @@ def load_objects(
     class_names, given_by = name_classes(classes)
     if class_names is not None:
         class_names = with_nothing(class_names)
-    annotated = _open(path, class_names, given_by)
+    annotated = _without_repeats(_open(path, class_names, given_by))
     catalogue = _catalogue(annotated, image_shape, seed)
     return read_limited(take_names(catalogue, class_names, given_by), image_shape, limit, seed)
 
@@ -119,6 +119,25 @@ def _open(path: Path, class_names: tuple[str, ...] | None, given_by: str) -> Ann
         f"{path}: expected pictures with objects in {_LAYOUTS}, got a file "
         f"'{path.suffix or path.name}'{_OTHERWISE}"
     )
+
+
+def _without_repeats(annotated: AnnotatedSet) -> AnnotatedSet:
+    """Ask about an object once where the same box of the same class is annotated again.
+
+    Asked about twice it would count as two, and intervals would be narrower than they are.
+    """
+    pictures, repeated = [], 0
+    for picture in annotated.pictures:
+        seen: set[tuple[object, ...]] = set()
+        objects = []
+        for each in picture.objects:
+            again = each.asked and (each.label, each.box) in seen
+            seen |= {(each.label, each.box)} if each.asked else set()
+            objects.append(replace(each, asked=False) if again else each)
+            repeated += again
+        pictures.append(replace(picture, objects=tuple(objects)))
+    notes = [f"left out {repeated} objects that are annotated twice"] if repeated else []
+    return replace(annotated, pictures=tuple(pictures), notes=(*annotated.notes, *notes))
 
 
 def _open_folder(folder: Path, class_names: tuple[str, ...] | None, given_by: str) -> AnnotatedSet:

@@ -497,3 +497,13 @@ def test_the_made_set_is_the_same_in_both_layouts(
         assert label == 0 or (width > height) == (label == 1)
     again = make(tmp_path / "source", tmp_path / "again", monkeypatch)
     assert load_objects(again).sha256 == sample.sha256
+
+
+def test_an_object_annotated_twice_is_asked_about_once(tmp_path: Path) -> None:
+    box, other = (0, 1, [2, 3, 6, 5]), (1, 3, [4, 4, 5, 7])
+    once = load_objects(set_of(tmp_path / "once", coco(box, other)))
+    twice = load_objects(set_of(tmp_path / "twice", coco(box, box, other)))
+    assert sorted(twice.labels.tolist()) == sorted(once.labels.tolist())
+    assert twice.places is not None
+    assert [len(labels) for _, labels in twice.places.annotated] == [1, 1]
+    assert "left out 1 objects that are annotated twice" in twice.notes
