@@ -115,4 +115,8 @@ class Attacker(Workshop):
 
 def _within(config: AttackConfig, inputs: Inputs) -> AttackConfig:
     """Keep an attack to what of the images can move."""
-    return replace(config, steps=inputs.steps, marked=inputs.marked)
+    if inputs.steps:
+        config = replace(config, steps=inputs.steps)
+    if inputs.marked:
+        config = replace(config, marked=True)
+    return config

@@ -37,10 +37,6 @@ class AttackConfig(Protocol):
     def norm(self) -> Norm:
         """Norm of the ball."""
 
-    @property
-    def marked(self) -> bool:
-        """Whether images are marked with the box that a detector is asked about."""
-
 
 class AttackResult(Protocol):
     """What the search of any kind of attack gives back."""

@@ -203,7 +203,7 @@ def run_key(
         "seed": compute.seed,
         "device": compute.device.type,
     }
-    if config.marked:
+    if "marked" in keyed_settings(config):
         parts["laid"] = "over the box"  # not over the whole picture, as at first
     if compute.precision != "float32":
         parts["precision"] = compute.precision
