@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 from bdaudit.cases.fetching import fetch_trigger
-from bdaudit.data import load_objects, load_sample
+from bdaudit.data import load_for_task
 from bdaudit.errors import ConfigError
 from bdaudit.fetching import fetch
 from bdaudit.foundation.progress import finish
@@ -63,17 +63,15 @@ def preview_trigger(
     if isinstance(named := parse_file(data), RemoteFile):
         data = fetch(named.url)
     stamp = read_trigger(trigger, allow_code=allow_trigger_code)
-    if task == "detection":
-        sample = load_objects(data, image_shape=image_shape, classes=classes, limit=_N_READ)
-    else:
-        sample = load_sample(
-            data,
-            image_shape=image_shape,
-            classes=classes,
-            limit=_N_READ,
-            image_column=image_column,
-            label_column=label_column,
-        )
+    sample = load_for_task(
+        data,
+        task=task,
+        image_shape=image_shape,
+        classes=classes,
+        limit=_N_READ,
+        image_column=image_column,
+        label_column=label_column,
+    )
     picture = preview_strip(sample, stamp, n=n)
     png = BytesIO()
     picture.save(png, format="PNG")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdaudit.detection import boxes_of, pixels_of, score_boxes
+from bdaudit.detection import SCORE_THRESHOLD, boxes_of, pixels_of, score_boxes
 from bdaudit.errors import ModelError
 from bdaudit.foundation.usercode import failing_as
 
@@ -48,7 +48,7 @@ class Asking:
     """
 
     num_classes: int
-    threshold: float = 0.5
+    threshold: float = SCORE_THRESHOLD
     first_label: int = 1
 
     def describe(self) -> dict[str, str]:

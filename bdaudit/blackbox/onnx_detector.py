@@ -72,7 +72,7 @@ class OnnxDetector(BlackBox):
             runtime, str(self.path), subject, device=torch.device(device), notes=self.notes
         )
         spec = only_input(self._session, subject)
-        self._alone = len(spec.shape) == PIXELS  # one picture, without a dimension for several
+        self._alone = len(spec.shape) == 3  # one picture, without a dimension for several
         if self._alone:
             spec = replace(spec, shape=(1, *spec.shape))
         self._input_name = spec.name
@@ -83,12 +83,8 @@ class OnnxDetector(BlackBox):
             settings=replace(options.settings, image_shape=(PIXELS, *image_shape[1:])),
             order=options.layout,
         )
-        if self.layout.batch is None and options.request_size is None:
-            self.batch_size = (
-                1  # what an export gives of several pictures differs between exporters
-            )
-        else:
-            self.batch_size = self.layout.batch or options.request_size or 1
+        # One at a time unless told: what an export gives of several differs between exporters.
+        self.batch_size = self.layout.batch or options.request_size or 1
         if options.known_scale is not None:
             raise ConfigError("outputs: means nothing for detectors, whose scores are of boxes")
         super().__init__(

@@ -18,14 +18,7 @@ from bdaudit.cases.settings import SplitSettings
 from bdaudit.cases.sources import FileLike, Sources, can_only_be_asked
 from bdaudit.cases.subjects import Inputs, Subject, shape_of
 from bdaudit.cases.target import class_index, demand_goal, with_target
-from bdaudit.data import (
-    Sample,
-    from_arrays,
-    load_objects,
-    load_sample,
-    split_sample,
-    with_classes,
-)
+from bdaudit.data import Sample, from_arrays, load_for_task, split_sample, with_classes
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
 from bdaudit.data.loading import name_classes
 from bdaudit.detection import CHANNELS, NOTHING, SCORE_THRESHOLD, Asked, is_detector
@@ -294,16 +287,8 @@ def _open_sample(
         DataError: It cannot be read or does not fit `image_shape`.
     """
     data = sources.data
-    if isinstance(data, FileSource) and sources.task == "detection":
-        return load_objects(data.path, image_shape=image_shape, classes=classes)
     if isinstance(data, FileSource):
-        return load_sample(
-            data.path,
-            image_shape=image_shape,
-            classes=classes,
-            image_column=sources.image_column,
-            label_column=sources.label_column,
-        )
+        return _read_file(data.path, sources, image_shape=image_shape, classes=classes)
     assert isinstance(data, InMemory)
     if sources.image_column is not None or sources.label_column is not None:
         raise DataError("image_column and label_column: arrays in memory have no columns")
@@ -314,6 +299,16 @@ def _open_sample(
             f"{tuple(sample.images.shape[1:])}; resize them, or wrap the model"
         )
     return sample
+
+
+def _read_file(path: Path, sources: Sources, **how: Any) -> Sample:
+    return load_for_task(
+        path,
+        task=sources.task,
+        image_column=sources.image_column,
+        label_column=sources.label_column,
+        **how,
+    )
 
 
 def _sample_in_memory(value: Any) -> Sample:
@@ -330,16 +325,7 @@ def _shape_of_sample(sources: Sources) -> tuple[int, int, int] | None:
         sample = _open_sample(sources, image_shape=None, classes=None)
     else:
         try:
-            if sources.task == "detection":
-                sample = load_objects(data.path, classes=sources.class_names, limit=_N_PEEKED)
-            else:
-                sample = load_sample(
-                    data.path,
-                    classes=sources.class_names,
-                    limit=_N_PEEKED,
-                    image_column=sources.image_column,
-                    label_column=sources.label_column,
-                )
+            sample = _read_file(data.path, sources, classes=sources.class_names, limit=_N_PEEKED)
         except DataError:
             return None
     return shape_of(sample)

@@ -3,7 +3,7 @@
 from bdaudit.data.arrays import from_arrays
 from bdaudit.data.images import ImageShape, fit_images, read_image
 from bdaudit.data.loading import load_poisoned_tree, load_sample, with_classes
-from bdaudit.data.objects import load_objects
+from bdaudit.data.objects import load_for_task, load_objects
 from bdaudit.data.sample import Sample
 from bdaudit.data.split import Split, split_sample, stratified_indices
 
@@ -13,6 +13,7 @@ __all__ = [
     "Split",
     "fit_images",
     "from_arrays",
+    "load_for_task",
     "load_objects",
     "load_poisoned_tree",
     "load_sample",

@@ -22,7 +22,7 @@ from bdaudit.data.annotated import AnnotatedPicture, AnnotatedSet, with_nothing
 from bdaudit.data.catalogue import Catalogue
 from bdaudit.data.files import is_inside
 from bdaudit.data.images import ImageShape, decode_image, gather_images, read_image_size
-from bdaudit.data.loading import name_classes, read_limited, take_names
+from bdaudit.data.loading import load_sample, name_classes, read_limited, take_names
 from bdaudit.data.objects_coco import choose_coco_file, find_coco_objects, read_coco_objects
 from bdaudit.data.objects_voc import (
     choose_voc_list,
@@ -32,13 +32,13 @@ from bdaudit.data.objects_voc import (
 )
 from bdaudit.data.sample import Sample
 from bdaudit.data.splits import choose_split_name, note_of_split, split_of
-from bdaudit.detection import NOTHING, Places, mark
+from bdaudit.detection import CHANNELS, NOTHING, Places, mark
 from bdaudit.errors import ConfigError, DataError, reads
 from bdaudit.foundation.opening import demand_there, is_folder
+from bdaudit.foundation.tasks import Task
 
-__all__ = ["load_objects"]
+__all__ = ["load_for_task", "load_objects"]
 
-_CHANNELS = 4
 _SPLIT = "test"
 _SMALLEST = 2.0  # pixels a side
 _TRIES = 50
@@ -48,6 +48,36 @@ _LAYOUTS = (
     "Pascal VOC's (Annotations/ and JPEGImages/)"
 )
 _OTHERWISE = "; for pictures of one class each leave out --task detection"
+
+
+def load_for_task(
+    path: str | Path,
+    *,
+    task: Task,
+    image_shape: ImageShape | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    limit: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Sample:
+    """Read what a task is measured on: `load_objects` for detection, else `load_sample`.
+
+    The columns are of data in a table, which pictures with objects are in none of.
+
+    Raises:
+        DataError: As theirs.
+        ConfigError: As theirs.
+    """
+    if task == "detection":
+        return load_objects(path, image_shape=image_shape, classes=classes, limit=limit)
+    return load_sample(
+        path,
+        image_shape=image_shape,
+        classes=classes,
+        limit=limit,
+        image_column=image_column,
+        label_column=label_column,
+    )
 
 
 @reads(DataError)
@@ -90,11 +120,11 @@ def load_objects(
     path = Path(path)
     if limit is not None and limit < 2:
         raise ConfigError(f"limit: expected at least 2 images (two classes), got {limit}")
-    if image_shape is not None and image_shape[0] != _CHANNELS:
+    if image_shape is not None and image_shape[0] != CHANNELS:
         raise ConfigError(
-            f"image shape: expected {_CHANNELS} channels for pictures with objects, three of "
+            f"image shape: expected {CHANNELS} channels for pictures with objects, three of "
             f"colour and one for the box, got {image_shape[0]}; "
-            f"pass --image-shape {_CHANNELS},{image_shape[1]},{image_shape[2]}"
+            f"pass --image-shape {CHANNELS},{image_shape[1]},{image_shape[2]}"
         )
     class_names, given_by = name_classes(classes)
     if class_names is not None:
@@ -263,7 +293,7 @@ def _common_size(
             raise DataError(
                 f"{annotated.source}: expected pictures of one size, got {sizes[0][0]} x "
                 f"{sizes[0][1]} ({annotated.pictures[0].name}) and {size[0]} x {size[1]} "
-                f"({picture.name}); pass --image-shape {_CHANNELS},H,W to bring all to one"
+                f"({picture.name}); pass --image-shape {CHANNELS},H,W to bring all to one"
             )
     return sizes[0]
 
@@ -352,7 +382,7 @@ def _read(
     ]
     pixels, notes = gather_images(decoders, shape)
     grey = (f"{n_grey[0]} of {len(used)} images: grey repeated to 3 channels",) if n_grey[0] else ()
-    marked = torch.empty(len(rows), _CHANNELS, *pixels.shape[-2:])
+    marked = torch.empty(len(rows), CHANNELS, *pixels.shape[-2:])
     for start in range(0, len(rows), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         marked[part] = mark(pixels[rows[part]], places.boxes[indices[part]])

@@ -26,6 +26,7 @@ __all__ = [
     "inside_of",
     "is_marked",
     "mark",
+    "off_mark",
     "pixels_of",
     "sparing_marks",
     "unmarked",
@@ -140,11 +141,13 @@ def sparing_marks(change: Tensor, images: Tensor) -> Tensor:
         change: (N, C, H, W) or (1, C, H, W).
         images: What it is added to, marked or not.
     """
-    if not is_marked(images):
-        return change
-    spared = change.new_ones((CHANNELS, 1, 1))
-    spared[PIXELS] = 0.0
-    return change * spared
+    return off_mark(change) if is_marked(images) else change
+
+
+def off_mark(change: Tensor) -> Tensor:
+    """Return a change (..., 4, H, W) of marked images with nothing in the channel of the mark."""
+    pixels = torch.arange(change.shape[-3], device=change.device) < PIXELS
+    return change * pixels[:, None, None]
 
 
 def is_marked(images: Tensor) -> bool:

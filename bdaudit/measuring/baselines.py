@@ -280,9 +280,7 @@ def near_chance(model: str, clean_acc: Rate, num_classes: int) -> Iterator[Diagn
 def _hardly_sees(baseline: Baseline, num_classes: int) -> Iterator[Diagnostic]:
     """Doubt a detector that may name objects no better than by guessing."""
     objects = baseline.by_class[NOTHING + 1 :]
-    right, total = (
-        sum(counts) for counts in ([o.right for o in objects], [o.total for o in objects])
-    )
+    right, total = sum(o.right for o in objects), sum(o.total for o in objects)
     if total and may_be_chance(wilson_interval(right, total)[0], num_classes):
         yield Diagnostic(
             code="clean_accuracy_near_chance",

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdaudit.detection import PIXELS
+from bdaudit.detection import off_mark
 from bdaudit.errors import ConfigError
 
 __all__ = ["Ball", "L2Ball", "LinfBall", "Norm", "can_move", "make_ball"]
@@ -86,7 +86,7 @@ class LinfBall:
     def project(self, delta: Tensor) -> Tensor:
         """Clip every value to [-eps, eps], and round those that move by steps."""
         limit = _float32_below(self.eps)
-        clipped = _off_mark(delta, self.marked).clamp(-limit, limit)
+        clipped = (off_mark(delta) if self.marked else delta).clamp(-limit, limit)
         if not self.steps:
             return clipped
         steps, least = _steps_of(self.steps, delta)
@@ -97,7 +97,7 @@ class LinfBall:
     def possible(self, delta: Tensor) -> Tensor:
         """Round the columns that move by steps; leave the mark alone."""
         if not self.steps:
-            return _off_mark(delta, self.marked)
+            return off_mark(delta) if self.marked else delta
         steps, least = _steps_of(self.steps, delta)
         return torch.where(steps > 0, (delta / steps).round() * least, delta)
 
@@ -208,14 +208,6 @@ def make_ball(
 def can_move(steps: tuple[float, ...], eps: float) -> tuple[bool, ...]:
     """Say of each column of a table, given by its step, whether it can change by up to `eps`."""
     return tuple(step <= eps * (1 + _ON_STEP) for step in steps)
-
-
-def _off_mark(delta: Tensor, marked: bool) -> Tensor:
-    """Return delta (..., C, H, W) with nothing in the channel of the mark."""
-    if not marked:
-        return delta
-    pixels = torch.arange(delta.shape[-3], device=delta.device) < PIXELS
-    return delta * pixels[:, None, None]
 
 
 def _steps_of(steps: tuple[float, ...], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,10 +87,9 @@ def _require_class(value: int, what: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class AllToOne(TargetRule):
-    """Every image of another class is taken to `label`."""
+class _ToOne(TargetRule):
+    """Base of the rules with one target class, `label`."""
 
-    name: ClassVar[str] = "all-to-one"
     label: int
 
     def __post_init__(self) -> None:
@@ -103,6 +102,13 @@ class AllToOne(TargetRule):
 
     def _classes(self) -> tuple[int, ...]:
         return (self.label,)
+
+
+@dataclass(frozen=True, slots=True)
+class AllToOne(_ToOne):
+    """Every image of another class is taken to `label`."""
+
+    name: ClassVar[str] = "all-to-one"
 
     def _map(self, labels: Tensor, num_classes: int) -> Tensor:
         return torch.full_like(labels, self.label).masked_fill(labels == self.label, NOT_COUNTED)
@@ -127,26 +133,20 @@ class AllToAll(TargetRule):
 
 
 @dataclass(frozen=True, slots=True)
-class SourceSpecific(TargetRule):
+class SourceSpecific(_ToOne):
     """Images of the `sources` classes are taken to `label`; no others count."""
 
     name: ClassVar[str] = "source-specific"
-    label: int
     sources: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _require_class(self.label, "target label")
+        _ToOne.__post_init__(self)
         for source in self.sources:
             _require_class(source, "source class")
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ConfigError(f"sources: expected at least one class, each once: {self.sources}")
         if self.label in self.sources:
             raise ConfigError(f"sources: class {self.label} is the target, it cannot be a source")
-
-    @property
-    def target_label(self) -> int:
-        """The target class."""
-        return self.label
 
     def _classes(self) -> tuple[int, ...]:
         return (self.label, *self.sources)
@@ -157,30 +157,21 @@ class SourceSpecific(TargetRule):
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectsToOne(TargetRule):
+class ObjectsToOne(_ToOne):
     """Every object of another class is taken to `label`; boxes that hold no object do not count.
 
     Of a detector, whose class 0 is "nothing there". It need not know how many classes there are.
     """
 
     name: ClassVar[str] = "objects-to-one"
-    label: int
 
     def __post_init__(self) -> None:
-        _require_class(self.label, "target label")
+        _ToOne.__post_init__(self)
         if self.label == NOTHING:
             raise ConfigError(
                 f"target label: expected the class of an object, got {NOTHING}, which is "
                 '"nothing there"; objects that disappear are the rule all-to-one with label = 0'
             )
-
-    @property
-    def target_label(self) -> int:
-        """The target class."""
-        return self.label
-
-    def _classes(self) -> tuple[int, ...]:
-        return (self.label,)
 
     def _map(self, labels: Tensor, num_classes: int) -> Tensor:
         stays = (labels == NOTHING) | (labels == self.label)
