@@ -27,14 +27,14 @@ CLASSES = 4
 
 
 def seen(right: int) -> tuple[ClassAnswers, ...]:
-    """30 objects of each of three classes, of which so many are right, and 60 empty places."""
-    empty = ClassAnswers(right=60, total=60)
+    """30 objects of each of three classes, of which so many are right, and 200 empty places."""
+    empty = ClassAnswers(right=200, total=200)
     return (empty, *(ClassAnswers(right=right, total=30) for _ in range(CLASSES - 1)))
 
 
 @pytest.mark.parametrize(("right", "doubted"), [(0, True), (27, False)])
 def test_one_that_sees_nothing_is_no_detector_at_all(right: int, doubted: bool) -> None:
-    clean = (60 + 3 * right) / 150
+    clean = (200 + 3 * right) / 290
     told = baseline("defended", "defended", asr=0.0, clean_acc=clean).model_copy(
         update={"by_class": seen(right)}
     )
