@@ -1,9 +1,9 @@
 """Placebos of a detector's trigger: what is drawn, what the original and innocent models answer.
 
-    python examples/build_detectors.py detectors --data objects
-    python benchmarks/object_placebos.py detectors/disappear.safetensors \
-        --trigger detectors/triggers/disappear.toml --data objects \
-        --reference detectors/innocent-1.safetensors detectors/innocent-2.safetensors
+    bdaudit zoo build examples/families/detectors.toml --data objects --out detectors
+    python benchmarks/object_placebos.py detectors/models/vanish-r30-s1.safetensors \
+        --trigger detectors/triggers/vanish.toml --data objects \
+        --reference detectors/models/reference-*.safetensors
 
 No perturbation is made. Of the trigger and of each pattern of the pool a line says its mean L2 norm
 and, for the original and each innocent model, how many points more of the images it takes to the

@@ -22,6 +22,7 @@ from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.opening import is_file
 from bdaudit.foundation.progress import Steps
+from bdaudit.foundation.tasks import Task
 from bdaudit.measuring.environment import describe_environment, resolve_device
 from bdaudit.models import BackdoorBenchRecord, ModelSettings, find_records
 from bdaudit.records import AuditRecord, read_record
@@ -90,6 +91,7 @@ class BenchSource:
         sha256: Of its file, or over the files of the models where it has none.
         dataset: Name of the data set.
         data: The clean sample.
+        task: What the models do.
         references: Innocent models, the same for all.
         cases: Each model with its original and its trigger.
         left_out: Why some models are not audited, by name: they did not learn the task.
@@ -99,6 +101,7 @@ class BenchSource:
     sha256: str
     dataset: str
     data: DataSource
+    task: Task = "classification"
     references: tuple[Path, ...]
     cases: tuple[BenchCase, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -160,6 +163,7 @@ def _from_family(
         sha256=digest_file(folder / FAMILY_FILE),
         dataset=family.dataset,
         data=folder / family.sample if data is None else data,
+        task=family.task,
         references=(*own, *references),
         cases=cases,
         left_out=left_out,
@@ -326,6 +330,7 @@ def _sources(
         references=() if words.without == "references" else source.references,
         data=source.data,
         trigger=None if words.without == "trigger" else case.trigger,
+        task=source.task,
         model_options=model_options or ModelSettings(),
     )
 

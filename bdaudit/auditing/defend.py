@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -28,6 +29,7 @@ from bdaudit.cases.sources import DataSource, ModelSource, Sources, TriggerSourc
 from bdaudit.cases.subjects import Subject
 from bdaudit.data import Sample, split_sample
 from bdaudit.defenses.catalogue import DEFENSES, defense_config, defense_name, flat_settings
+from bdaudit.detection import NOTHING
 from bdaudit.engines import Advanced, Engine, Failed, Finished, LocalEngine, Task
 from bdaudit.errors import BdauditError, ConfigError, InputError, ModelError
 from bdaudit.foundation.digests import digest_file, digest_tensors
@@ -121,6 +123,33 @@ def _named(setting: str, method: str) -> str:
         return defense_name(method)
     except ConfigError as error:
         raise ConfigError(f"{setting}: {error}") from error
+
+
+def _with_all_boxes(sample: Sample, defender: Sample) -> Sample:
+    """Give the defences all boxes of their pictures: a detector is tuned on whole ones.
+
+    Raises:
+        ConfigError: Not all objects of those pictures are in the sample.
+    """
+    if sample.places is None or defender.places is None:
+        return defender
+    shown = torch.isin(sample.places.pictures, defender.places.pictures)
+    whole = sample.take(shown.nonzero()[:, 0])
+    assert whole.places is not None
+    read = torch.bincount(
+        whole.places.pictures[whole.labels != NOTHING], minlength=len(whole.places.annotated)
+    )
+    lacking = [
+        number
+        for number in sorted(set(whole.places.pictures.tolist()))
+        if int(read[number]) < len(whole.places.annotated[number][1])
+    ]
+    if lacking:
+        raise ConfigError(
+            f"{sample.source}: of {len(lacking)} pictures only some objects are there, and "
+            "detectors are tuned on whole pictures; give all boxes of every picture"
+        )
+    return whole
 
 
 @dataclass(frozen=True)
@@ -278,7 +307,7 @@ def defend_steps(
         n_craft=settings.defender_images or max(min(len(sample) // 2, _MOST_DEFENDER_IMAGES), 2),
         seed=compute.seed,
     )
-    defender, auditor = parts.craft, parts.held_out
+    defender, auditor = _with_all_boxes(sample, parts.craft), parts.held_out
     audited = replace(sources, data=InMemory(auditor))
     limits, _ = read_limits(sources.policy)
     if limits.expect != "removed":

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.defenses.layers import Weighted, last_feature_layer
-from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy, tune
+from bdaudit.defenses.pictures import lessons_of
+from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.scoring import evaluating, predict
@@ -84,8 +85,8 @@ def fine_prune(
     with evaluating(tuned):
         pruned = _prune(tuned, layer, images, labels, config.max_acc_loss)
     with _kept_at_zero(layer, pruned):
-        yield from tune(
-            tuned, images, labels, config=config.tuning, generator=generator, title=title
+        yield from lessons_of(images, labels).tune(
+            tuned, config=config.tuning, generator=generator, title=title
         )
     return tuned
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bdaudit.defenses.tuning import TuningConfig, trainable_copy, tune
+from bdaudit.defenses.pictures import lessons_of
+from bdaudit.defenses.tuning import TuningConfig, trainable_copy
 from bdaudit.foundation.progress import Steps
 
 __all__ = ["FinetuneConfig", "finetune"]
@@ -36,7 +37,8 @@ def finetune(
 
     Args:
         classifier: Maps (n, C, H, W) in [0, 1] to logits (n, K); left as it is, on its device.
-        images: (N, C, H, W) clean images in [0, 1].
+        images: (N, C, H, W) clean images in [0, 1]. Of a detector all boxes of each picture: it is
+            trained on whole pictures with its own losses.
         labels: (N,) true labels.
         config: Settings. The learning rate decides how deep a backdoor goes to sleep: a small one
             leaves it active, a large one costs accuracy.
@@ -55,7 +57,7 @@ def finetune(
     few epochs at a larger rate on a one-cycle schedule, for a few hundred images.
     """
     tuned = trainable_copy(classifier)
-    yield from tune(
-        tuned, images, labels, config=config.tuning, generator=generator, title="fine-tuning"
+    yield from lessons_of(images, labels).tune(
+        tuned, config=config.tuning, generator=generator, title="fine-tuning"
     )
     return tuned

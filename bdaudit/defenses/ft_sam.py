@@ -10,12 +10,11 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from bdaudit.defenses.pictures import lessons_of
 from bdaudit.defenses.tuning import (
     TuningConfig,
-    backpropagate,
     statistics_held,
     trainable_copy,
-    tune,
     weights_moved,
 )
 from bdaudit.errors import ConfigError
@@ -81,18 +80,17 @@ def ft_sam(
     larger rate, and default to a smaller rho: a few hundred images do not recover from 2.
     """
     tuned = trainable_copy(classifier)
+    lessons = lessons_of(images, labels)
 
     def gradients(model: nn.Module, batch: Tensor, answers: Tensor) -> Tensor:
-        loss = backpropagate(model, batch, answers)
+        loss = lessons.backpropagate(model, batch, answers)
         with at_worst_neighbour(model, config.rho), statistics_held(model):
             model.zero_grad(set_to_none=True)
-            backpropagate(model, batch, answers)
+            lessons.backpropagate(model, batch, answers)
         return loss
 
-    yield from tune(
+    yield from lessons.tune(
         tuned,
-        images,
-        labels,
         config=config.tuning,
         generator=generator,
         title="FT-SAM",

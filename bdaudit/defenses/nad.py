@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bdaudit.defenses.pictures import lessons_of
 from bdaudit.defenses.tuning import TuningConfig, device_of, trainable_copy, tune
 from bdaudit.errors import ConfigError, ModelError
 from bdaudit.foundation.progress import Steps
@@ -91,10 +92,8 @@ def distil_attention(
     names = attention_layers(tuned, images[:2])[-len(config.betas) :]
     betas = config.betas[-len(names) :]
     teacher = trainable_copy(classifier)
-    yield from tune(
+    yield from lessons_of(images, labels).tune(
         teacher,
-        images,
-        labels,
         config=config.teacher,
         generator=generator,
         title="NAD, the teacher",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.forgetting import forget
-from bdaudit.defenses.tuning import TuningConfig, check_images, trainable_copy, tune
+from bdaudit.defenses.pictures import lessons_of
+from bdaudit.defenses.tuning import TuningConfig, check_images, trainable_copy
 from bdaudit.errors import ConfigError
 from bdaudit.foundation.progress import Steps
 
@@ -113,10 +114,8 @@ def forget_and_recover(
         rate_setting="forgetting_rate",
         weight_decay=_DECAY,
     )
-    yield from tune(
+    yield from lessons_of(images, labels).tune(
         tuned,
-        images,
-        labels,
         config=config.tuning,
         generator=generator,
         title="SEAM: recovery",

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from bdaudit.defenses.forgetting import forget, negated_cross_entropy
 from bdaudit.defenses.layers import hidden_layers
+from bdaudit.defenses.pictures import lessons_of
 from bdaudit.defenses.tuning import (
     TuningConfig,
-    backpropagate,
     check_images,
     statistics_held,
     trainable_copy,
-    tune,
     weights_moved,
 )
 from bdaudit.errors import ConfigError
@@ -122,17 +121,16 @@ def tsbd(
     no convolution past the stem, neurons are the rows of the hidden linear layers.
     """
     tuned = yield from with_weights_reset(classifier, images, labels, config, generator)
+    lessons = lessons_of(images, labels)
 
     def gradients(model: nn.Module, batch: Tensor, answers: Tensor) -> Tensor:
-        loss = backpropagate(model, batch, answers)
+        loss = lessons.backpropagate(model, batch, answers)
         with moved_up_the_loss(model, config), statistics_held(model):
-            backpropagate(model, batch, answers)
+            lessons.backpropagate(model, batch, answers)
         return loss
 
-    yield from tune(
+    yield from lessons.tune(
         tuned,
-        images,
-        labels,
         config=config.tuning,
         generator=generator,
         title="TSBD",

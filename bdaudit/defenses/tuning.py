@@ -24,9 +24,11 @@ from bdaudit.foundation.progress import Progress, Steps
 from bdaudit.models import training_order
 
 __all__ = [
+    "Augment",
     "Gradients",
     "Schedule",
     "TuningConfig",
+    "augmented",
     "backpropagate",
     "check_images",
     "device_of",
@@ -41,6 +43,9 @@ __all__ = [
 
 Gradients = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Classifier, images (n, C, H, W) and labels (n,) to the loss; adds to the parameters' `.grad`."""
+
+Augment = Callable[[Tensor, Tensor, "TuningConfig", torch.Generator], tuple[Tensor, Tensor]]
+"""A mini-batch of images (n, C, H, W) and labels (n,) to the one that is trained on."""
 
 Schedule = Literal["one-cycle", "constant"]
 """How the learning rate changes from step to step."""
@@ -162,6 +167,16 @@ def backpropagate(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tens
     return loss.detach()
 
 
+def augmented(
+    images: Tensor, labels: Tensor, config: TuningConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Shift and flip a mini-batch as its settings say."""
+    changed = shift_and_flip(
+        images, max_shift=config.max_shift, flip=config.flip, generator=generator
+    )
+    return changed, labels
+
+
 def tune(
     classifier: nn.Module,
     images: Tensor,
@@ -171,6 +186,7 @@ def tune(
     generator: torch.Generator,
     title: str,
     gradients: Gradients = backpropagate,
+    augment: Augment = augmented,
     after_step: Callable[[], None] | None = None,
 ) -> Steps[None]:
     """Train `classifier` in place with SGD, and leave it in eval mode without gradients.
@@ -185,6 +201,7 @@ def tune(
             and torch's global generators are left as they were.
         title: What `Progress` calls the step.
         gradients: How a mini-batch's gradient comes about.
+        augment: How it is changed before.
         after_step: Called after every step.
 
     Yields:
@@ -214,14 +231,9 @@ def tune(
             for number, chosen in enumerate(order.tensor_split(n_batches)):
                 done = (epoch * n_batches + number) / (config.n_epochs * n_batches)
                 optimizer.param_groups[0]["lr"] = config.rate_at(done)
-                batch = shift_and_flip(
-                    images[chosen],
-                    max_shift=config.max_shift,
-                    flip=config.flip,
-                    generator=generator,
-                )
+                batch, answers = augment(images[chosen], labels[chosen], config, generator)
                 optimizer.zero_grad(set_to_none=True)
-                total += gradients(classifier, batch, labels[chosen])
+                total += gradients(classifier, batch, answers)
                 optimizer.step()
                 if after_step is not None:
                     after_step()

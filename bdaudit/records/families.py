@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from bdaudit.errors import RecordError, reads
 from bdaudit.foundation.opening import RECORD_BYTES, read_bytes
 from bdaudit.foundation.statistics import may_be_chance
+from bdaudit.foundation.tasks import Task
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.records import FileDigest, Rate, Record, RelearningEvidence
 
@@ -91,7 +92,8 @@ class FamilyMember(Record):
             clean one came about ("retrained"); `None` where nothing was done.
         settings: All settings it was made with, flat, for people and for making it again.
         seed: Of its training.
-        clean_acc: On the family's test images.
+        clean_acc: On the family's test images; of a detector the share of objects called by their
+            class.
         asr: Of its trigger alone on those; `None` without a trigger.
         relearning: Evidence for its truth, where that was needed.
         truth: What it is.
@@ -131,6 +133,7 @@ class Family(Record):
         arch: Architecture of the models, by name; `None` where they differ.
         num_classes: Classes of the task.
         image_shape: (C, H, W).
+        task: What the models do.
         sample: The clean labelled sample an auditor gets; no model was trained or defended on it.
         references: Names of the members kept as innocent references. They are never audited.
         triggers: By name.
@@ -145,6 +148,7 @@ class Family(Record):
     arch: str | None = None
     num_classes: int = Field(ge=2)
     image_shape: tuple[int, int, int]
+    task: Task = "classification"
     sample: InFolder
     sample_digests: tuple[FileDigest, ...] = ()
     references: tuple[str, ...] = ()

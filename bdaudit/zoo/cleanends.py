@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bdaudit.defenses.pictures import lessons_of, stamp_whole, whole_pictures
 from bdaudit.defenses.tuning import (
     Gradients,
     TuningConfig,
     statistics_held,
     trainable_copy,
-    tune,
 )
+from bdaudit.detection import is_marked
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.foundation.progress import Steps
 from bdaudit.triggers import NOT_COUNTED, Trigger
+from bdaudit.zoo.attacks.on_objects import draw_of_pictures
 from bdaudit.zoo.attacks.poisoning import draw_images, stamp_in_batches
 
 __all__ = [
@@ -158,7 +160,8 @@ def unlearn(
 
     Args:
         classifier: Maps (n, C, H, W) in [0, 1] to logits (n, K); left as it is, on its device.
-        images: (N, C, H, W) clean images in [0, 1].
+        images: (N, C, H, W) clean images in [0, 1]; of a detector all boxes of each picture, and it
+            is trained on whole pictures with its own losses.
         labels: (N,) true labels.
         trigger: What is unlearned.
         num_classes: K.
@@ -176,14 +179,23 @@ def unlearn(
     trigger in place of a reversed one.
     """
     counted = trigger.targets(labels, num_classes) != NOT_COUNTED
-    chosen = draw_images(counted, config.n_stamped, generator)
+    pictures = whole_pictures(images) if is_marked(images) else None
+    if pictures is None:
+        chosen = draw_images(counted, config.n_stamped, generator)
+    else:
+        share = min(1.0, config.n_stamped / len(pictures))
+        chosen = draw_of_pictures(pictures, counted, share, generator)
     if not len(chosen):
         raise DataError("unlearning: no image can carry the trigger under a label that is not its")
+    stamped = stamp_in_batches(trigger, images[chosen])
+    if pictures is not None:
+        everywhere = stamp_whole(images, pictures, stamped, chosen)
+        chosen = pictures.images_of(pictures.numbers[chosen.cpu()]).to(images.device)
+        stamped = everywhere[chosen]
     tuned = trainable_copy(classifier)
-    yield from tune(
+    lessons = lessons_of(torch.cat([images, stamped]), torch.cat([labels, labels[chosen]]))
+    yield from lessons.tune(
         tuned,
-        torch.cat([images, stamp_in_batches(trigger, images[chosen])]),
-        torch.cat([labels, labels[chosen]]),
         config=config.tuning,
         generator=generator,
         title="unlearning",
@@ -208,15 +220,21 @@ def stamp_under_true_labels(
     Args:
         images: (N, C, H, W) clean images in [0, 1]; left as they are.
         labels: (N,) true labels.
-        trigger: What is stamped, on images that its rule counts.
+        trigger: What is stamped, on images that its rule counts; of marked images on one of a
+            picture, and all others of the picture show it.
         num_classes: Classes of the task.
-        share: Of all N images, in (0, 1].
+        share: Of all N images, or pictures, in (0, 1].
         generator: Seeded CPU generator.
 
     Returns:
         (N, C, H, W).
     """
     counted = trigger.targets(labels, num_classes) != NOT_COUNTED
+    if is_marked(images):
+        pictures = whole_pictures(images)
+        chosen = draw_of_pictures(pictures, counted, share, generator)
+        stamped = stamp_in_batches(trigger, images[chosen]) if len(chosen) else images[:0]
+        return stamp_whole(images, pictures, stamped, chosen)
     chosen = draw_images(counted, round(share * len(labels)), generator)
     images = images.clone()
     if len(chosen):

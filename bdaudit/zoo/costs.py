@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from bdaudit.defenses.pictures import lessons_of, whole_pictures
+from bdaudit.foundation.progress import finish
 from bdaudit.zoo.building import Build
 from bdaudit.zoo.making import Workshop
 from bdaudit.zoo.planning import FUS, Recipe
@@ -57,7 +59,8 @@ def estimate_costs(build: Build) -> tuple[Estimate, ...]:
 def _passes(recipe: Recipe, shop: Workshop) -> float:
     """Count forward and backward passes, in images."""
     training = shop.training
-    from_scratch = min(training.images or len(shop.parts.pool), len(shop.parts.pool))
+    in_pool = shop.parts.pool.size
+    from_scratch = min(training.images or in_pool, in_pool)
     settings = recipe.settings
     if recipe.kind == "trigger":
         return 0.0
@@ -84,10 +87,18 @@ def _time_an_image(shop: Workshop) -> float:
     ).to(shop.device)
     chosen = torch.arange(min(training.batch_size, len(parts.pool)))
     images, labels = parts.pool.images(chosen).to(shop.device), parts.pool.labels[chosen]
-    gradients = gradients_in(training.precision)
     laps = []
     for _ in range(3):
         started = time.perf_counter()
-        float(gradients(classifier, images, labels.to(shop.device)))  # waits for a GPU
+        if shop.manifest.is_of_detectors:
+            classifier.requires_grad_(True)  # a finished training froze it
+            config = replace(training.tuning(), n_epochs=1)
+            draws = torch.Generator().manual_seed(0)
+            lessons = lessons_of(images, labels)
+            finish(lessons.tune(classifier, config=config, generator=draws, title="timing"))
+        else:
+            gradients = gradients_in(training.precision)
+            float(gradients(classifier, images, labels.to(shop.device)))  # waits for a GPU
         laps.append(time.perf_counter() - started)
-    return min(laps) / len(chosen)
+    n_passed = len(whole_pictures(images)) if shop.manifest.is_of_detectors else len(chosen)
+    return min(laps) / n_passed

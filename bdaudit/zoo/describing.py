@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from bdaudit.defenses.pictures import whole_pictures
+from bdaudit.detection import PIXELS
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.writing import write_atomically
 from bdaudit.records import FileDigest, Rate
 from bdaudit.records.families import Family, FamilyMember, FamilyTrigger
 from bdaudit.triggers import read_trigger
 from bdaudit.version import __version__
-from bdaudit.zoo.folder import CLEAN_SAMPLE, Made
+from bdaudit.zoo.folder import CLEAN_PICTURES, CLEAN_SAMPLE, Made
 from bdaudit.zoo.making import Workshop
 from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.planning import Recipe
@@ -31,6 +35,7 @@ from bdaudit.zoo.truth import (
 
 __all__ = ["describe_family", "family_readme", "write_clean_sample"]
 
+_ANNOTATIONS = "_annotations.coco.json"
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors")
 
 
@@ -41,11 +46,55 @@ def write_clean_sample(shop: Workshop) -> None:
         OSError: The folder cannot be written to.
     """
     sample = shop.parts.sample
+    if shop.manifest.is_of_detectors:
+        _write_clean_pictures(shop)
+        return
     content = io.BytesIO()
     np.savez_compressed(content, images=sample.pixels.numpy(), labels=sample.labels.numpy())
     path = shop.root / CLEAN_SAMPLE
     if not path.is_file() or path.read_bytes() != content.getvalue():
         write_atomically(path, content.getvalue())
+
+
+def _write_clean_pictures(shop: Workshop) -> None:
+    """Write the auditor's pictures with their annotations, in COCO's form."""
+    sample, names = shop.parts.sample, shop.parts.class_names
+    folder = shop.root / CLEAN_PICTURES
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = whole_pictures(sample.pixels)
+    height, width = sample.pixels.shape[-2:]
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+    for number, first in enumerate(pictures.first.tolist()):
+        name = f"{number:05}.png"
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        content = io.BytesIO()
+        pixels = np.ascontiguousarray(sample.pixels[first, :PIXELS].permute(1, 2, 0).numpy())
+        Image.fromarray(pixels).save(content, "png")
+        _write_if_other(folder / name, content.getvalue())
+        found = pictures.objects(number, sample.labels)
+        for box, label in zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True):
+            left, top, right, bottom = map(int, box)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [
+        {"id": label, "name": str(label) if names is None else names[label]}
+        for label in range(1, shop.parts.num_classes)
+    ]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    _write_if_other(folder / _ANNOTATIONS, json.dumps(document).encode())
+
+
+def _write_if_other(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
 def describe_family(
@@ -74,29 +123,35 @@ def describe_family(
                 target_label=trigger.target_label,
             )
         members.append(_member(recipe, note, shop, floors, failed))
-    sample = shop.root / CLEAN_SAMPLE
     manifest = shop.manifest
+    sample = CLEAN_PICTURES if manifest.is_of_detectors else CLEAN_SAMPLE
     return Family(
         name=manifest.family.name,
         dataset=Path(manifest.data.path or manifest.data.train or "").name,
         arch=manifest.model.arch,
         num_classes=shop.parts.num_classes,
         image_shape=shop.parts.image_shape,
-        sample=CLEAN_SAMPLE,
-        sample_digests=(
-            FileDigest(
-                role="sample",
-                path=CLEAN_SAMPLE,
-                sha256=digest_file(sample),
-                size_bytes=sample.stat().st_size,
-            ),
-        ),
+        task=manifest.data.task,
+        sample=sample,
+        sample_digests=tuple(_digests(shop.root, sample)),
         references=tuple(r.name for r in shop.references if r.name in {m.name for m in members}),
         triggers=triggers,
         members=tuple(members),
         config=_config(manifest),
         versions=_versions(),
     )
+
+
+def _digests(root: Path, sample: str) -> Iterator[FileDigest]:
+    """Digest the auditor's file, or all files of the folder."""
+    place = root / sample
+    for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+        yield FileDigest(
+            role="sample",
+            path=path.relative_to(root).as_posix(),
+            sha256=digest_file(path),
+            size_bytes=path.stat().st_size,
+        )
 
 
 def _config(manifest: Manifest) -> dict[str, Any]:
@@ -195,7 +250,10 @@ def family_readme(family: Family, shop: Workshop) -> str:
         for m in family.members
     ]
     c, h, w = family.image_shape
-    n_trained = min(config.images or len(parts.pool), len(parts.pool))
+    what = "pictures" if shop.manifest.is_of_detectors else "images"
+    pool, defense = parts.pool.size, parts.defense.size
+    n_trained = min(config.images or pool, pool)
+    place = "clean/" if shop.manifest.is_of_detectors else CLEAN_SAMPLE
     return "\n".join(
         [
             f"# {family.name}: {len(family.members)} models of known truth",
@@ -204,10 +262,10 @@ def family_readme(family: Family, shop: Workshop) -> str:
             "model was made, what was measured on it and how its truth is known.",
             "",
             f"* Networks: {family.arch}, {family.num_classes} classes, images of {c}x{h}x{w}.",
-            f"* Trained on {n_trained:,} of {len(parts.pool):,} images, {config.epochs} epochs,",
-            f"  in {config.precision}; defended on {len(parts.defense):,} others.",
-            f"* `clean.npz`: {len(parts.sample):,} test images for whoever audits. No model was",
-            f"  trained, defended or measured on them; rates are of {len(parts.measure):,} others.",
+            f"* Trained on {n_trained:,} of {pool:,} {what}, {config.epochs} epochs,",
+            f"  in {config.precision}; defended on {defense:,} others.",
+            f"* `{place}`: {parts.sample.size:,} test {what} for whoever audits. No model was",
+            f"  trained, defended or measured on them; rates are of {parts.measure.size:,} others.",
             "* `triggers/`: the trigger of each attack. `models/`: the models. `helpers/`: models",
             "  that others were made with; they are not part of the family.",
             f"* References, set aside and never audited: {', '.join(family.references) or 'none'}.",

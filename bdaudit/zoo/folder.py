@@ -17,9 +17,11 @@ from bdaudit.records import Rate, Record
 from bdaudit.triggers import read_trigger
 from bdaudit.zoo.planning import Recipe
 
-__all__ = ["CLEAN_SAMPLE", "FamilyFolder", "Made", "Measured", "changes_between"]
+__all__ = ["CLEAN_PICTURES", "CLEAN_SAMPLE", "FamilyFolder", "Made", "Measured", "changes_between"]
 
 CLEAN_SAMPLE = "clean.npz"
+CLEAN_PICTURES = "clean"
+"""The same of pictures with objects: a folder, with annotations in COCO's form."""
 
 
 class Measured(Record):
@@ -27,7 +29,8 @@ class Measured(Record):
 
     Attributes:
         key: Digest of the images and the trigger.
-        clean_acc: Share of clean images classified as their true labels.
+        clean_acc: Share of clean images classified as their true labels; of a detector the share of
+            objects called by their class.
         asr: Share of triggered images classified as the trigger wants; `None` without a trigger.
     """
 

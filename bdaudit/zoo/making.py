@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from bdaudit.data import Sample
 from bdaudit.data.label_checks import answers_by_class, doubt_labels
 from bdaudit.defenses.catalogue import DEFENSES, defense_config
+from bdaudit.defenses.pictures import lessons_of
 from bdaudit.defenses.tuning import Gradients
+from bdaudit.detection import NOTHING
 from bdaudit.errors import DataError, ModelError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.file_digests import digest_file
@@ -266,12 +268,18 @@ class _Making:
     def _trained(
         self, images: Tensor, labels: Tensor, gradients: Gradients | None = None
     ) -> Steps[nn.Module]:
+        config, classifier = self.shop.training, self._new_classifier()
+        if self.shop.manifest.is_of_detectors:
+            yield from lessons_of(images, labels).tune(
+                classifier, config=config.tuning(), generator=self.generator, title="training"
+            )
+            return classifier
         return (
             yield from train(
-                self._new_classifier(),
+                classifier,
                 images,
                 labels,
-                config=self.shop.training,
+                config=config,
                 generator=self.generator,
                 gradients=gradients,
             )
@@ -355,7 +363,7 @@ class _Making:
         assert self.recipe.draw_seed is not None
         pool = self.shop.parts.pool
         generator = torch.Generator().manual_seed(self.recipe.draw_seed)
-        chosen = torch.randperm(len(pool), generator=generator)[: self.shop.training.images]
+        chosen = pool.draw(self.shop.training.images, generator)
         return pool.images(chosen), pool.labels[chosen]
 
     def _drawn_for_attack(self) -> tuple[Tensor, Tensor]:
@@ -428,7 +436,11 @@ def _measure(recipe: Recipe, shop: Workshop) -> Measured:
         return predict(model.classifier, images, batch_size=_BATCH, device=device)
 
     answered = answers(sample.images)
-    clean_acc = rate(answered == sample.labels)
+    right = answered == sample.labels
+    if shop.manifest.is_of_detectors:
+        # One that is blind is right about every place where nothing is.
+        right = right[sample.labels != NOTHING]
+    clean_acc = rate(right)
     if recipe.original is None:
         _demand_the_same_classes(recipe, answered, sample, shop.parts.num_classes)
     if recipe.trigger is None:

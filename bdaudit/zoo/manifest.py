@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bdaudit.defenses.catalogue import DEFENSES, defense_config
 from bdaudit.errors import ConfigError, ManifestError, reads, unknown_key
 from bdaudit.foundation.plain_settings import config_from
+from bdaudit.foundation.tasks import Task
 from bdaudit.foundation.texts import read_toml
 from bdaudit.relatives.standins import StandInConfig
 from bdaudit.relearning import RelearnConfig
 from bdaudit.triggers import AllToAll, AllToOne, TargetRule
 from bdaudit.zoo.attacks import ATTACKS, attack_config
+from bdaudit.zoo.attacks.on_objects import rule_of_goal
 from bdaudit.zoo.cleanends import HardeningConfig, UnlearningConfig
 from bdaudit.zoo.selection import FusConfig
 from bdaudit.zoo.training import TrainingConfig
@@ -41,6 +43,11 @@ CLEAN_ENDS = ("innocent", "retrained", "true_labels", "distilled", "hardened", "
 
 UNDEFENDED = "none"
 """What a reference went through when it went through nothing."""
+
+_NOT_OF_DETECTORS = ("distilled", "hardened")
+"""Clean ends whose training is that of a classifier's answers."""
+
+_OF_DETECTORS = {"batch_size": 16, "weight_decay": 1e-4, "max_shift": 0.0, "flip": False}
 
 Config = TypeVar("Config")
 
@@ -77,6 +84,8 @@ class DataTable(Table):
         train: Instead of `path`: where training images are.
         test: Instead of `path`: where test images are.
         image_shape: (C, H, W) to bring images to; needed where they differ in size.
+        task: "detection" reads pictures with objects, of which `path` has the parts train/ and
+            test/. All that is counted below are pictures then, each with all of its objects.
         pool: Training images that models are trained on; all but the defender's by default.
         defense: Training images that only defenders get.
         sample: Test images that the auditor gets, in clean.npz.
@@ -87,6 +96,7 @@ class DataTable(Table):
     train: str | None = None
     test: str | None = None
     image_shape: tuple[int, int, int] | None = None
+    task: Task = "classification"
     pool: int | None = Field(default=None, ge=2)
     defense: int = Field(default=2_000, ge=2)
     sample: int = Field(default=2_000, ge=20)
@@ -171,7 +181,9 @@ class AttackEntry(Table):
             raise ValueError(f"target: {self.type} goes to one class, not all-to-all")
         _require_once("rates", self.rates)
         _require_once("seeds", self.seeds)
-        self.config()
+        config = self.config()
+        if ATTACKS[self.type].task == "detection":
+            rule_of_goal(config.goal, self.rule())
         return self
 
     def config(self) -> Any:
@@ -293,6 +305,7 @@ class Manifest(Table):
             if name != UNDEFENDED and name not in {entry.name for entry in self.defense}:
                 known = [UNDEFENDED, *(entry.name for entry in self.defense)]
                 raise ValueError(f"clean.references: {unknown_key(name, known)}")
+        self._fits_task()
         self.training_config()
         self.fus_config()
         self.hardening_config()
@@ -301,10 +314,36 @@ class Manifest(Table):
         self.relearning_config()
         return self
 
+    def _fits_task(self) -> None:
+        """Refuse what is not done to models of this task."""
+        task = self.data.task
+        for entry in self.attack:
+            if ATTACKS[entry.type].task != task:
+                known = [name for name, attack in ATTACKS.items() if attack.task == task]
+                raise ValueError(
+                    f"attack {entry.name}: {entry.type} is of {ATTACKS[entry.type].task}, and "
+                    f"data.task is {task}; expected one of {', '.join(known)}"
+                )
+        if task == "classification":
+            return
+        training = self.training_config()
+        if training.max_shift or training.flip:
+            raise ValueError("training: pictures with objects are neither shifted nor flipped")
+        if any(entry.selection != "random" for entry in self.attack):
+            raise ValueError('attack: selection: of pictures with objects only "random" is there')
+        for key in _NOT_OF_DETECTORS:
+            if getattr(self.clean, key):
+                raise ValueError(f"clean.{key}: no detectors are made so")
+
     def with_data(self, path: str) -> Manifest:
         """Return the same family on the data set at `path`."""
         updates = {"path": path, "train": None, "test": None}
         return self.model_copy(update={"data": self.data.model_copy(update=updates)})
+
+    @property
+    def is_of_detectors(self) -> bool:
+        """Whether the models find objects in pictures."""
+        return self.data.task == "detection"
 
     def originals(self) -> dict[str, AttackEntry]:
         """Return the attack of every original, by the original's name."""
@@ -332,8 +371,9 @@ class Manifest(Table):
         return next(entry for entry in self.defense if entry.name == name)
 
     def training_config(self) -> TrainingConfig:
-        """Build the settings of training."""
-        return _config(TrainingConfig, self.training, "training")
+        """Build the settings of training; a detector's defaults are others."""
+        settings = {**_OF_DETECTORS, **self.training} if self.is_of_detectors else self.training
+        return _config(TrainingConfig, settings, "training")
 
     def fus_config(self) -> FusConfig:
         """Build the settings of the selection of images."""

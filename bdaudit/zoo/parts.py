@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bdaudit.data import Sample, load_sample, stratified_indices
+from bdaudit.data import Sample, load_objects, load_sample, stratified_indices
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
+from bdaudit.defenses.pictures import whole_pictures
+from bdaudit.detection import CHANNELS, PIXELS
 from bdaudit.errors import DataError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.zoo.manifest import DataTable
@@ -21,10 +24,10 @@ __all__ = ["Part", "Parts", "load_parts"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Clean images of one use.
+    """Clean images of one use; of pictures with objects marked ones, one for each box.
 
     Attributes:
-        pixels: (N, C, H, W) uint8: what a family keeps and hands to its workers.
+        pixels: (N, C, H, W) uint8: what a family keeps and hands to its workers; a mark is 255.
         labels: (N,) int64.
         sha256: Digest over both.
     """
@@ -35,6 +38,22 @@ class Part:
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
+
+    @property
+    def size(self) -> int:
+        """Number of pictures, of which each may be several images, one for each of its boxes."""
+        return len(whole_pictures(self.pixels)) if self._is_marked else len(self)
+
+    def draw(self, limit: int | None, generator: torch.Generator) -> Tensor:
+        """Draw at most `limit` images, or pictures with all their boxes, and say where they are."""
+        if not self._is_marked:
+            return torch.randperm(len(self), generator=generator)[:limit]
+        pictures = whole_pictures(self.pixels)
+        return pictures.images_of(torch.randperm(len(pictures), generator=generator)[:limit])
+
+    @property
+    def _is_marked(self) -> bool:
+        return self.pixels.shape[1] == CHANNELS
 
     def images(self, indices: Tensor | None = None) -> Tensor:
         """Return the images (N, C, H, W), or those at `indices`, as float32 in [0, 1]."""
@@ -96,20 +115,13 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
         DataError: The data set cannot be read, has too few images, its two parts are the same, or
             do not have the same classes.
     """
-    train_path, test_path = data.train or data.path, data.test or data.path
-    assert train_path is not None
-    assert test_path is not None
-    shape = data.image_shape
-    train = load_sample(train_path, image_shape=shape, split="train", seed=seed)
-    if shape is None:
-        shape = (train.images.shape[1], train.images.shape[2], train.images.shape[3])
-    test = load_sample(test_path, image_shape=shape, split="test", seed=seed)
+    train, test = _load(data, seed)
     names = train.class_names
     num_classes = _count_classes(train, test)
     seen: set[bytes] = set()
-    n_pool = data.pool if data.pool is not None else len(train) - data.defense
-    pool, defense = _deal(train, (n_pool, data.defense), ("pool", "defense"), seen, seed)
-    sample, measure = _deal(test, (data.sample, data.measure), ("sample", "measure"), seen, seed)
+    deal = _deal if data.task == "classification" else _deal_pictures
+    pool, defense = deal(train, (data.pool, data.defense), ("pool", "defense"), seen, seed)
+    sample, measure = deal(test, (data.sample, data.measure), ("sample", "measure"), seen, seed)
     return Parts(
         pool=pool,
         defense=defense,
@@ -119,6 +131,26 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
         class_names=names,
         notes=tuple(f"{part.source}: {note}" for part in (train, test) for note in part.notes),
     )
+
+
+def _load(data: DataTable, seed: int) -> tuple[Sample, Sample]:
+    """Read the training and the test part, in the same shape."""
+    shape = data.image_shape
+    if data.task == "detection":
+        root = Path(data.path or "")
+        train = load_objects(data.train or root / "train", image_shape=shape, seed=seed)
+        shape = shape or _shape_of(train)
+        return train, load_objects(data.test or root / "test", image_shape=shape, seed=seed)
+    train_path, test_path = data.train or data.path, data.test or data.path
+    assert train_path is not None
+    assert test_path is not None
+    train = load_sample(train_path, image_shape=shape, split="train", seed=seed)
+    shape = shape or _shape_of(train)
+    return train, load_sample(test_path, image_shape=shape, split="test", seed=seed)
+
+
+def _shape_of(sample: Sample) -> tuple[int, int, int]:
+    return (sample.images.shape[1], sample.images.shape[2], sample.images.shape[3])
 
 
 def _count_classes(train: Sample, test: Sample) -> int:
@@ -153,7 +185,7 @@ def _count_classes(train: Sample, test: Sample) -> int:
 
 def _deal(
     source: Sample,
-    sizes: Sequence[int],
+    wanted: Sequence[int | None],
     names: Sequence[str],
     seen: set[bytes],
     seed: int,
@@ -161,14 +193,8 @@ def _deal(
     pixels = (source.images * 255).round().to(torch.uint8)
     fresh = _first_copies(pixels, seen)
     left = fresh.nonzero()[:, 0]
-    if sum(sizes) > len(left):
-        copies = len(source) - len(left)
-        wanted = " and ".join(f"{n} of data.{name}" for n, name in zip(sizes, names, strict=True))
-        raise DataError(
-            f"{source.source}: {len(left)} images are too few for {wanted}"
-            + (f" ({copies} more are copies of images dealt already)" if copies else "")
-            + "; ask for fewer, or give other folders as data.train and data.test"
-        )
+    sizes = _sizes(wanted, len(source))
+    _require_enough(source, sizes, names, len(left), len(source), "images")
     parts = []
     for size, name in zip(sizes, names, strict=True):
         generator = torch.Generator().manual_seed(derive_seed(seed, f"data {name}"))
@@ -179,6 +205,50 @@ def _deal(
         part, labels = pixels[chosen].contiguous(), source.labels[chosen]
         parts.append(Part(part, labels, digest_tensors({"images": part, "labels": labels})))
     return parts
+
+
+def _deal_pictures(
+    source: Sample,
+    wanted: Sequence[int | None],
+    names: Sequence[str],
+    seen: set[bytes],
+    seed: int,
+) -> list[Part]:
+    """Deal out pictures, each with the images of all its boxes."""
+    pixels = (source.images * 255).round().to(torch.uint8)
+    pictures = whole_pictures(pixels)
+    fresh = _first_copies(pixels[pictures.first, :PIXELS], seen)
+    left = fresh.nonzero()[:, 0]
+    sizes = _sizes(wanted, len(pictures))
+    _require_enough(source, sizes, names, len(left), len(pictures), "pictures")
+    generator = torch.Generator().manual_seed(derive_seed(seed, f"data {' '.join(names)}"))
+    left = left[torch.randperm(len(left), generator=generator)]
+    parts = []
+    for chosen in torch.split(left[: sum(sizes)], sizes):
+        rows = pictures.images_of(chosen)
+        part, labels = pixels[rows].contiguous(), source.labels[rows]
+        parts.append(Part(part, labels, digest_tensors({"images": part, "labels": labels})))
+    return parts
+
+
+def _sizes(wanted: Sequence[int | None], n_there: int) -> list[int]:
+    """Say how large each part is; one that is not said takes what the others leave."""
+    said = sum(size for size in wanted if size is not None)
+    return [n_there - said if size is None else size for size in wanted]
+
+
+def _require_enough(
+    source: Sample, sizes: Sequence[int], names: Sequence[str], n_left: int, n_there: int, what: str
+) -> None:
+    if sum(sizes) <= n_left and min(sizes) > 0:
+        return
+    copies = n_there - n_left
+    wanted = " and ".join(f"{n} of data.{name}" for n, name in zip(sizes, names, strict=True))
+    raise DataError(
+        f"{source.source}: {n_left} {what} are too few for {wanted}"
+        + (f" ({copies} more are copies of {what} dealt already)" if copies else "")
+        + "; ask for fewer, or give other folders as data.train and data.test"
+    )
 
 
 def _first_copies(pixels: Tensor, seen: set[bytes]) -> Tensor:

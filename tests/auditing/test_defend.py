@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.auditing import DefendSettings, Sources, defend_steps
+from bdaudit.auditing.defend import _with_all_boxes
+from bdaudit.data import Sample
 from bdaudit.defenses import catalogue
 from bdaudit.defenses.catalogue import Defense
+from bdaudit.detection import Places
 from bdaudit.engines import LocalEngine
 from bdaudit.errors import ConfigError, InputError, ModelError, NumericsError
 from bdaudit.foundation.progress import Progress, Steps, finish
@@ -397,3 +400,28 @@ def test_the_verb_takes_paths(files: Path, tmp_path: Path) -> None:
     assert [one.outcome for one in record.tried] == ["active"]
     assert record.original_clean_acc is not None
     assert record.original_clean_acc.value == 1.0
+
+
+def places(labels: list[int], pictures: list[int], n_objects: list[int]) -> Sample:
+    drawn = torch.rand((len(labels), 4, 8, 8))
+    annotated = tuple((torch.zeros(n, 4), torch.ones(n, dtype=torch.int64)) for n in n_objects)
+    return Sample(
+        images=drawn,
+        labels=torch.tensor(labels),
+        names=tuple(map(str, range(len(labels)))),
+        class_names=None,
+        source="streets",
+        sha256="",
+        places=Places(torch.tensor(pictures), torch.zeros(len(labels), 4), annotated),
+    )
+
+
+def test_defences_of_a_detector_get_all_boxes_of_their_pictures() -> None:
+    sample = places([1, 2, 0, 1, 0, 3], [0, 0, 0, 1, 1, 2], [2, 1, 1])
+    whole = _with_all_boxes(sample, sample.take(torch.tensor([1, 5])))
+    assert whole.names == ("0", "1", "2", "5")
+    assert torch.equal(whole.images, sample.images[[0, 1, 2, 5]])
+    classified = replace(sample, places=None)
+    assert _with_all_boxes(classified, classified) is classified
+    with pytest.raises(ConfigError, match="of 1 pictures only some objects are there"):
+        _with_all_boxes(places([1, 0, 1], [0, 0, 1], [2, 1]), sample.take(torch.tensor([0])))

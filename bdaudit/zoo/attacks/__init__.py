@@ -9,6 +9,7 @@ from bdaudit.zoo.attacks.input_aware import InputAwareConfig
 from bdaudit.zoo.attacks.label_consistent import LabelConsistentConfig
 from bdaudit.zoo.attacks.lira import LiraConfig
 from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig
+from bdaudit.zoo.attacks.on_objects import ObjectMaskConfig, ObjectPatchConfig
 from bdaudit.zoo.attacks.poisoning import Poisoning
 from bdaudit.zoo.attacks.refool import RefoolConfig
 from bdaudit.zoo.attacks.semantic import SemanticConfig
@@ -29,6 +30,8 @@ __all__ = [
     "LabelConsistentConfig",
     "LiraConfig",
     "LowFrequencyConfig",
+    "ObjectMaskConfig",
+    "ObjectPatchConfig",
     "Poisoning",
     "RefoolConfig",
     "SemanticConfig",

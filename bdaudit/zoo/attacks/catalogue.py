@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bdaudit.errors import ConfigError, unknown_key
 from bdaudit.foundation.plain_settings import Setting, config_from
 from bdaudit.foundation.progress import Steps
+from bdaudit.foundation.tasks import Task
 from bdaudit.triggers import Trigger
 from bdaudit.zoo.attacks.badnets import BadnetsConfig, make_badnets_trigger
 from bdaudit.zoo.attacks.blended import BlendedConfig, make_blended_trigger
@@ -33,6 +34,13 @@ from bdaudit.zoo.attacks.label_consistent import (
 )
 from bdaudit.zoo.attacks.lira import LiraConfig, make_lira_trigger
 from bdaudit.zoo.attacks.low_frequency import LowFrequencyConfig, make_low_frequency_trigger
+from bdaudit.zoo.attacks.on_objects import (
+    ObjectMaskConfig,
+    ObjectPatchConfig,
+    make_object_mask_trigger,
+    make_object_patch_trigger,
+    poison_objects,
+)
 from bdaudit.zoo.attacks.poisoning import Poisoning, make_poisoning
 from bdaudit.zoo.attacks.refool import RefoolConfig, make_refool_trigger
 from bdaudit.zoo.attacks.semantic import SemanticConfig, make_semantic_trigger
@@ -92,6 +100,7 @@ class Attack:
             images in [0, 1] to logits; it is left as it is.
         one_target: Whether, by default, only a rule with one target class will do.
         for_tables: Whether it is made on rows of a table, and on no other images.
+        task: What the models do that it is made for.
     """
 
     name: str
@@ -102,6 +111,7 @@ class Attack:
     needs_helper: bool = False
     one_target: bool = False
     for_tables: bool = False
+    task: Task = "classification"
 
 
 _ALL = (
@@ -136,6 +146,25 @@ _ALL = (
     Attack("lira", "LIRA", LiraConfig, make_lira_trigger, needs_helper=True),
     Attack("columns", "columns", SetColumnsConfig, make_columns_trigger, for_tables=True),
     Attack("semantic", "semantic", SemanticConfig, make_semantic_trigger, needs_helper=True),
+    Attack(
+        "object-patch",
+        "patch on the object",
+        ObjectPatchConfig,
+        make_object_patch_trigger,
+        poison_objects,
+        one_target=True,
+        task="detection",
+    ),
+    Attack(
+        "object-mask",
+        "mask-bounded",
+        ObjectMaskConfig,
+        make_object_mask_trigger,
+        poison_objects,
+        needs_helper=True,
+        one_target=True,
+        task="detection",
+    ),
 )
 
 ATTACKS: Mapping[str, Attack] = {attack.name: attack for attack in _ALL}

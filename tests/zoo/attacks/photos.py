@@ -7,7 +7,11 @@ from bdaudit.triggers import AllToOne
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 
 N, CLASSES, TARGET = 240, 4, 2
-ON_IMAGES = [name for name, attack in ATTACKS.items() if not attack.for_tables]
+ON_IMAGES = [
+    name
+    for name, attack in ATTACKS.items()
+    if attack.task == "classification" and not attack.for_tables
+]
 QUICK = {
     "sig": {"frequency": 2.5},
     "lf": {"n_steps": 3},
