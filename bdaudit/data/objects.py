@@ -293,7 +293,8 @@ def _common_size(
             raise DataError(
                 f"{annotated.source}: expected pictures of one size, got {sizes[0][0]} x "
                 f"{sizes[0][1]} ({annotated.pictures[0].name}) and {size[0]} x {size[1]} "
-                f"({picture.name}); pass --image-shape {CHANNELS},H,W to bring all to one"
+                f"({picture.name}); pass --input-size HxW to bring all to one, or --image-shape "
+                f"{CHANNELS},H,W where a command has that"
             )
     return sizes[0]
 
