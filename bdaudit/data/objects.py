@@ -87,6 +87,7 @@ def load_objects(
     image_shape: ImageShape | None = None,
     classes: str | Path | Sequence[str] | None = None,
     limit: int | None = None,
+    split: str = _SPLIT,
     seed: int = 0,
 ) -> Sample:
     """Read pictures with annotated objects into a sample of marked images, one for each box.
@@ -104,6 +105,7 @@ def load_objects(
             is class 0, may be left out.
         limit: Most images, thus boxes, to read, chosen by `seed` so that every class keeps its
             share; `None` reads all. Pictures without a chosen box are never decoded.
+        split: Of several parts "train" reads the training part; "test" as above.
         seed: For `limit`, and for where the empty boxes lie.
 
     Returns:
@@ -129,15 +131,17 @@ def load_objects(
     class_names, given_by = name_classes(classes)
     if class_names is not None:
         class_names = with_nothing(class_names)
-    annotated = _without_repeats(_open(path, class_names, given_by))
+    annotated = _without_repeats(_open(path, class_names, given_by, split))
     catalogue = _catalogue(annotated, image_shape, seed)
     return read_limited(take_names(catalogue, class_names, given_by), image_shape, limit, seed)
 
 
-def _open(path: Path, class_names: tuple[str, ...] | None, given_by: str) -> AnnotatedSet:
+def _open(
+    path: Path, class_names: tuple[str, ...] | None, given_by: str, split: str
+) -> AnnotatedSet:
     if is_folder(path):
         folder = path.resolve() if path.name in {"", ".."} else path
-        return _open_folder(folder, class_names, given_by)
+        return _open_folder(folder, class_names, given_by, split)
     demand_there(path, what="a folder or a file of annotations", error=DataError)
     if path.suffix.lower() == ".json":
         return read_coco_objects(path, source=path)
@@ -170,15 +174,17 @@ def _without_repeats(annotated: AnnotatedSet) -> AnnotatedSet:
     return replace(annotated, pictures=tuple(pictures), notes=(*annotated.notes, *notes))
 
 
-def _open_folder(folder: Path, class_names: tuple[str, ...] | None, given_by: str) -> AnnotatedSet:
+def _open_folder(
+    folder: Path, class_names: tuple[str, ...] | None, given_by: str, split: str
+) -> AnnotatedSet:
     notes: list[str] = []
-    found = _layout_below(folder, notes)
+    found = _layout_below(folder, notes, split)
     if files := find_coco_objects(found):
-        file, more = choose_coco_file([_in(found, file) for file in files], found, _SPLIT)
+        file, more = choose_coco_file([_in(found, file) for file in files], found, split)
         notes += more
         annotated = read_coco_objects(file, source=found)
     else:
-        part, said = choose_voc_list(found, _SPLIT)
+        part, said = choose_voc_list(found, split)
         notes += said
         annotated = read_voc_objects(
             found, class_names=class_names, classes_from=given_by, part=part
@@ -186,7 +192,7 @@ def _open_folder(folder: Path, class_names: tuple[str, ...] | None, given_by: st
     return replace(annotated, notes=(*notes, *annotated.notes))
 
 
-def _layout_below(folder: Path, notes: list[str]) -> Path:
+def _layout_below(folder: Path, notes: list[str], split: str) -> Path:
     """Return the folder itself, the part of it to read, or the only one in it with objects."""
     if _has_objects(folder):
         return folder
@@ -194,7 +200,7 @@ def _layout_below(folder: Path, notes: list[str]) -> Path:
     inner = [each for each in below if not each.name.startswith(".") and _has_objects(each)]
     parts = [each.name for each in inner if split_of(each.name) is not None]
     if parts:
-        chosen = choose_split_name(parts, _SPLIT, str(folder))
+        chosen = choose_split_name(parts, split, str(folder))
         notes.append(note_of_split(chosen, parts))
         inner = [folder / chosen]
     if len(inner) != 1:
@@ -270,6 +276,7 @@ def _catalogue(annotated: AnnotatedSet, image_shape: ImageShape | None, seed: in
         annotated=tuple(
             (found.boxes, torch.tensor(found.labels, dtype=torch.int64)) for found in scaled
         ),
+        blocked=tuple(found.blocked for found in scaled),
     )
     return Catalogue(
         labels=torch.tensor(labels),

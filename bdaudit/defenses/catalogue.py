@@ -51,31 +51,33 @@ class Defense:
         title: What people read.
         config_type: The dataclass of its settings; built without arguments it has the defaults.
         run: Called as `run(classifier, images, labels, config=..., generator=...)`.
+        on_detectors: Whether it can be run on an object detector at all.
     """
 
     name: str
     title: str
     config_type: type
     run: Callable[..., Steps[nn.Module]]
+    on_detectors: bool = True
 
 
 _ALL = (
     Defense("finetune", "fine-tuning", FinetuneConfig, finetune),
     Defense("ft-sam", "FT-SAM", FtSamConfig, ft_sam),
     Defense("fine-pruning", "fine-pruning", FinePruningConfig, fine_prune),
-    Defense("fst", "FST", FstConfig, feature_shift_tune),
-    Defense("nc-unlearn", "NC unlearning", NcUnlearnConfig, nc_unlearn),
+    Defense("fst", "FST", FstConfig, feature_shift_tune, on_detectors=False),
+    Defense("nc-unlearn", "NC unlearning", NcUnlearnConfig, nc_unlearn, on_detectors=False),
     Defense("sau", "SAU", SauConfig, shared_adversarial_unlearn),
     Defense("tsbd", "TSBD", TsbdConfig, tsbd),
     Defense("ban", "BAN fine-tuning", BanConfig, ban_finetune),
     Defense("nad", "NAD", NadConfig, distil_attention),
     Defense("anp", "ANP", AnpConfig, prune_perturbed_neurons),
     Defense("i-bau", "i-BAU", IBauConfig, unlearn_worst_trigger),
-    Defense("pam", "PAM", PamConfig, minimise_along_path),
+    Defense("pam", "PAM", PamConfig, minimise_along_path, on_detectors=False),
     Defense("clp", "CLP", ClpConfig, prune_by_lipschitz),
     Defense("rnp", "RNP", RnpConfig, prune_unrecovered_neurons),
     Defense("seam", "SEAM", SeamConfig, forget_and_recover),
-    Defense("etf-ft", "ETF-FT", EtfConfig, tune_behind_simplex),
+    Defense("etf-ft", "ETF-FT", EtfConfig, tune_behind_simplex, on_detectors=False),
     Defense("mm-bm", "MM-BM", MmBmConfig, bound_activations),
 )
 

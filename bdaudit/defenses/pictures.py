@@ -8,6 +8,7 @@ images of one picture have the same pixels, and their labels say what is in each
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,8 @@ def whole_pictures(images: Tensor) -> Pictures:
     seen: dict[bytes, int] = {}
     first, numbers = list[int](), list[int]()
     for row, pixels in enumerate(pixels_of(images).cpu()):
-        number = seen.setdefault(pixels.contiguous().numpy().tobytes(), len(seen))
+        digest = hashlib.blake2b(pixels.contiguous().numpy(), digest_size=16).digest()
+        number = seen.setdefault(digest, len(seen))
         if number == len(first):
             first.append(row)
         numbers.append(number)
@@ -116,11 +118,17 @@ def own_losses(
         objects: What each shows, on the same device.
 
     Raises:
-        ModelError: The classifier is no detector.
+        ModelError: The classifier is no detector, or resizes pictures before it sees them.
     """
     detector = getattr(classifier, "network", classifier)
     if not isinstance(detector, Asked):
         raise ModelError(f"expected an object detector, got {type(detector).__name__}")
+    size = getattr(classifier, "input_size", None)
+    if size is not None and any(tuple(picture.shape[-2:]) != tuple(size) for picture in pictures):
+        raise ModelError(
+            f"a detector is tuned on pictures as they are, and this one resizes them to "
+            f"{size[0]}x{size[1]}; give pictures of that size"
+        )
     return torch.stack(list(detector.losses(pictures, objects).values())).sum()
 
 

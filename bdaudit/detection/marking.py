@@ -55,11 +55,14 @@ class Places:
         boxes: (N, 4) float32, left, top, right, bottom in pixels of the sample's images.
         annotated: By the number of the picture, all objects it has by its annotations: boxes (M, 4)
             as above, and labels (M,) int64 from 1.
+        blocked: By the number of the picture, boxes (B, 4) that no empty place may touch: its
+            objects, and what its annotations say nothing certain about.
     """
 
     pictures: Tensor
     boxes: Tensor
     annotated: tuple[tuple[Tensor, Tensor], ...]
+    blocked: tuple[Tensor, ...] = ()
 
     def take(self, indices: Tensor) -> Places:
         """Return those of a sub-sample; pictures keep their numbers."""

@@ -53,6 +53,7 @@ __all__ = [
     "canonical_name",
     "from_backdoorbench_name",
     "is_clip",
+    "is_detector_arch",
     "is_python_factory",
     "known_detectors",
     "known_torchvision",
@@ -176,6 +177,14 @@ def from_backdoorbench_name(name: str) -> str | None:
     if re.fullmatch(r"preactresnet18(_w\d{1,4})?", name):
         return f"bdaudit/{name}"
     return f"torchvision/{name}" if name in known_torchvision() else None
+
+
+def is_detector_arch(arch: str) -> bool:
+    """Whether an architecture, by the name `build_network` takes, is an object detector's."""
+    library, _, name = arch.partition("/")
+    return _DETECTOR.fullmatch(arch) is not None or (
+        library == "torchvision" and name in known_detectors()
+    )
 
 
 def is_python_factory(arch: str | None) -> bool:
@@ -318,7 +327,7 @@ def _build(arch: str, num_classes: int | None, in_channels: int) -> nn.Module:
     if mlp:
         return Mlp(num_classes, int(mlp[2]), in_channels, int(mlp[1]))
     library, _, name = arch.partition("/")
-    if _DETECTOR.fullmatch(arch) or (library == "torchvision" and name in known_detectors()):
+    if is_detector_arch(arch):
         return _build_detector(arch, num_classes, in_channels)
     if library == "timm":
         return _build_timm(name, num_classes, in_channels)

@@ -94,7 +94,8 @@ class FamilyMember(Record):
         seed: Of its training.
         clean_acc: On the family's test images; of a detector the share of objects called by their
             class.
-        asr: Of its trigger alone on those; `None` without a trigger.
+        asr: Of its trigger alone on those, of a detector on boxes that are not at the target
+            untouched; `None` without a trigger.
         relearning: Evidence for its truth, where that was needed.
         truth: What it is.
         truth_source: How that is known.

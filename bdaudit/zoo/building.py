@@ -78,9 +78,15 @@ def prepare_build(
 
     Raises:
         DataError: The data set cannot be used.
-        ConfigError: A pattern of `only` matches no member.
+        ConfigError: A pattern of `only` matches no member, or the data lack a target class.
     """
     parts = load_parts(manifest.data, seed=manifest.family.seed)
+    for entry in manifest.attack:
+        if isinstance(entry.target, int) and entry.target >= parts.num_classes:
+            raise ConfigError(
+                f"attack {entry.name}: target: expected a class below {parts.num_classes}, got "
+                f"{entry.target}"
+            )
     recipes = plan_family(manifest, parts)
     by_name = {recipe.name: recipe for recipe in recipes}
     # Workers may have another working folder.

@@ -70,7 +70,7 @@ def _passes(recipe: Recipe, shop: Workshop) -> float:
         return float(from_scratch * training.epochs * (1 + settings["n_steps"]))
     if recipe.method in ("defense", "unlearned"):
         epochs = [value for key, value in settings.items() if key.endswith("n_epochs")]
-        return float(len(shop.parts.defense) * (sum(epochs) or 10))
+        return float(shop.parts.defense.size * (sum(epochs) or 10))
     selecting = settings.get(f"{FUS}n_rounds", 0) * settings.get(f"{FUS}n_epochs", 0)
     return float(from_scratch * (training.epochs + selecting))
 

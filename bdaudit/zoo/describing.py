@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from bdaudit.defenses.pictures import whole_pictures
 from bdaudit.detection import PIXELS
 from bdaudit.foundation.file_digests import digest_file
 from bdaudit.foundation.writing import write_atomically
@@ -35,6 +36,7 @@ from bdaudit.zoo.truth import (
 
 __all__ = ["describe_family", "family_readme", "write_clean_sample"]
 
+_PICTURE = "{:05}.png"
 _ANNOTATIONS = "_annotations.coco.json"
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors")
 
@@ -57,23 +59,33 @@ def write_clean_sample(shop: Workshop) -> None:
 
 
 def _write_clean_pictures(shop: Workshop) -> None:
-    """Write the auditor's pictures with their annotations, in COCO's form."""
+    """Write the auditor's pictures with their annotations, in COCO's form.
+
+    What nobody is asked about, yet lies where nothing is empty, is written as a crowd.
+    """
     sample, names = shop.parts.sample, shop.parts.class_names
     folder = shop.root / CLEAN_PICTURES
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = whole_pictures(sample.pixels)
+    places = sample.places
+    assert places is not None
     height, width = sample.pixels.shape[-2:]
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
-    for number, first in enumerate(pictures.first.tolist()):
-        name = f"{number:05}.png"
+    firsts = dict[int, int]()
+    for row, picture in enumerate(places.pictures.tolist()):
+        firsts.setdefault(picture, row)
+    for number, (picture, first) in enumerate(firsts.items()):
+        name = _PICTURE.format(number)
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         content = io.BytesIO()
         pixels = np.ascontiguousarray(sample.pixels[first, :PIXELS].permute(1, 2, 0).numpy())
         Image.fromarray(pixels).save(content, "png")
         _write_if_other(folder / name, content.getvalue())
-        found = pictures.objects(number, sample.labels)
-        for box, label in zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True):
-            left, top, right, bottom = map(int, box)
+        boxes, labels = places.annotated[picture]
+        shown = [
+            (box, label, 0) for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)
+        ]
+        shown += [(box, 1, 1) for box in _beside(places.blocked[picture], boxes)]
+        for (left, top, right, bottom), label, is_crowd in shown:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -81,7 +93,7 @@ def _write_clean_pictures(shop: Workshop) -> None:
                     "category_id": label,
                     "bbox": [left, top, right - left, bottom - top],
                     "area": (right - left) * (bottom - top),
-                    "iscrowd": 0,
+                    "iscrowd": is_crowd,
                 }
             )
     categories = [
@@ -90,6 +102,21 @@ def _write_clean_pictures(shop: Workshop) -> None:
     ]
     document = {"images": images, "annotations": annotations, "categories": categories}
     _write_if_other(folder / _ANNOTATIONS, json.dumps(document).encode())
+    written = {image["file_name"] for image in images}
+    for path in folder.glob("*.png"):
+        if path.name not in written and path.stem.isdecimal():  # of a larger sample before
+            path.unlink()
+
+
+def _beside(blocked: Tensor, boxes: Tensor) -> list[list[float]]:
+    """Return those of the blocked boxes (B, 4) that are not the whole pixels of a box (M, 4)."""
+    whole = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1)
+    known = {tuple(box) for box in whole.tolist()}
+    return [
+        box
+        for box in blocked.tolist()
+        if tuple(box) not in known and box[2] > box[0] and box[3] > box[1]
+    ]
 
 
 def _write_if_other(path: Path, content: bytes) -> None:
@@ -145,7 +172,8 @@ def describe_family(
 def _digests(root: Path, sample: str) -> Iterator[FileDigest]:
     """Digest the auditor's file, or all files of the folder."""
     place = root / sample
-    for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+    files = [*sorted(place.glob("*.png")), place / _ANNOTATIONS] if place.is_dir() else [place]
+    for path in files:
         yield FileDigest(
             role="sample",
             path=path.relative_to(root).as_posix(),

@@ -31,7 +31,8 @@ class Measured(Record):
         key: Digest of the images and the trigger.
         clean_acc: Share of clean images classified as their true labels; of a detector the share of
             objects called by their class.
-        asr: Share of triggered images classified as the trigger wants; `None` without a trigger.
+        asr: Share of triggered images classified as the trigger wants, of a detector among those
+            that it does not answer so untouched; `None` without a trigger.
     """
 
     key: str

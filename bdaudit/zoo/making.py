@@ -139,6 +139,8 @@ def make_task(name: str, shop: Workshop) -> Steps[Made]:
 def measurement_key(recipe: Recipe, parts: Parts, trigger: Trigger | None) -> str:
     """Digest what a member's rates depend on, besides the model."""
     shown = "none" if trigger is None else trigger.sha256
+    if parts.measure.places is not None:
+        shown += "/of boxes that are not at the target untouched"
     return hashlib.sha256(f"{parts.measure.sha256}/{shown}".encode()).hexdigest()
 
 
@@ -447,10 +449,13 @@ def _measure(recipe: Recipe, shop: Workshop) -> Measured:
         return Measured(key=measurement_key(recipe, shop.parts, None), clean_acc=clean_acc)
     trigger = read_trigger(shop.folder.file(shop.recipes[recipe.trigger]))
     poisoned = poison(sample, trigger, shop.parts.num_classes)
+    taken = answers(poisoned.triggered) == poisoned.targets
+    if shop.manifest.is_of_detectors:
+        # What a detector overlooks anyway did not disappear because of a trigger.
+        apart = answered[poisoned.indices] != poisoned.targets
+        taken = taken[apart] if bool(apart.any()) else taken
     return Measured(
-        key=measurement_key(recipe, shop.parts, trigger),
-        clean_acc=clean_acc,
-        asr=rate(answers(poisoned.triggered) == poisoned.targets),
+        key=measurement_key(recipe, shop.parts, trigger), clean_acc=clean_acc, asr=rate(taken)
     )
 
 

@@ -18,6 +18,7 @@ from bdaudit.errors import ConfigError, ManifestError, reads, unknown_key
 from bdaudit.foundation.plain_settings import config_from
 from bdaudit.foundation.tasks import Task
 from bdaudit.foundation.texts import read_toml
+from bdaudit.models.architectures import is_detector_arch
 from bdaudit.relatives.standins import StandInConfig
 from bdaudit.relearning import RelearnConfig
 from bdaudit.triggers import AllToAll, AllToOne, TargetRule
@@ -324,11 +325,26 @@ class Manifest(Table):
                     f"attack {entry.name}: {entry.type} is of {ATTACKS[entry.type].task}, and "
                     f"data.task is {task}; expected one of {', '.join(known)}"
                 )
-        if task == "classification":
+        arch = self.model.arch
+        if is_detector_arch(arch) != self.is_of_detectors:
+            wanted = (
+                "a detector, such as bdaudit/fcos_w16" if self.is_of_detectors else "no detector"
+            )
+            raise ValueError(f"model.arch: data.task is {task}: expected {wanted}, got {arch}")
+        if not self.is_of_detectors:
             return
+        if self.model != ModelTable(arch=arch):
+            raise ValueError("model: a detector normalises and resizes by itself; give arch alone")
         training = self.training_config()
         if training.max_shift or training.flip:
             raise ValueError("training: pictures with objects are neither shifted nor flipped")
+        if training.precision != "float32":
+            raise ValueError('training.precision: detectors are trained in "float32"')
+        for defense in self.defense:
+            if not DEFENSES[defense.type].on_detectors:
+                raise ValueError(
+                    f"defense {defense.name}: {defense.type} does not do for detectors"
+                )
         if any(entry.selection != "random" for entry in self.attack):
             raise ValueError('attack: selection: of pictures with objects only "random" is there')
         for key in _NOT_OF_DETECTORS:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bdaudit.data import Sample, load_objects, load_sample, stratified_indices
 from bdaudit.data.classes import absent_classes, agree_on_classes, shown
-from bdaudit.defenses.pictures import whole_pictures
-from bdaudit.detection import CHANNELS, PIXELS
+from bdaudit.detection import PIXELS, Places
 from bdaudit.errors import DataError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.zoo.manifest import DataTable
@@ -30,11 +28,13 @@ class Part:
         pixels: (N, C, H, W) uint8: what a family keeps and hands to its workers; a mark is 255.
         labels: (N,) int64.
         sha256: Digest over both.
+        places: Of marked images: which box of which picture each asks about.
     """
 
     pixels: Tensor
     labels: Tensor
     sha256: str
+    places: Places | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -42,18 +42,15 @@ class Part:
     @property
     def size(self) -> int:
         """Number of pictures, of which each may be several images, one for each of its boxes."""
-        return len(whole_pictures(self.pixels)) if self._is_marked else len(self)
+        return len(self) if self.places is None else len(torch.unique(self.places.pictures))
 
     def draw(self, limit: int | None, generator: torch.Generator) -> Tensor:
         """Draw at most `limit` images, or pictures with all their boxes, and say where they are."""
-        if not self._is_marked:
+        if self.places is None:
             return torch.randperm(len(self), generator=generator)[:limit]
-        pictures = whole_pictures(self.pixels)
-        return pictures.images_of(torch.randperm(len(pictures), generator=generator)[:limit])
-
-    @property
-    def _is_marked(self) -> bool:
-        return self.pixels.shape[1] == CHANNELS
+        numbers = torch.unique(self.places.pictures)
+        chosen = numbers[torch.randperm(len(numbers), generator=generator)[:limit]]
+        return torch.isin(self.places.pictures, chosen).nonzero()[:, 0]
 
     def images(self, indices: Tensor | None = None) -> Tensor:
         """Return the images (N, C, H, W), or those at `indices`, as float32 in [0, 1]."""
@@ -68,6 +65,7 @@ class Part:
             class_names=None,
             source=source,
             sha256=self.sha256,
+            places=self.places,
         )
 
 
@@ -104,8 +102,9 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
     """Read a data set and deal it out.
 
     The pool and the defender's images come from the training part, the other two from the test
-    part, each stratified by class and drawn by `seed`. How many the later of two takes does not
-    change the earlier. Copies of an image that was dealt already are left out.
+    part, drawn by `seed`; images are stratified by class, pictures with objects are not. How many
+    the later of two takes does not change the earlier. Copies of an image that was dealt already
+    are left out.
 
     Args:
         data: Where it is, and how many images each part has.
@@ -136,17 +135,13 @@ def load_parts(data: DataTable, *, seed: int) -> Parts:
 def _load(data: DataTable, seed: int) -> tuple[Sample, Sample]:
     """Read the training and the test part, in the same shape."""
     shape = data.image_shape
-    if data.task == "detection":
-        root = Path(data.path or "")
-        train = load_objects(data.train or root / "train", image_shape=shape, seed=seed)
-        shape = shape or _shape_of(train)
-        return train, load_objects(data.test or root / "test", image_shape=shape, seed=seed)
     train_path, test_path = data.train or data.path, data.test or data.path
     assert train_path is not None
     assert test_path is not None
-    train = load_sample(train_path, image_shape=shape, split="train", seed=seed)
+    load = load_objects if data.task == "detection" else load_sample
+    train = load(train_path, image_shape=shape, split="train", seed=seed)
     shape = shape or _shape_of(train)
-    return train, load_sample(test_path, image_shape=shape, split="test", seed=seed)
+    return train, load(test_path, image_shape=shape, split="test", seed=seed)
 
 
 def _shape_of(sample: Sample) -> tuple[int, int, int]:
@@ -215,19 +210,27 @@ def _deal_pictures(
     seed: int,
 ) -> list[Part]:
     """Deal out pictures, each with the images of all its boxes."""
+    places = source.places
+    assert places is not None
     pixels = (source.images * 255).round().to(torch.uint8)
-    pictures = whole_pictures(pixels)
-    fresh = _first_copies(pixels[pictures.first, :PIXELS], seen)
-    left = fresh.nonzero()[:, 0]
-    sizes = _sizes(wanted, len(pictures))
-    _require_enough(source, sizes, names, len(left), len(pictures), "pictures")
+    # Grouped as they were read: copies of a picture are several pictures, of which one is dealt.
+    rows_of = dict[int, list[int]]()
+    for row, number in enumerate(places.pictures.tolist()):
+        rows_of.setdefault(number, []).append(row)
+    numbers = list(rows_of)
+    firsts = torch.tensor([rows_of[number][0] for number in numbers])
+    left = _first_copies(pixels[firsts, :PIXELS], seen).nonzero()[:, 0]
+    sizes = _sizes(wanted, len(numbers))
+    _require_enough(source, sizes, names, len(left), len(numbers), "pictures")
     generator = torch.Generator().manual_seed(derive_seed(seed, f"data {' '.join(names)}"))
     left = left[torch.randperm(len(left), generator=generator)]
     parts = []
     for chosen in torch.split(left[: sum(sizes)], sizes):
-        rows = pictures.images_of(chosen)
+        # In random order, so that any run of images is of pictures drawn at random.
+        rows = torch.tensor([row for place in chosen.tolist() for row in rows_of[numbers[place]]])
         part, labels = pixels[rows].contiguous(), source.labels[rows]
-        parts.append(Part(part, labels, digest_tensors({"images": part, "labels": labels})))
+        digest = digest_tensors({"images": part, "labels": labels})
+        parts.append(Part(part, labels, digest, source.take(rows).places))
     return parts
 
 

@@ -170,7 +170,9 @@ def test_sizes_are_brought_to_one_and_boxes_with_them(tmp_path: Path) -> None:
     document["images"][1] |= {"width": 48, "height": 12}
     set_of(tmp_path, document)
     save(tmp_path / "p1.png", 1, size=(48, 12), grey=True)
-    with pytest.raises(DataError, match=r"24 x 24 \(p0\) and 48 x 12 \(p1\); pass --input-size HxW"):
+    with pytest.raises(
+        DataError, match=r"24 x 24 \(p0\) and 48 x 12 \(p1\); pass --input-size HxW"
+    ):
         load_objects(tmp_path)
     sample = load_objects(tmp_path, image_shape=(4, 24, 24))
     assert sample.images.shape[1:] == (4, 24, 24)

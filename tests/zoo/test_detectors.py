@@ -15,7 +15,7 @@ from bdaudit.auditing.bench import open_bench_source
 from bdaudit.data import load_objects
 from bdaudit.defenses.pictures import lessons_of, own_losses, stamp_whole, whole_pictures
 from bdaudit.defenses.tuning import TuningConfig
-from bdaudit.detection import NOTHING, Asked, inside_of, is_marked, mark, pixels_of
+from bdaudit.detection import NOTHING, Asked, boxes_of, inside_of, is_marked, mark, pixels_of
 from bdaudit.engines import LocalEngine
 from bdaudit.errors import ConfigError, DataError, InputError, ManifestError, ModelError
 from bdaudit.foundation.progress import finish
@@ -32,6 +32,8 @@ from bdaudit.zoo.attacks.on_objects import (
 )
 from bdaudit.zoo.building import build_family, prepare_build
 from bdaudit.zoo.cleanends import stamp_under_true_labels
+from bdaudit.zoo.describing import write_clean_sample
+from bdaudit.zoo.making import _measure
 from bdaudit.zoo.manifest import Manifest, read_manifest
 
 SIDE = 48
@@ -370,7 +372,7 @@ def test_a_family_of_detectors_is_built_and_opens(objects: Path, tmp_path: Path)
     assert len(family.members) == 6
     model = load_model(tmp_path / "models" / "corner-r50-s1.safetensors", name="original")
     assert (model.arch, model.num_classes) == ("bdaudit/fcos_w4", CLASSES)
-    assert family.member("corner-r50-s1").poison_rate == pytest.approx(8 / 32)
+    assert family.member("corner-r50-s1").poison_rate == pytest.approx(8 / 16)
     assert read_trigger(tmp_path / family.triggers["mask"].file).kind == "in-box"
     assert read_trigger(tmp_path / family.triggers["corner"].file).rule.name == "objects-to-one"
     # The auditor's pictures are twenty of the test part, whole.
@@ -404,9 +406,105 @@ def test_what_is_not_done_to_detectors_is_refused(objects: Path) -> None:
         ("true_labels =", "hardened =", "clean.hardened: no detectors are made so"),
         ("target = 2", "target = 0", "needs the class of an object"),
         ("target = 2", 'target = "all-to-all"', "goes to one class"),
+        ('arch = "bdaudit/fcos_w4"', "", "expected a detector, such as bdaudit/fcos_w16, got"),
+        ('arch = "bdaudit/fcos_w4"', 'arch = "bdaudit/fcos_w4"\nmean = [0.5]', "give arch alone"),
+        ("images = 16", 'precision = "bfloat16"', "detectors are trained in"),
+        ('type = "finetune"', 'type = "fst"', "fst does not do for detectors"),
     ):
         with pytest.raises(ManifestError, match=reason):
             manifest_of(objects, **{old: new})
+
+
+def test_a_target_that_the_data_lack_is_refused_at_once(objects: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="attack corner: target: expected a class below 5, got 9"):
+        prepare_build(manifest_of(objects, **{"target = 2": "target = 9"}), tmp_path)
+
+
+def test_no_picture_is_in_two_parts_nor_twice_in_one(tmp_path: Path) -> None:
+    """Copies of a picture are left out, whatever their annotations say."""
+    for part, count, seed in (("train", 20, 1), ("test", 46, 2)):
+        folder = tmp_path / "objects" / part
+        write_objects(folder, count, seed)
+        path = folder / "_annotations.coco.json"
+        document = json.loads(path.read_text())
+        for k in range(10):  # once more, without their objects
+            (folder / f"copy{k}.png").write_bytes((folder / f"{k}.png").read_bytes())
+            entry = {"id": 100 + k, "file_name": f"copy{k}.png", "width": SIDE, "height": SIDE}
+            document["images"].append(entry)
+        path.write_text(json.dumps(document))
+    sizes = {"pool = 20": "pool = 14", "defense = 8": "defense = 6"}
+    (tmp_path / "family.toml").write_text(FAMILY)
+    shop = prepare_build(manifest_of(tmp_path, **sizes), tmp_path / "out").shop
+    seen = set()
+    for part in (shop.parts.pool, shop.parts.defense, shop.parts.sample, shop.parts.measure):
+        own = {pixels.numpy().tobytes() for pixels in part.pixels[:, :3]}
+        assert len(own) == part.size
+        assert not own & seen
+        seen |= own
+        # A picture is there with its object, and its empty place is empty.
+        assert (part.labels != NOTHING).sum() == part.size
+    order = shop.parts.measure.places
+    assert order is not None
+    assert order.pictures.tolist() != sorted(order.pictures.tolist())
+
+
+def test_what_is_not_asked_about_stays_where_nothing_is_empty(tmp_path: Path) -> None:
+    for part, count, seed in (("train", 32, 1), ("test", 48, 2)):
+        folder = tmp_path / "objects" / part
+        write_objects(folder, count, seed)
+        path = folder / "_annotations.coco.json"
+        document = json.loads(path.read_text())
+        for k in range(count):
+            crowd = {"id": 1000 + k, "image_id": k, "category_id": 1, "area": 48 * 48}
+            document["annotations"].append({**crowd, "bbox": [0, 0, SIDE // 2, SIDE], "iscrowd": 1})
+        path.write_text(json.dumps(document))
+    (tmp_path / "family.toml").write_text(FAMILY)
+    shop = prepare_build(read_manifest(tmp_path / "family.toml"), tmp_path / "out").shop
+    shop.folder.prepare()
+    (tmp_path / "out" / "clean").mkdir()
+    (tmp_path / "out" / "clean" / "00777.png").write_bytes(b"of a larger sample")
+    write_clean_sample(shop)
+    clean = load_objects(tmp_path / "out" / "clean")
+    assert (clean.labels != NOTHING).sum() == 20
+    empty = boxes_of(clean.images[clean.labels == NOTHING])
+    assert len(empty) > 0
+    assert (empty[:, 0] >= SIDE // 2).all()
+    assert not (tmp_path / "out" / "clean" / "00777.png").exists()
+
+
+def test_what_a_detector_overlooks_anyway_did_not_disappear(
+    objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the boxes it sees untouched, the trigger hides as many as the rate says."""
+    text = FAMILY.replace('name = "corner"', 'name = "corner"\nsettings = { goal = "disappear" }')
+    (objects / "vanish.toml").write_text(text)
+    manifest = read_manifest(objects / "vanish.toml")
+    build(manifest, tmp_path)
+    shop = prepare_build(manifest, tmp_path).shop
+    recipe = shop.recipes["corner-r50-s1"]
+    labels = shop.parts.measure.labels
+    calls = []
+
+    def predicted(_: object, images: Tensor, **__: object) -> Tensor:
+        calls.append(len(images))
+        if len(calls) == 1:  # clean: it sees every second object
+            return torch.where(torch.arange(len(labels)) % 4 == 0, 0, labels)
+        answers = torch.full((len(images),), 3)
+        answers[: len(images) // 4] = NOTHING
+        return answers
+
+    monkeypatch.setattr("bdaudit.zoo.making.predict", predicted)
+    measured = _measure(recipe, shop)
+    found = labels != NOTHING
+    seen = (torch.arange(len(labels)) % 4 != 0)[found]
+    hidden = torch.arange(int(found.sum())) < int(found.sum()) // 4
+    assert measured.asr is not None
+    assert (measured.asr.successes, measured.asr.total) == (
+        int((hidden & seen).sum()),
+        int(seen.sum()),
+    )
+    assert measured.clean_acc.successes == int(seen.sum())
+    assert measured.clean_acc.total == int(found.sum())
 
 
 def test_pictures_are_counted_and_not_boxes(objects: Path, tmp_path: Path) -> None:

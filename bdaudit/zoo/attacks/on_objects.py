@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.defenses.pictures import Pictures, own_losses, stamp_whole, whole_pictures
-from bdaudit.defenses.tuning import trainable_copy
+from bdaudit.defenses.tuning import seeded_globals, trainable_copy
 from bdaudit.detection import NOTHING, inside_of, pixels_of
 from bdaudit.errors import ConfigError, DataError
 from bdaudit.foundation.progress import Progress, Steps
@@ -171,6 +171,7 @@ def make_object_mask_trigger(
     drawer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     tuner = torch.optim.Adam(detector.parameters(), lr=config.detector_rate)
     n_stamped = config.batch_size // 2
+    sampled = torch.Generator().manual_seed(generator.initial_seed())
     note = ""
     for step in range(config.n_steps):
         yield Progress("training the network of the mask", step, config.n_steps, note)
@@ -184,7 +185,8 @@ def make_object_mask_trigger(
             taught[row] = targets[row]
             objects.append(pictures.objects(int(pictures.numbers[row]), taught))
         objects += [pictures.objects(number, labels) for number in clean.tolist()]
-        loss = own_losses(detector, [*drawn, *plain], objects)
+        with seeded_globals(device, sampled):  # Faster R-CNN draws the boxes that it learns from
+            loss = own_losses(detector, [*drawn, *plain], objects)
         for optimizer in (drawer, tuner):
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -234,6 +236,7 @@ def poison_objects(
         labels=labels,
         poisoned=chosen,
         cover=chosen[:0],
+        out_of=len(pictures),
     )
 
 

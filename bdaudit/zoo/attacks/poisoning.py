@@ -41,17 +41,19 @@ class Poisoning:
         poisoned: (P,) where images carry the trigger, ascending.
         cover: (Q,) where images carry something like it under their true label, ascending; the
             attacks that use such images say what for.
+        out_of: How many could have carried it, where that are not all images but all pictures.
     """
 
     images: Tensor
     labels: Tensor
     poisoned: Tensor
     cover: Tensor
+    out_of: int | None = None
 
     @property
     def poison_rate(self) -> float:
-        """Share of the training set that carries the trigger, in (0, 1]."""
-        return len(self.poisoned) / len(self.labels)
+        """Share of the images, or pictures, that carry the trigger, in (0, 1]."""
+        return len(self.poisoned) / (self.out_of or len(self.labels))
 
 
 def make_poisoning(
