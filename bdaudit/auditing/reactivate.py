@@ -14,8 +14,8 @@ from bdaudit.auditing.session import Session
 from bdaudit.blackbox import BlackBoxOptions
 from bdaudit.cases.settings import ComputeSettings, SplitSettings
 from bdaudit.cases.sources import DataSource, DefendedSource, ModelSource, Sources, TriggerSource
-from bdaudit.cases.subjects import Inputs
-from bdaudit.errors import ConfigError
+from bdaudit.cases.subjects import Inputs, Subject
+from bdaudit.errors import BdauditError, ConfigError
 from bdaudit.foundation.progress import Listener, Steps, finish
 from bdaudit.foundation.renamed import renamed
 from bdaudit.foundation.tasks import Task
@@ -23,6 +23,7 @@ from bdaudit.foundation.writing import write_atomically
 from bdaudit.measuring.asking import keep_answers
 from bdaudit.measuring.attacking import KINDS, Attacker, mode_of
 from bdaudit.measuring.columns import demand_columns_move, doubts_about_columns
+from bdaudit.measuring.conditions import AttackImages
 from bdaudit.measuring.kinds import AttackConfig
 from bdaudit.measuring.runs import images_of, noise_run
 from bdaudit.measuring.standins import doubts_about_models, examine_new, measure_and_assess
@@ -178,8 +179,8 @@ def reactivate_steps(
     for subject in inputs.compared:
         if kind.shown_around and subject.role == "original":
             continue  # it is shown what is made for the defended model
-        for images in arranged.values() if subject.role == "defended" else [arranged["trigger"]]:
-            scored += yield from attacker.attack(subject, images, config, inputs)
+        some = [*arranged.values()] if subject.role == "defended" else [arranged["trigger"]]
+        scored += yield from _attack(attacker, subject, some, config, inputs)
     (defended_subject,) = inputs.with_role("defended")
     noise = noise_run(
         defended_subject,
@@ -203,6 +204,28 @@ def reactivate_steps(
         diagnostics=diagnostics,
     )
     return Reactivation(record, delta)
+
+
+def _attack(
+    attacker: Attacker,
+    subject: Subject,
+    some: Sequence[AttackImages],
+    config: AttackConfig,
+    inputs: Inputs,
+) -> Steps[list[ScoredRun]]:
+    """Attack a model under some conditions, under all of them at once where that can be."""
+    scored: list[ScoredRun] = []
+    most = attacker.most_together(subject, inputs.craft_poisoned.triggered, config)
+    if not 1 < len(some) <= most:
+        for images in some:
+            scored += yield from attacker.attack(subject, images, config, inputs)
+        return scored
+    attacks = [(images, config) for images in some]
+    for outcome in (yield from attacker.attack_together(subject, attacks, inputs)):
+        if isinstance(outcome, BdauditError):
+            raise outcome
+        scored += outcome
+    return scored
 
 
 def _with_surrogates(inputs: Inputs, attacker: Attacker, mode: Mode) -> Inputs:
