@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import bdaudit
 from bdaudit.errors import ConfigError, DataError, ModelError, TriggerError
 from bdaudit.foundation.progress import Progress
+from bdaudit.measuring.attacking import Attacker
 from bdaudit.models import Classifier
 from bdaudit.records import AttackRun, AuditRecord, read_record, to_json
 from bdaudit.triggers import AllToAll
@@ -388,6 +390,38 @@ def test_reactivate_returns_a_delta_that_does_what_its_record_says() -> None:
     woken = (twin_trigger(others.images) + found.delta).clamp(0, 1)
     assert bool((dormant_twin()(woken).argmax(1) == TARGET).all())
     assert bool((dormant_twin()(twin_trigger(others.images)).argmax(1) != TARGET).all())
+
+
+def test_reactivate_finds_the_same_one_condition_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found() -> Any:
+        return bdaudit.reactivate(
+            dormant_twin(),
+            data=twin_sample(400, seed=5),
+            trigger=TRIGGER,
+            config=bdaudit.WhiteboxConfig(eps=0.05, n_passes=8),
+            compute=bdaudit.ComputeSettings(device="cpu"),
+        )
+
+    together = list[int]()
+    attack_together = Attacker.attack_together
+
+    def counted(self: Attacker, subject: Any, attacks: Any, inputs: Any) -> Any:
+        together.append(len(attacks))
+        return attack_together(self, subject, attacks, inputs)
+
+    monkeypatch.setattr(Attacker, "attack_together", counted)
+    at_once = found()
+    assert together == [2]
+    monkeypatch.setattr(Attacker, "most_together", lambda *_: 1)
+    in_turn = found()
+    assert together == [2]
+    assert torch.allclose(at_once.delta, in_turn.delta, atol=1e-5)
+    rates = [
+        [(run.condition, run.asr.value) for run in one.record.runs] for one in (at_once, in_turn)
+    ]
+    assert rates[0] == rates[1]
 
 
 def test_a_module_with_its_own_preprocessing_is_audited_as_it_is() -> None:
