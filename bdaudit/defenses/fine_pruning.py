@@ -85,7 +85,7 @@ def fine_prune(
     with evaluating(tuned):
         pruned = _prune(tuned, layer, images, labels, config.max_acc_loss)
     with _kept_at_zero(layer, pruned):
-        yield from lessons_of(images, labels).tune(
+        yield from lessons_of(tuned, images, labels).tune(
             tuned, config=config.tuning, generator=generator, title=title
         )
     return tuned

@@ -57,7 +57,7 @@ def finetune(
     few epochs at a larger rate on a one-cycle schedule, for a few hundred images.
     """
     tuned = trainable_copy(classifier)
-    yield from lessons_of(images, labels).tune(
+    yield from lessons_of(tuned, images, labels).tune(
         tuned, config=config.tuning, generator=generator, title="fine-tuning"
     )
     return tuned

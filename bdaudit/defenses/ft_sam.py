@@ -80,7 +80,7 @@ def ft_sam(
     larger rate, and default to a smaller rho: a few hundred images do not recover from 2.
     """
     tuned = trainable_copy(classifier)
-    lessons = lessons_of(images, labels)
+    lessons = lessons_of(tuned, images, labels)
 
     def gradients(model: nn.Module, batch: Tensor, answers: Tensor) -> Tensor:
         loss = lessons.backpropagate(model, batch, answers)

@@ -92,7 +92,7 @@ def distil_attention(
     names = attention_layers(tuned, images[:2])[-len(config.betas) :]
     betas = config.betas[-len(names) :]
     teacher = trainable_copy(classifier)
-    yield from lessons_of(images, labels).tune(
+    yield from lessons_of(teacher, images, labels).tune(
         teacher,
         config=config.teacher,
         generator=generator,

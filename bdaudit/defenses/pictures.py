@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.defenses.tuning import Augment, Gradients, TuningConfig, augmented, backpropagate, tune
-from bdaudit.detection import NOTHING, PIXELS, Asked, boxes_of, is_marked, pixels_of
+from bdaudit.detection import NOTHING, PIXELS, Asked, boxes_of, pixels_of
 from bdaudit.errors import ModelError
 from bdaudit.foundation.progress import Steps
 
@@ -24,6 +24,7 @@ __all__ = [
     "Lessons",
     "Objects",
     "Pictures",
+    "detector_in",
     "lessons_of",
     "own_losses",
     "stamp_whole",
@@ -107,6 +108,12 @@ def stamp_whole(images: Tensor, pictures: Pictures, stamped: Tensor, chosen: Ten
     return images
 
 
+def detector_in(classifier: nn.Module) -> Asked | None:
+    """Return the detector that a classifier is, or has as its network; `None` if it is none."""
+    detector = getattr(classifier, "network", classifier)
+    return detector if isinstance(detector, Asked) else None
+
+
 def own_losses(
     classifier: nn.Module, pictures: Sequence[Tensor], objects: Sequence[Objects]
 ) -> Tensor:
@@ -120,9 +127,9 @@ def own_losses(
     Raises:
         ModelError: The classifier is no detector, or resizes pictures before it sees them.
     """
-    detector = getattr(classifier, "network", classifier)
-    if not isinstance(detector, Asked):
-        raise ModelError(f"expected an object detector, got {type(detector).__name__}")
+    detector = detector_in(classifier)
+    if detector is None:
+        raise ModelError(f"expected an object detector, got {type(classifier).__name__}")
     size = getattr(classifier, "input_size", None)
     if size is not None and any(tuple(picture.shape[-2:]) != tuple(size) for picture in pictures):
         raise ModelError(
@@ -171,17 +178,18 @@ class Lessons:
         )
 
 
-def lessons_of(images: Tensor, labels: Tensor) -> Lessons:
+def lessons_of(classifier: nn.Module, images: Tensor, labels: Tensor) -> Lessons:
     """Return what a classifier learns from: the images; and a detector: whole pictures.
 
     A detector that is only taught what is in single boxes forgets to find the others.
 
     Args:
+        classifier: What is to be tuned.
         images: (N, C, H, W) in [0, 1]; marked ones for a detector, all boxes of each picture among
             them.
         labels: (N,) true labels.
     """
-    if not is_marked(images):
+    if detector_in(classifier) is None:
         return Lessons(images, labels)
     pictures = whole_pictures(images)
     shown = [pictures.objects(number, labels) for number in range(len(pictures))]

@@ -114,7 +114,7 @@ def forget_and_recover(
         rate_setting="forgetting_rate",
         weight_decay=_DECAY,
     )
-    yield from lessons_of(images, labels).tune(
+    yield from lessons_of(tuned, images, labels).tune(
         tuned,
         config=config.tuning,
         generator=generator,

@@ -121,7 +121,7 @@ def tsbd(
     no convolution past the stem, neurons are the rows of the hidden linear layers.
     """
     tuned = yield from with_weights_reset(classifier, images, labels, config, generator)
-    lessons = lessons_of(images, labels)
+    lessons = lessons_of(tuned, images, labels)
 
     def gradients(model: nn.Module, batch: Tensor, answers: Tensor) -> Tensor:
         loss = lessons.backpropagate(model, batch, answers)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdaudit.defenses.pictures import lessons_of, stamp_whole, whole_pictures
+from bdaudit.defenses.pictures import detector_in, lessons_of, stamp_whole, whole_pictures
 from bdaudit.defenses.tuning import (
     Gradients,
     TuningConfig,
@@ -179,7 +179,7 @@ def unlearn(
     trigger in place of a reversed one.
     """
     counted = trigger.targets(labels, num_classes) != NOT_COUNTED
-    pictures = whole_pictures(images) if is_marked(images) else None
+    pictures = None if detector_in(classifier) is None else whole_pictures(images)
     if pictures is None:
         chosen = draw_images(counted, config.n_stamped, generator)
     else:
@@ -193,8 +193,8 @@ def unlearn(
         chosen = pictures.images_of(pictures.numbers[chosen.cpu()]).to(images.device)
         stamped = everywhere[chosen]
     tuned = trainable_copy(classifier)
-    lessons = lessons_of(torch.cat([images, stamped]), torch.cat([labels, labels[chosen]]))
-    yield from lessons.tune(
+    taught = torch.cat([images, stamped]), torch.cat([labels, labels[chosen]])
+    yield from lessons_of(tuned, *taught).tune(
         tuned,
         config=config.tuning,
         generator=generator,

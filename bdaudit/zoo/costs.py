@@ -94,7 +94,7 @@ def _time_an_image(shop: Workshop) -> float:
             classifier.requires_grad_(True)  # a finished training froze it
             config = replace(training.tuning(), n_epochs=1)
             draws = torch.Generator().manual_seed(0)
-            lessons = lessons_of(images, labels)
+            lessons = lessons_of(classifier, images, labels)
             finish(lessons.tune(classifier, config=config, generator=draws, title="timing"))
         else:
             gradients = gradients_in(training.precision)

@@ -272,7 +272,7 @@ class _Making:
     ) -> Steps[nn.Module]:
         config, classifier = self.shop.training, self._new_classifier()
         if self.shop.manifest.is_of_detectors:
-            yield from lessons_of(images, labels).tune(
+            yield from lessons_of(classifier, images, labels).tune(
                 classifier, config=config.tuning(), generator=self.generator, title="training"
             )
             return classifier

@@ -165,7 +165,7 @@ def test_what_is_stamped_is_seen_in_all_images_of_the_picture() -> None:
 def test_a_flipped_picture_shows_its_objects_flipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """What its detector is taught is what images of the mirrored boxes say."""
     images, labels = asked()
-    lessons = lessons_of(images, labels)
+    lessons = lessons_of(build_network("bdaudit/fcos_w4", num_classes=CLASSES), images, labels)
     config = TuningConfig()
     batch, numbers = lessons.augment(
         lessons.images, lessons.answers, config, torch.Generator().manual_seed(2)
@@ -190,6 +190,14 @@ def test_a_flipped_picture_shows_its_objects_flipped(monkeypatch: pytest.MonkeyP
         assert torch.equal(objects["labels"], wanted["labels"])
     plain = TuningConfig(flip=False)
     assert lessons.augment(batch, numbers, plain, torch.Generator()) == (batch, numbers)
+
+
+def test_a_classifier_of_four_channels_learns_from_its_images() -> None:
+    """A fourth channel of nothing but 0 and 1 may also be that of a picture's alpha."""
+    images, labels = asked()
+    lessons = lessons_of(torch.nn.Flatten(), images, labels)
+    assert lessons.images is images
+    assert lessons.answers is labels
 
 
 def test_only_a_detector_has_losses_of_its_own() -> None:
