@@ -47,7 +47,7 @@ _LAYOUTS = (
     "COCO's form (a .json, a folder with _annotations.coco.json or with annotations/*.json) or "
     "Pascal VOC's (Annotations/ and JPEGImages/)"
 )
-_OTHERWISE = "; for pictures of one class each leave out --task detection"
+_OTHERWISE = "; for pictures of one class each, leave the task out (--task detection)"
 
 
 def load_for_task(
