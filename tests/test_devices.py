@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import bdaudit
 from bdaudit.data import from_arrays
 from bdaudit.defenses.catalogue import DEFENSES, defense_config, flat_settings
-from bdaudit.detection import mark, pixels_of
+from bdaudit.defenses.finetune import FinetuneConfig, finetune
+from bdaudit.defenses.tuning import TuningConfig
+from bdaudit.detection import NOTHING, mark, pixels_of
 from bdaudit.foundation.progress import finish
 from bdaudit.models import build_network
 from bdaudit.relatives.standins import StandInConfig
-from bdaudit.triggers import AllToOne
+from bdaudit.triggers import AllToOne, OnObject, Trigger
 from bdaudit.zoo.attacks import ATTACKS, attack_config
+from bdaudit.zoo.cleanends import UnlearningConfig, unlearn
 from tests.auditing.test_relearn import CONFIG as RELEARN
 from tests.defenses.pictures import pictures, small_net
 from tests.pretend import WrongDeviceError, pretended_card
@@ -84,10 +87,13 @@ def test_training_there_is_training(card: torch.device) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_where_its_images_are(name: str, card: torch.device) -> None:
     images, labels = photos.photos()
+    attack = ATTACKS[name]
     if name == "columns":
         images = images.reshape(len(images), 1, 1, -1)  # rows of a table
-    attack = ATTACKS[name]
-    helper = photos.helper_of(name, images, labels)
+    if attack.task == "detection":
+        images, labels, helper = asked_pictures()
+    else:
+        helper = photos.helper_of(name, images, labels)
     helper = None if helper is None else helper.to(card)
     shared: dict[str, Any] = {
         "num_classes": photos.CLASSES,
@@ -101,6 +107,41 @@ def test_every_attack_stays_where_its_images_are(name: str, card: torch.device) 
     assert trigger.stamp(images[:2]).device == card
     poisoning = finish(attack.poison(images, labels, trigger=trigger, poison_rate=0.1, **shared))
     assert poisoning.images.device == card
+
+
+def asked_pictures() -> tuple[Tensor, Tensor, nn.Module]:
+    """Twelve pictures, two boxes each, and a detector of them."""
+    draw = torch.Generator().manual_seed(0)
+    shown = torch.rand((12, 3, 32, 32), generator=draw).repeat_interleave(2, 0)
+    images = mark(shown, torch.tensor([[2.0, 2, 14, 14], [16, 4, 30, 20]]).repeat(12, 1))
+    detector = build_network("bdaudit/fcos_w4", num_classes=photos.CLASSES, generator=draw)
+    return images, torch.arange(24) % 2, detector.eval().requires_grad_(False)
+
+
+def test_a_detector_is_tuned_and_unlearned_where_it_is(card: torch.device) -> None:
+    images, labels, detector = asked_pictures()
+    images, labels, detector = images.to(card), labels.to(card), detector.to(card)
+    tuning = TuningConfig(n_epochs=1)
+    draw = torch.Generator().manual_seed(0)
+    config = FinetuneConfig(tuning=tuning)
+    tuned = finish(finetune(detector, images, labels, config=config, generator=draw))
+    trigger = Trigger(
+        transform=OnObject(image=torch.ones(1, 2, 2), share=0.5), rule=AllToOne(NOTHING)
+    )
+    unlearned = finish(
+        unlearn(
+            detector,
+            images,
+            labels,
+            trigger=trigger,
+            num_classes=photos.CLASSES,
+            config=UnlearningConfig(n_stamped=4, tuning=tuning),
+            generator=draw,
+        )
+    )
+    for made in (tuned, unlearned):
+        assert {parameter.device for parameter in made.parameters()} == {card}
+        assert made(images[:2]).device == card
 
 
 _SHORT = {

@@ -21,6 +21,7 @@ QUICK = {
     "label-consistent": {"size": 2, "n_steps": 2, "hardening.n_epochs": 1},
     "lira": {"width": 2, "n_steps": 2, "batch_size": 16},
     "semantic": {"width": 2, "n_steps": 2, "batch_size": 16},
+    "object-mask": {"width": 2, "n_steps": 2, "batch_size": 4},
 }
 
 
