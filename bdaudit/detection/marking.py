@@ -64,6 +64,13 @@ class Places:
     annotated: tuple[tuple[Tensor, Tensor], ...]
     blocked: tuple[Tensor, ...] = ()
 
+    def rows(self) -> dict[int, list[int]]:
+        """Return by the number of the picture its images, both in the order in which they come."""
+        found: dict[int, list[int]] = {}
+        for row, number in enumerate(self.pictures.tolist()):
+            found.setdefault(number, []).append(row)
+        return found
+
     def take(self, indices: Tensor) -> Places:
         """Return those of a sub-sample; pictures keep their numbers."""
         return replace(self, pictures=self.pictures[indices], boxes=self.boxes[indices])

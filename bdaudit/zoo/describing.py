@@ -70,14 +70,11 @@ def _write_clean_pictures(shop: Workshop) -> None:
     assert places is not None
     height, width = sample.pixels.shape[-2:]
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
-    firsts = dict[int, int]()
-    for row, picture in enumerate(places.pictures.tolist()):
-        firsts.setdefault(picture, row)
-    for number, (picture, first) in enumerate(firsts.items()):
+    for number, (picture, rows) in enumerate(places.rows().items()):
         name = _PICTURE.format(number)
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         content = io.BytesIO()
-        pixels = np.ascontiguousarray(sample.pixels[first, :PIXELS].permute(1, 2, 0).numpy())
+        pixels = np.ascontiguousarray(sample.pixels[rows[0], :PIXELS].permute(1, 2, 0).numpy())
         Image.fromarray(pixels).save(content, "png")
         _write_if_other(folder / name, content.getvalue())
         boxes, labels = places.annotated[picture]

@@ -85,11 +85,11 @@ class DataTable(Table):
         train: Instead of `path`: where training images are.
         test: Instead of `path`: where test images are.
         image_shape: (C, H, W) to bring images to; needed where they differ in size.
-        task: "detection" reads pictures with objects, of which `path` has the parts train/ and
-            test/. All that is counted below are pictures then, each with all of its objects.
+        task: "detection" reads pictures with objects, of which `path` has a training and a test
+            part. All that is counted below are pictures then, each with all of its objects.
         pool: Training images that models are trained on; all but the defender's by default.
         defense: Training images that only defenders get.
-        sample: Test images that the auditor gets, in clean.npz.
+        sample: Test images that the auditor gets, in clean.npz, or pictures, in clean/.
         measure: Test images that rates in family.json are measured on.
     """
 

@@ -214,20 +214,17 @@ def _deal_pictures(
     assert places is not None
     pixels = (source.images * 255).round().to(torch.uint8)
     # Grouped as they were read: copies of a picture are several pictures, of which one is dealt.
-    rows_of = dict[int, list[int]]()
-    for row, number in enumerate(places.pictures.tolist()):
-        rows_of.setdefault(number, []).append(row)
-    numbers = list(rows_of)
-    firsts = torch.tensor([rows_of[number][0] for number in numbers])
+    rows_of = list(places.rows().values())
+    firsts = torch.tensor([rows[0] for rows in rows_of])
     left = _first_copies(pixels[firsts, :PIXELS], seen).nonzero()[:, 0]
-    sizes = _sizes(wanted, len(numbers))
-    _require_enough(source, sizes, names, len(left), len(numbers), "pictures")
+    sizes = _sizes(wanted, len(rows_of))
+    _require_enough(source, sizes, names, len(left), len(rows_of), "pictures")
     generator = torch.Generator().manual_seed(derive_seed(seed, f"data {' '.join(names)}"))
     left = left[torch.randperm(len(left), generator=generator)]
     parts = []
     for chosen in torch.split(left[: sum(sizes)], sizes):
         # In random order, so that any run of images is of pictures drawn at random.
-        rows = torch.tensor([row for place in chosen.tolist() for row in rows_of[numbers[place]]])
+        rows = torch.tensor([row for place in chosen.tolist() for row in rows_of[place]])
         part, labels = pixels[rows].contiguous(), source.labels[rows]
         digest = digest_tensors({"images": part, "labels": labels})
         parts.append(Part(part, labels, digest, source.take(rows).places))
