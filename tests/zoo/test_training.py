@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,10 +72,11 @@ def original(task: tuple[Tensor, Tensor]) -> Classifier:
         labels,
         num_classes=NUM_CLASSES,
         trigger=TRIGGER,
-        poison_rate=0.2,
+        poison_rate=0.4,
         generator=torch.Generator().manual_seed(0),
     )
-    return trained(poisoning.images, poisoning.labels)
+    # Long enough, and often enough poisoned, to take whatever the last bits of a processor are.
+    return trained(poisoning.images, poisoning.labels, config=replace(CONFIG, epochs=24))
 
 
 def test_the_seed_says_it_all(task: tuple[Tensor, Tensor]) -> None:
@@ -126,8 +128,8 @@ def test_unlearning_ends_the_trigger_and_spares_the_task(
         )
     )
     assert asr(original, *test_task) > 0.9
-    assert asr(tuned, *test_task) < 0.3
-    assert accuracy(tuned, *test_task) > accuracy(original, *test_task) - 0.1
+    assert asr(tuned, *test_task) < 0.1
+    assert accuracy(tuned, *test_task) > accuracy(original, *test_task) - 0.05
     assert all(torch.equal(before[name], kept) for name, kept in original.state_dict().items())
     assert not any(parameter.requires_grad for parameter in tuned.parameters())
 
