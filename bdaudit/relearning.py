@@ -32,9 +32,12 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bdaudit.defenses.momentum import Momentum
 from bdaudit.defenses.tuning import device_of, trainable_copy
 from bdaudit.errors import ConfigError, DataError, NumericsError
+from bdaudit.foundation.memory import sent_if_small
 from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.foundation.recording import Answers, Replayed
 from bdaudit.precision import autocasting
 from bdaudit.records import RelearningEvidence
 from bdaudit.scoring import predict
@@ -204,35 +207,34 @@ def relearn(
         )
     device = device_of(classifier)
     asked = torch.randperm(len(held_out), generator=generator)[: config.n_held_out].sort().values
-    triggered_images, clean_images = held_out.triggered[asked], held_out.clean[asked]
+    shown = sent_if_small(torch.cat([held_out.triggered[asked], held_out.clean[asked]]), device)
     targets = held_out.targets[asked].cpu()
     lessons = [_draw_lesson(craft, len(labels), config, generator) for _ in range(config.draws)]
+    pupil = _Pupil(classifier, images, labels, craft, config)
 
-    def taken(model: nn.Module, shown: Tensor) -> Tensor:
-        return predict(model, shown, batch_size=config.batch_size, device=device) == targets
+    def taken() -> Tensor:
+        """Return (2, N): whether each image with the trigger, and without it, goes there."""
+        labels = predict(pupil.answers, shown, batch_size=config.batch_size, device=device)
+        return labels.view(2, -1) == targets
 
-    frozen = trainable_copy(classifier).eval()
-    before = taken(frozen, triggered_images)
+    before = taken()[0]
     triggered: dict[float, Tensor] = {}
     clean: dict[float, Tensor] = {}
     diverged: list[float] = []
     total = len(config.learning_rates) * config.draws
     for place, rate in enumerate(config.learning_rates):
-        stamped, bare = [], []
+        outcomes = []
         try:
             for number, lesson in enumerate(lessons):
                 yield Progress(
                     f"relearning, learning rate {rate:g}", place * config.draws + number, total
                 )
-                for model in _taught(frozen, images, labels, craft, lesson, rate, config):
-                    stamped.append(taken(model, triggered_images))
-                    bare.append(taken(model, clean_images))
+                outcomes += [taken() for _ in pupil.taught(lesson, rate)]
         except NumericsError:
             diverged.append(rate)
             continue
-        shape = (config.draws, len(config.steps), len(targets))
-        triggered[rate] = torch.stack(stamped).reshape(shape)
-        clean[rate] = torch.stack(bare).reshape(shape)
+        found = torch.stack(outcomes).view(config.draws, len(config.steps), 2, len(targets))
+        triggered[rate], clean[rate] = found[:, :, 0], found[:, :, 1]
     yield Progress("relearning", total, total)
     return Relearned(
         config=config, before=before, triggered=triggered, clean=clean, diverged=tuple(diverged)
@@ -255,35 +257,79 @@ def _draw_lesson(
     return _Lesson(shots, torch.randint(n_images, size, generator=generator))
 
 
-def _taught(
-    frozen: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    craft: Poisoned,
-    lesson: _Lesson,
-    learning_rate: float,
-    config: RelearnConfig,
-) -> Iterator[nn.Module]:
-    """Yield one copy after each number of steps, in eval mode; it trains on when asked again."""
-    model = trainable_copy(frozen)
-    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    device = device_of(model)
-    precision: Precision = "bfloat16" if config.autocast == "bf16" else "float32"
-    shots, answers = craft.triggered[lesson.shots].to(device), craft.targets[lesson.shots]
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=config.momentum)
-    for step, chosen in enumerate(lesson.clean, start=1):
-        # Only batch norm is ever put in train mode: dropout would add a source of chance.
-        for norm in norms:
-            norm.train(not config.freeze_batch_norm)
-        batch = torch.cat([images[chosen].to(device), shots])
-        wanted = torch.cat([labels[chosen].to(device), answers.to(device)])
-        optimizer.zero_grad(set_to_none=True)
-        with autocasting(device, precision):
-            logits = model(batch)
+class _Pupil:
+    """A copy of a classifier that is taught again and again, each time from the same weights.
+
+    On a card its steps, and what it is asked between them, are replayed as CUDA graphs.
+
+    Args:
+        classifier: What is copied.
+        images: Clean images that the shots are mixed with.
+        labels: Their true labels.
+        craft: What the shots are drawn from.
+        config: Settings.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        craft: Poisoned,
+        config: RelearnConfig,
+    ) -> None:
+        self.device = device_of(classifier)
+        self.config = config
+        self._model = trainable_copy(classifier).eval()
+        self._norms = [
+            part
+            for part in self._model.modules()
+            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        ]
+        self._images, self._labels = sent_if_small(images, self.device), labels.to(self.device)
+        self._craft = craft
+        self._descent = Momentum(self._model.parameters(), momentum=config.momentum)
+        self._weights = [*self._model.parameters(), *self._model.buffers()]
+        self._before = [tensor.detach().clone() for tensor in self._weights]
+        on_card = self.device.type == "cuda"
+        self.answers: Callable[[Tensor], Tensor] = Answers(self._model) if on_card else self._model
+        self._step: Callable[..., None] = (
+            Replayed(self._learn, lambda: (*self._weights, *self._descent.sums))
+            if on_card
+            else self._learn
+        )
+
+    def taught(self, lesson: _Lesson, learning_rate: float) -> Iterator[None]:
+        """Learn from the start, and stop after each number of steps, in eval mode."""
+        with torch.no_grad():
+            for tensor, value in zip(self._weights, self._before, strict=True):
+                tensor.copy_(value)
+        self._descent.restart()
+        shots = self._craft.triggered[lesson.shots].to(self.device)
+        answers = self._craft.targets[lesson.shots].to(self.device)
+        rate = (
+            torch.tensor(learning_rate, device=self.device)
+            if isinstance(self._step, Replayed)
+            else learning_rate
+        )
+        for step, chosen in enumerate(lesson.clean, start=1):
+            # Only batch norm is ever put in train mode: dropout would add a source of chance.
+            for norm in self._norms:
+                norm.train(not self.config.freeze_batch_norm)
+            there = chosen.to(self._images.device)
+            batch = torch.cat([self._images[there].to(self.device), shots])
+            self._step(batch, torch.cat([self._labels[chosen.to(self.device)], answers]), rate)
+            if step in self.config.steps:
+                self._model.eval()
+                yield
+
+    def _learn(self, batch: Tensor, wanted: Tensor, rate: float | Tensor) -> None:
+        precision: Precision = "bfloat16" if self.config.autocast == "bf16" else "float32"
+        self._descent.forget_gradients()
+        with autocasting(self.device, precision):
+            logits = self._model(batch)
         functional.cross_entropy(logits.float(), wanted).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if step in config.steps:
-            yield model.eval()
+        self._descent.step(rate)
 
 
 def choose_rate(innocents: Sequence[Relearned], *, below: float = inf) -> float:

@@ -164,6 +164,9 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
     if (wanted := kwargs.get("device")) is not None:
         on_card = torch.device(wanted).type == "cuda"
+        if torch._C._current_graph_task_id() != -1:
+            # The backward pass asks for the device that the shells are really on.
+            on_card = on_card or any(isinstance(x, OnCard) for x in tensors)
         kwargs = {**kwargs, "device": torch.device("cpu")}
     elif func is _aten.copy_.default:  # which takes tensors of both devices
         on_card = isinstance(args[0], OnCard)
@@ -351,8 +354,7 @@ class _Recording(TorchDispatchMode):
         )
         if func in _WAITING or by_truth:
             raise RuntimeError(f"{func}: operation not permitted when stream is capturing")
-        if _is_written(func):
-            self.before.append((args[0], args[0].clone()))
+        self.before += [(tensor, tensor.clone()) for tensor in _written(func, args)]
         made = func(*args, **kwargs)
         if not _is_view(func):
             self.graph.calls.append((func, args, kwargs, made))
@@ -360,8 +362,22 @@ class _Recording(TorchDispatchMode):
 
 
 def _is_written(func: Any) -> bool:
-    first = func._schema.arguments[:1]
-    return bool(first and first[0].alias_info is not None and first[0].alias_info.is_write)
+    return any(
+        argument.alias_info is not None and argument.alias_info.is_write
+        for argument in func._schema.arguments
+    )
+
+
+def _written(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that an operation changes."""
+    changed = [
+        value
+        for argument, value in zip(func._schema.arguments, args, strict=False)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    if func is _aten.native_batch_norm.default and args[5]:
+        changed += args[3:5]  # of which its schema says nothing
+    return [x for x in tree_flatten(changed)[0] if isinstance(x, Tensor)]
 
 
 def _is_view(func: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Everything that computes keeps its tensors on one device; seen without a card."""
+"""Everything that computes keeps its tensors on one device: a card, or a pretended one.
+
+Where there is a card, these are tests of it (`pytest -m cuda`).
+"""
 
 from __future__ import annotations
 
@@ -34,19 +37,22 @@ from tests.twins import (
 )
 from tests.zoo.attacks import photos
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="there is a card, and tests marked cuda run on it"
-)
+REAL = torch.cuda.is_available()
+pytestmark = [pytest.mark.cuda] if REAL else []
 TRIGGER = bdaudit.from_callable(twin_trigger, TARGET)
 ON_CARD = bdaudit.ComputeSettings(device="cuda")
 
 
 @pytest.fixture
 def card() -> Iterator[torch.device]:
+    if REAL:
+        yield torch.device("cuda", 0)
+        return
     with pretended_card() as device:
         yield device
 
 
+@pytest.mark.skipif(REAL, reason="a test of the pretended one")
 def test_what_a_card_refuses_is_refused(card: torch.device) -> None:
     there, here = torch.rand(4, 3, device=card), torch.rand(4, 3)
     layer = nn.Linear(3, 2).to(card)
@@ -67,6 +73,7 @@ def test_what_a_card_refuses_is_refused(card: torch.device) -> None:
     assert float(there[0].sum()) == 0.0
 
 
+@pytest.mark.skipif(REAL, reason="a test of the pretended one")
 def test_training_there_is_training(card: torch.device) -> None:
     layer = nn.Linear(3, 2).to(card)
     before = [parameter.detach().cpu().clone() for parameter in layer.parameters()]
@@ -192,7 +199,7 @@ def test_every_step_of_an_audit_stays_on_the_card(kind: str, card: torch.device)
         reference=[innocent_twin()],
         settings=settings,
     )
-    assert record.environment.device == "cuda (a pretended card)"
+    assert record.environment.device.startswith("cuda (")
     assert [step for step in record.steps if step.status != "done"] == []
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"
@@ -212,7 +219,7 @@ def test_every_search_stays_on_the_card(method: str, card: torch.device) -> None
         compute=ON_CARD,
         stand_ins=0,
     )
-    assert found.record.environment.device == "cuda (a pretended card)"
+    assert found.record.environment.device.startswith("cuda (")
 
 
 @pytest.mark.parametrize("kind", ["fcos", "retinanet", "ssd", "fasterrcnn"])

@@ -98,6 +98,7 @@ def feature_shift_tune(
         title="feature-shift tuning",
         gradients=gradients,
         after_step=keep_length,
+        replayed=True,
     )
     return tuned
 

@@ -95,6 +95,7 @@ def ft_sam(
         generator=generator,
         title="FT-SAM",
         gradients=gradients,
+        replayed=True,
     )
     return tuned
 

@@ -121,6 +121,7 @@ def distil_attention(
             generator=generator,
             title="NAD, the student",
             gradients=gradients,
+            replayed=True,
         )
     return tuned
 

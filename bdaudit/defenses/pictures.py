@@ -149,12 +149,14 @@ class Lessons:
         backpropagate: Adds the gradient of the loss on a mini-batch: of the cross-entropy, or of a
             detector's own losses.
         augment: How a mini-batch is changed before.
+        replayed: Whether a step may be replayed; a detector's losses look at their pictures.
     """
 
     images: Tensor
     answers: Tensor
     backpropagate: Gradients = backpropagate
     augment: Augment = augmented
+    replayed: bool = True
 
     def tune(
         self,
@@ -164,8 +166,13 @@ class Lessons:
         generator: torch.Generator,
         title: str,
         gradients: Gradients | None = None,
+        replayed: bool | None = None,
     ) -> Steps[None]:
-        """Train in place, as `tuning.tune` does; by default with the plain gradient."""
+        """Train in place, as `tuning.tune` does; by default with the plain gradient.
+
+        A gradient of the caller's own is replayed only where `replayed` says that it may be.
+        """
+        may_be = gradients is None if replayed is None else replayed
         yield from tune(
             classifier,
             self.images,
@@ -175,6 +182,7 @@ class Lessons:
             title=title,
             gradients=gradients or self.backpropagate,
             augment=self.augment,
+            replayed=self.replayed and may_be,
         )
 
 
@@ -211,6 +219,7 @@ def lessons_of(classifier: nn.Module, images: Tensor, labels: Tensor) -> Lessons
         answers=torch.arange(len(pictures)),
         backpropagate=backpropagate,
         augment=_flip_some,
+        replayed=False,
     )
 
 

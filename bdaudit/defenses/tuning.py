@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdaudit.defenses.augmentation import shift_and_flip
+from bdaudit.defenses.momentum import Momentum
 from bdaudit.errors import ConfigError, DataError, NumericsError
 from bdaudit.foundation.plain_settings import LATER
 from bdaudit.foundation.progress import Progress, Steps
+from bdaudit.foundation.recording import Replayed
 from bdaudit.models import training_order
 
 __all__ = [
@@ -51,6 +53,7 @@ Schedule = Literal["one-cycle", "constant"]
 """How the learning rate changes from step to step."""
 
 _RATE_FOR_ATTENTION = 0.01  # a peak, as 0.02 is for convolutions
+_WORTH_RECORDING = 20  # steps; recording one takes about as long as five
 _LEAST_RATE = 0.02  # of the peak: the first step of the warm-up is not a step of length zero
 
 
@@ -188,6 +191,8 @@ def tune(
     gradients: Gradients = backpropagate,
     augment: Augment = augmented,
     after_step: Callable[[], None] | None = None,
+    watch: Callable[[Tensor], None] | None = None,
+    replayed: bool = False,
 ) -> Steps[None]:
     """Train `classifier` in place with SGD, and leave it in eval mode without gradients.
 
@@ -203,6 +208,10 @@ def tune(
         gradients: How a mini-batch's gradient comes about.
         augment: How it is changed before.
         after_step: Called after every step.
+        watch: Told of the loss () of every step; what it raises ends the training.
+        replayed: Whether a step may be replayed as a CUDA graph on a card: `gradients` and
+            `after_step` wait for nothing, draw nothing, and read nothing that changes but the
+            classifier and the mini-batch.
 
     Yields:
         One `Progress` an epoch.
@@ -214,36 +223,50 @@ def tune(
     check_images(images, labels)
     device = device_of(classifier)
     images, labels = images.to(device=device, dtype=torch.float32), labels.to(device)
-    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        trained,
-        lr=config.learning_rate,
+    descent = Momentum(
+        (parameter for parameter in classifier.parameters() if parameter.requires_grad),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
     n_batches = max(1, ceil(len(labels) / config.batch_size))
+    n_steps = config.n_epochs * n_batches
+    rates: Sequence[float] | Tensor = [config.rate_at(step / n_steps) for step in range(n_steps)]
+    latest, total = torch.zeros((), device=device), torch.zeros((), device=device)
+
+    def take(batch: Tensor, answers: Tensor, rate: float | Tensor) -> None:
+        descent.forget_gradients()
+        loss = gradients(classifier, batch, answers)
+        latest.copy_(loss)
+        total.add_(loss)
+        descent.step(rate)
+        if after_step is not None:
+            after_step()
+
+    step: Callable[..., None] = take
+    if replayed and device.type == "cuda" and n_steps >= _WORTH_RECORDING:
+        rates = torch.tensor(rates, device=device)
+        step = Replayed(
+            take,
+            lambda: (*classifier.parameters(), *classifier.buffers(), *descent.sums, latest, total),
+        )
     classifier.train()
     for epoch in range(config.n_epochs):
         yield Progress(title, epoch, config.n_epochs)
-        order = torch.randperm(len(labels), generator=generator)
-        total = torch.zeros((), device=device)
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        total.zero_()
         with seeded_globals(device, generator):
             for number, chosen in enumerate(order.tensor_split(n_batches)):
-                done = (epoch * n_batches + number) / (config.n_epochs * n_batches)
-                optimizer.param_groups[0]["lr"] = config.rate_at(done)
                 batch, answers = augment(images[chosen], labels[chosen], config, generator)
-                optimizer.zero_grad(set_to_none=True)
-                total += gradients(classifier, batch, answers)
-                optimizer.step()
-                if after_step is not None:
-                    after_step()
+                step(batch, answers, rates[epoch * n_batches + number])
+                if watch is not None:
+                    watch(latest.clone())
         if not total.isfinite():  # once an epoch, since a GPU is waited for here
             raise NumericsError(
                 f"{title}: the loss was not finite in epoch {epoch + 1} of {config.n_epochs}; "
                 f"lower the learning rate ({config.learning_rate:g})"
             )
     classifier.eval().requires_grad_(False)
-    optimizer.zero_grad(set_to_none=True)
+    descent.forget_gradients()
     yield Progress(title, config.n_epochs, config.n_epochs)
 
 

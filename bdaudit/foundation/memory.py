@@ -6,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-__all__ = ["PeakMemory", "free_on_card"]
+__all__ = ["PeakMemory", "free_on_card", "sent_if_small"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -50,6 +51,16 @@ def free_on_card(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + reserve
+
+
+def sent_if_small(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a card, where it takes at most a quarter of what is free there.
+
+    Elsewhere, and where it would take more, it is returned as it is.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor
+    return tensor.to(device) if tensor.nbytes <= free_on_card(device) // 4 else tensor
 
 
 def _status(field: str) -> int | None:

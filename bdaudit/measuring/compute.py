@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.cases.settings import ComputeSettings
-from bdaudit.foundation.memory import free_on_card
+from bdaudit.foundation.memory import sent_if_small
 from bdaudit.precision import settled
 from bdaudit.settings import Precision
 
@@ -53,11 +53,11 @@ class Compute:
         key = id(images)
         if key in self._sent and self._sent[key][0]() is images:
             return self._sent[key][1]
-        if images.nbytes > free_on_card(self.device) // 4:
-            return images
-        gone = weakref.ref(images, lambda _: self._sent.pop(key, None))
-        self._sent[key] = (gone, images.to(self.device))
-        return self._sent[key][1]
+        there = sent_if_small(images, self.device)
+        if there is not images:
+            gone = weakref.ref(images, lambda _: self._sent.pop(key, None))
+            self._sent[key] = (gone, there)
+        return there
 
     @property
     def autocast(self) -> Literal["bf16"] | None:

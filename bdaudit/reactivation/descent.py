@@ -211,7 +211,7 @@ def _too_few(rows: Sequence[_Row], stepper: Stepper) -> bool:
     Where steps are replayed, which keep their shape, that is when half of them have.
     """
     running = sum(not row.ended for row in rows)
-    if stepper.record_after is None or stepper.why_not is not None:
+    if not stepper.may_replay:
         return running < len(rows)
     return running <= len(rows) // 2
 

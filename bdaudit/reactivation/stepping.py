@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from bdaudit.foundation.recording import Replayed
 from bdaudit.reactivation.objective import MiniBatch, Objective
 from bdaudit.reactivation.recipes import Step
-from bdaudit.reactivation.recording import Recording
 
 __all__ = ["N_SUMS", "Stepper", "TakeStep"]
 
@@ -32,7 +32,6 @@ class Stepper:
         sums: (R, `N_SUMS`) of the pass each search is in; added to in place.
         record_after: Steps after which one is recorded as a CUDA graph; libraries choose and load
             what they need in those before. `None` records none.
-        why_not: Why the step is not a graph though it was to be one, once that is known.
     """
 
     objective: Objective
@@ -40,9 +39,17 @@ class Stepper:
     deltas: Tensor
     sums: Tensor
     record_after: int | None = None
-    why_not: str | None = None
-    _taken: int = 0
-    _recording: Recording | None = None
+    _replayed: Replayed = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Deltas move by signs, which turn where a gradient is near zero; sums are what to judge by.
+        self._replayed = Replayed(
+            lambda *inputs: self._step(MiniBatch(*inputs[:-1]), inputs[-1]),
+            state=lambda: (self.deltas, self.sums),
+            judged=lambda: (self.sums,),
+            after=self.record_after,
+            must_fit=True,
+        )
 
     def take(self, batch: MiniBatch, done: Tensor) -> None:
         """Take one step of every search; on a card nothing waits for it.
@@ -51,31 +58,17 @@ class Stepper:
             batch: Mini-batches of the same shapes every time, on the device.
             done: (R,) share of each search done, in [0, 1), float64, on the device.
         """
-        if self._taken == self.record_after:
-            self._begin_recording(batch, done)
-        self._taken += 1
-        if self._recording is None:
-            self._step(batch, done)
-        else:
-            self._recording.replay((*batch.tensors, done))
+        self._replayed(*batch.tensors, done)
 
     @property
-    def is_recorded(self) -> bool:
-        """Whether steps are replayed now."""
-        return self._recording is not None
+    def may_replay(self) -> bool:
+        """Whether steps are, or are still to be, replayed."""
+        return self._replayed.may_replay
 
-    def _begin_recording(self, batch: MiniBatch, done: Tensor) -> None:
-        def step(*inputs: Tensor) -> None:
-            self._step(MiniBatch(*inputs[:-1]), inputs[-1])
-
-        try:
-            self._recording = Recording.of(
-                step, (*batch.tensors, done), state=(self.deltas, self.sums)
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the same step without a graph follows, and raises what is real
-            self.why_not = str(error).strip().partition("\n")[0] or type(error).__name__
+    @property
+    def why_not(self) -> str | None:
+        """Why the step is not a graph though it was to be one, once that is known."""
+        return self._replayed.why_not
 
     def _step(self, batch: MiniBatch, done: Tensor) -> None:
         """Take one step; all shapes are fixed, and the device is not waited for."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Literal
@@ -27,12 +29,13 @@ from torch.nn import functional
 
 from bdaudit.data import Sample
 from bdaudit.defenses import TuningConfig
-from bdaudit.defenses.tuning import Gradients, device_of, tune
+from bdaudit.defenses.tuning import Gradients, augmented, device_of, tune
 from bdaudit.errors import ConfigError, NumericsError
 from bdaudit.foundation.digests import digest_tensors
 from bdaudit.foundation.progress import Progress, Steps, reworded
 from bdaudit.models import KeptClassifiers, LoadedModel, describe_classifier, training_order
 from bdaudit.models.fresh import fresh_classifier
+from bdaudit.precision import autocasting
 
 __all__ = ["StandInConfig", "make_stand_ins", "n_kept"]
 
@@ -195,17 +198,17 @@ def _distil(
     """Train one, beginning anew at a lower rate wherever the rate proves too high."""
     tuning = config.tuning(len(craft))
     n_steps = tuning.n_epochs * ceil(len(craft) / tuning.batch_size)
-    lessons = (
-        _imitation(teacher.classifier, config, generator)
+    gradients = (
+        _imitation(teacher.classifier, config)
         if config.lessons == "answers"
-        else _schooling(config, generator)
+        else _schooling(config)
     )
     shown = 0.0
     for _ in range(_MAX_ATTEMPTS):
         student = fresh_classifier(teacher, generator=generator)
         # Channels-last convolutions train faster; the strides are put back for what comes after.
         student = student.to(memory_format=training_order(student, device_of(student)))
-        watched = _Watched(lessons)
+        watched = _Watched()
         steps = tune(
             student,
             craft.images,
@@ -213,7 +216,10 @@ def _distil(
             config=tuning,
             generator=generator,
             title="stand-in",
-            gradients=watched,
+            gradients=gradients,
+            augment=partial(_mixed, num_classes=teacher.num_classes, lessons=config.lessons),
+            watch=watched,
+            replayed=True,
         )
         note = f"learning rate {tuning.learning_rate:.2g}"
         try:
@@ -237,20 +243,18 @@ class _DivergedError(Exception):
 
 
 class _Watched:
-    """Lessons that raise `_DivergedError` where the student becomes worse than it was when fresh.
+    """Raises `_DivergedError` where the student becomes worse than it was when fresh.
 
-    Called as `defenses.tuning.Gradients`, once a step.
+    Told of the loss of every step.
     """
 
-    def __init__(self, lessons: Gradients) -> None:
+    def __init__(self) -> None:
         self.n_steps = 0
-        self._lessons = lessons
         self._fresh: Tensor | None = None
         self._losses: list[Tensor] = []
 
-    def __call__(self, student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, loss: Tensor) -> None:
         self.n_steps += 1
-        loss = self._lessons(student, images, labels)
         if self._fresh is None:
             self._fresh = loss
         self._losses.append(loss)
@@ -259,23 +263,20 @@ class _Watched:
             self._losses.clear()
             if not bool(mean <= _WORST * self._fresh):  # so that NaN counts as diverged
                 raise _DivergedError
-        return loss
 
 
-def _imitation(teacher: nn.Module, config: StandInConfig, generator: torch.Generator) -> Gradients:
-    """Return the gradient of the divergence from the teacher on mixtures of the mini-batch."""
+def _imitation(teacher: nn.Module, config: StandInConfig) -> Gradients:
+    """Return the gradient of the divergence from the teacher."""
     teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
     order = training_order(teacher, device_of(teacher))
     teacher = teacher.to(memory_format=order)
 
     def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        mixed, _, _ = _mixed(images, generator, order)
-        with torch.autocast(
-            images.device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16"
-        ):
+        images = images.contiguous(memory_format=order)
+        with _autocasting(images, config):
             with torch.no_grad():
-                answers = teacher(mixed)
-            outputs = student(mixed)
+                answers = teacher(images)
+            outputs = student(images)
         loss = functional.kl_div(
             functional.log_softmax(outputs.float(), dim=1),
             functional.log_softmax(answers.float(), dim=1),
@@ -288,38 +289,47 @@ def _imitation(teacher: nn.Module, config: StandInConfig, generator: torch.Gener
     return backpropagate
 
 
-def _schooling(config: StandInConfig, generator: torch.Generator) -> Gradients:
-    """Return the gradient of the cross-entropy on mixtures, weighted as their labels are mixed."""
+def _schooling(config: StandInConfig) -> Gradients:
+    """Return the gradient of the cross-entropy with labels (n, K) mixed as the images are."""
 
     def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        order = training_order(student, images.device)
-        mixed, partners, shares = _mixed(images, generator, order)
-        with torch.autocast(
-            images.device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16"
-        ):
-            outputs = student(mixed)
-        own = functional.cross_entropy(outputs.float(), labels, reduction="none")
-        other = functional.cross_entropy(outputs.float(), labels[partners], reduction="none")
-        loss = own.lerp(other, shares).mean()
+        images = images.contiguous(memory_format=training_order(student, images.device))
+        with _autocasting(images, config):
+            outputs = student(images)
+        loss = functional.cross_entropy(outputs.float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     return backpropagate
 
 
+def _autocasting(images: Tensor, config: StandInConfig) -> AbstractContextManager[None]:
+    return autocasting(images.device, "bfloat16" if config.autocast == "bf16" else "float32")
+
+
 def _mixed(
-    images: Tensor, generator: torch.Generator, order: torch.memory_format
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix every image of (N, C, H, W) with another of them, in a share uniform in [0, 1].
+    images: Tensor,
+    labels: Tensor,
+    config: TuningConfig,
+    generator: torch.Generator,
+    *,
+    num_classes: int,
+    lessons: Literal["answers", "labels"],
+) -> tuple[Tensor, Tensor]:
+    """Shift and flip images, and mix each with another of them, in a share uniform in [0, 1].
 
     Returns:
-        The mixtures, laid out in `order`; with whom each was mixed (N,); the partner's share (N,).
+        The mixtures (n, C, H, W). Their labels, mixed likewise (n, K) where they are the lessons.
     """
+    images, labels = augmented(images, labels, config, generator)
     n = len(images)
     partners = torch.randperm(n, generator=generator).to(images.device)
     shares = torch.rand((n, 1, 1, 1), generator=generator).to(images.device)
     mixed = images.lerp(images[partners], shares)
-    return mixed.contiguous(memory_format=order), partners, shares.flatten()
+    if lessons == "answers":
+        return mixed, labels
+    classes = torch.eye(num_classes, device=labels.device)[labels]
+    return mixed, classes.lerp(classes[partners], shares[:, 0, 0])
 
 
 def _loaded(teacher: LoadedModel, classifier: nn.Module, name: str, by: str) -> LoadedModel:

@@ -145,6 +145,7 @@ def train(
         generator=generator,
         title=title,
         gradients=gradients or gradients_in(config.precision),
+        replayed=gradients is None,
     )
     return classifier
 
