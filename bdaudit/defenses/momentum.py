@@ -29,7 +29,7 @@ class Momentum:
         self, parameters: Iterable[nn.Parameter], *, momentum: float, weight_decay: float = 0.0
     ) -> None:
         self.parameters = list(parameters)
-        self.sums = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.sums: list[Tensor | None] = [torch.zeros_like(each) for each in self.parameters]
         self._momentum, self._weight_decay = momentum, weight_decay
 
     def forget_gradients(self) -> None:
