@@ -298,9 +298,7 @@ def defend_steps(
     suspect = next(subject for subject in subjects if subject.role == "original")
     original = suspect.white
     _demand_own_file(original)
-    demand_matching_labels(
-        suspect, sample, Compute(resolve_device("cpu"), compute.seed, compute.batch_size)
-    )
+    demand_matching_labels(suspect, sample, Compute.of(compute, resolve_device("cpu")))
     saved_arch = _saved_arch(original, sources)
     parts = split_sample(
         sample,

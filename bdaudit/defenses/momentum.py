@@ -29,7 +29,7 @@ class Momentum:
         self, parameters: Iterable[nn.Parameter], *, momentum: float, weight_decay: float = 0.0
     ) -> None:
         self.parameters = list(parameters)
-        self.sums: list[Tensor | None] = [torch.zeros_like(each) for each in self.parameters]
+        self.sums = [torch.zeros_like(parameter) for parameter in self.parameters]
         self._momentum, self._weight_decay = momentum, weight_decay
 
     def forget_gradients(self) -> None:
@@ -50,11 +50,10 @@ class Momentum:
             for parameter, total in zip(self.parameters, self.sums, strict=True)
             if parameter.grad is not None
         ]
-        parameters, gradients, sums = ([row[place] for row in moving] for place in range(3))
         sgd(
-            parameters,
-            gradients,
-            sums,
+            [parameter for parameter, _, _ in moving],
+            [gradient for _, gradient, _ in moving],
+            [total for _, _, total in moving],
             weight_decay=self._weight_decay,
             momentum=self._momentum,
             lr=rate,

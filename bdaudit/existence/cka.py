@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Estimator", "Side", "cka", "gram", "half_samples"]
+__all__ = ["Estimator", "Side", "cka", "gram", "gram_stack", "half_samples"]
 
 Estimator = Literal["plain", "debiased"]
 
@@ -40,15 +40,38 @@ def gram(features: Tensor) -> Tensor:
         (N, N) in the type of `features`; all zero when the features do not vary over inputs.
         Not finite where a feature is not.
     """
+    products, norm = _products(features)
+    return _scaled(products[None], norm[None])[0]
+
+
+def gram_stack(features: dict[str, Tensor]) -> Tensor:
+    """Gram matrices (L, N, N) of the features (N, ...) of L layers, as `gram` makes each.
+
+    Args:
+        features: Of one type, one layer or more; *emptied*, layer by layer.
+    """
+    made = [_products(features.pop(layer)) for layer in tuple(features)]
+    return _scaled(
+        torch.stack([products for products, _ in made]), torch.stack([norm for _, norm in made])
+    )
+
+
+def _products(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Products (N, N) of centred features, and the norm () that all had before."""
     flat = features.reshape(len(features), -1)
-    scale = torch.linalg.vector_norm(flat)
+    norm = torch.linalg.vector_norm(flat)
     # Centring before the product, not after, is what keeps the digits when means are large.
     flat.sub_(flat.mean(0))
-    products = flat @ flat.T
-    total = products.diagonal().sum()
+    return flat @ flat.T, norm
+
+
+def _scaled(products: Tensor, norms: Tensor) -> Tensor:
+    """Bring products (L, N, N) to a mean diagonal of 1, or to zero where features are constant."""
+    totals = products.diagonal(dim1=-2, dim2=-1).sum(-1)
     # By `where`, since a branch would wait for the card.
-    constant = total.sqrt() <= _CONSTANT * scale
-    return torch.where(constant, torch.zeros_like(products), products * (len(products) / total))
+    factors = torch.where(totals.sqrt() <= _CONSTANT * norms, 0.0, products.shape[-1] / totals)
+    scaled = products * factors[:, None, None]
+    return torch.where(factors[:, None, None] == 0.0, torch.zeros_like(scaled), scaled)
 
 
 def half_samples(n_inputs: int, count: int, generator: torch.Generator) -> Tensor:
@@ -62,12 +85,12 @@ def half_samples(n_inputs: int, count: int, generator: torch.Generator) -> Tenso
 
 
 class Side:
-    """One side of a comparison: a Gram matrix, and what CKA over sub-samples needs of it alone.
+    """One side of a comparison: Gram matrices, and what CKA over sub-samples needs of them alone.
 
     Worked out once, it serves comparisons with any number of other sides.
 
     Args:
-        matrix: (N, N), as `gram` gives it.
+        matrix: (N, N), as `gram` gives it, or (L, N, N) of as many layers.
         weights: (B, N) of 0 and 1, the inputs that each sub-sample holds, at least 4; `None` is
             the whole sample once.
         estimator: "plain" is biased upward when features are many and inputs few; "debiased" is
@@ -76,23 +99,24 @@ class Side:
 
     def __init__(self, matrix: Tensor, weights: Tensor | None, estimator: Estimator) -> None:
         if weights is None:
-            weights = torch.ones(1, len(matrix), dtype=matrix.dtype, device=matrix.device)
+            weights = torch.ones(1, matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         if estimator == "debiased":
-            matrix = matrix.clone().fill_diagonal_(0)
+            matrix = matrix.clone()
+            matrix.diagonal(dim1=-2, dim2=-1).zero_()
         self.matrix, self.weights, self.estimator = matrix, weights, estimator
-        self.sums = weights @ matrix  # (B, N)
-        self.own = _hsic(self, self).clamp_min(0)  # (B,)
+        self.sums = weights @ matrix  # (B, N), or (L, B, N)
+        self.own = _hsic(self, self).clamp_min(0)  # (B,), or (L, B)
 
 
 def cka(first: Side, second: Side) -> Tensor:
-    """Linear CKA (B,) of two sides over the same sub-samples; 0 where either is constant."""
+    """Linear CKA (B,), or (L, B), of two sides over the same sub-samples; 0 of what is constant."""
     cross = _hsic(first, second)
     scale = (first.own * second.own).sqrt()
     return torch.where(scale > 0, cross / scale, torch.zeros_like(cross))
 
 
 def _hsic(first: Side, second: Side) -> Tensor:
-    """HSIC up to a factor that depends on the size of the sub-sample alone: (B,).
+    """HSIC up to a factor that depends on the size of the sub-sample alone: (B,), or (L, B).
 
     tr(K H L H) opened into sums over pairs, rows and the whole, so that a sub-sample is a row of
     weights and no matrix is cut out. The unbiased form is the same three sums of matrices without

@@ -17,14 +17,15 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, compress
+from math import isfinite
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import ConfigError, DataError, ModelError, NumericsError
-from bdaudit.existence.cka import Estimator, Side, cka, gram, half_samples
+from bdaudit.existence.cka import Estimator, Side, cka, gram_stack, half_samples
 from bdaudit.existence.layers import network_of, select_layers
 from bdaudit.existence.passes import (
     MapShape,
@@ -32,7 +33,6 @@ from bdaudit.existence.passes import (
     at_work,
     collect_features,
     find_shapes,
-    moved_together,
 )
 from bdaudit.existence.summary import LayerEvidence, combine_layers
 from bdaudit.existence.tac import SPARE, count_kept, measure_tac, top_channels
@@ -47,6 +47,9 @@ MIN_SAMPLES = 4
 
 _ON_A_PROCESSOR = 2**31
 """Bytes that kept maps and Gram matrices may take where `memory_mb` says nothing."""
+
+_BUNDLE = 2**25
+"""Bytes of Gram matrices that a card compares in one go; a processor compares one at a time."""
 
 Result = TypeVar("Result")
 
@@ -252,16 +255,14 @@ def _compare(
     similarities: dict[tuple[int, str], Tensor] = {}
     for group in groups:
         own = _take_from_stash(stash, {layer: kept[layer] for layer in group})
-        sides = _sides(own, halves, config.estimator)
-        if missed := [layer for layer in group if layer not in sides]:
+        if missed := [layer for layer in group if layer not in own]:
             tally.total += len(clean) if group is groups[0] else 0
-            own = yield from features_of("original", original, missed)
-            sides |= _sides(own, halves, config.estimator)
-        varying = _varying(sides)
+            own |= yield from features_of("original", original, missed)
+        sides = _Sides.of(own, halves, config.estimator)
         for index, (name, model) in cast.others.items():
             theirs = yield from features_of(name, model, group)
-            rows = _similarities(name, theirs, sides)
-            similarities |= {(index, layer): rows[layer] for layer in varying}
+            rows = sides.similarities(name, theirs)
+            similarities |= {(index, layer): rows[layer] for layer in sides.varying}
     return _Findings(tac=tac, kept=kept, similarities=_on_cpu(similarities))
 
 
@@ -437,50 +438,69 @@ _Features = dict[str, Tensor]
 """Kept channels (N, positions, k) by layer; emptied by whoever is given them."""
 
 
-@torch.inference_mode()
-def _sides(features: _Features, halves: Tensor, estimator: Estimator) -> dict[str, Side]:
-    """Prepare the original's layers for comparing."""
-    return {layer: Side(gram(features.pop(layer)), halves, estimator) for layer in tuple(features)}
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """The original's layers, ready to be compared with those of other models.
+
+    Many layers are compared in one go: alone they are too small to keep a card busy.
+
+    Attributes:
+        bundles: Layers, and their Gram matrices over the half-samples.
+        varying: The layers whose kept channels vary over the images.
+    """
+
+    bundles: tuple[tuple[tuple[str, ...], Side], ...]
+    varying: tuple[str, ...]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, features: _Features, halves: Tensor, estimator: Estimator) -> _Sides:
+        bundles, varying = [], list[str]()
+        for layers in _bundled(features):
+            matrices = gram_stack({layer: features.pop(layer) for layer in layers})
+            varying += compress(layers, _demand_finite("original", layers, matrices))
+            bundles.append((layers, Side(matrices, halves, estimator)))
+        return cls(tuple(bundles), tuple(varying))
+
+    @torch.inference_mode()
+    def similarities(self, name: str, features: _Features) -> dict[str, Tensor]:
+        """CKA of a model's layers with the original's, (1 + B,) float64 on the device, by layer."""
+        rows: dict[str, Tensor] = {}
+        for layers, own in self.bundles:
+            matrices = gram_stack({layer: features.pop(layer) for layer in layers})
+            _demand_finite(name, layers, matrices)
+            # The estimate is made in float64; the halves only give its spread.
+            whole = cka(
+                Side(matrices.double(), None, own.estimator),
+                Side(own.matrix.double(), None, own.estimator),
+            )
+            spread = cka(Side(matrices, own.weights, own.estimator), own)
+            found = torch.cat([whole, spread.double()], dim=1)
+            rows |= dict(zip(layers, found, strict=True))
+        return rows
 
 
-@torch.inference_mode()
-def _varying(sides: Mapping[str, Side]) -> tuple[str, ...]:
-    """Name the original's layers whose kept channels vary over the images."""
-    _demand_finite("original", {layer: side.matrix for layer, side in sides.items()})
-    varies = moved_together({layer: s.matrix.any()[None] for layer, s in sides.items()}, "cpu")
-    return tuple(layer for layer, it_does in varies.items() if it_does)
+def _bundled(features: _Features) -> list[tuple[str, ...]]:
+    """Say which layers are compared together."""
+    layers = tuple(features)
+    if not layers:
+        return []
+    first = features[layers[0]]
+    each = max(1, _BUNDLE // (4 * len(first) ** 2)) if first.device.type == "cuda" else 1
+    return [layers[start : start + each] for start in range(0, len(layers), each)]
 
 
-@torch.inference_mode()
-def _similarities(name: str, features: _Features, sides: Mapping[str, Side]) -> dict[str, Tensor]:
-    """CKA of a model's layers with the original's, (1 + B,) float64 on the device, by layer."""
-    rows, checked = {}, {}
-    for layer in tuple(features):
-        side = sides[layer]
-        matrix = gram(features.pop(layer))
-        # One number that is not finite spoils the mean of its feature, and so the whole matrix.
-        checked[layer] = matrix.diagonal().clone()
-        # The estimate is made in float64; the halves only give its spread.
-        whole = cka(
-            Side(matrix.double(), None, side.estimator),
-            Side(side.matrix.double(), None, side.estimator),
-        )
-        spread = cka(Side(matrix, side.weights, side.estimator), side)
-        rows[layer] = torch.cat([whole, spread.double()])
-    _demand_finite(name, checked)
-    return rows
-
-
-def _demand_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
-    finite = moved_together(
-        {layer: t.isfinite().all()[None] for layer, t in tensors.items()}, "cpu"
-    )
-    for layer, fine in finite.items():
-        if not fine:
+def _demand_finite(name: str, layers: Sequence[str], matrices: Tensor) -> list[bool]:
+    """Return which of the layers vary, by their Gram matrices (L, N, N); one wait for a card."""
+    # One number that is not finite spoils the mean of its feature, and so the whole matrix.
+    traces = matrices.diagonal(dim1=-2, dim2=-1).sum(-1).tolist()
+    for layer, trace in zip(layers, traces, strict=True):
+        if not isfinite(trace):
             raise NumericsError(
                 f"{name}: layer {layer} gave activations that are not finite; check the weights "
                 "and the preprocessing"
             )
+    return [trace > 0.0 for trace in traces]
 
 
 def _on_cpu(rows: Mapping[tuple[int, str], Tensor]) -> dict[tuple[int, str], Tensor]:

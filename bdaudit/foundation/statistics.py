@@ -61,8 +61,13 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
     >>> [round(end, 3) for end in wilson_interval(0, 20)]
     [0.0, 0.161]
     """
-    interval = stats.binomtest(successes, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    # In closed form: scipy's comes with an exact test, which takes 3 ms a rate.
+    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
+    share = successes / total
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    reach = sqrt(z2 * (share * (1 - share) + z2 / (4 * total)) / total) / (1 + z2 / total)
+    low = 0.0 if successes == 0 else middle - reach
+    return low, 1.0 if successes == total else middle + reach
 
 
 @dataclass(frozen=True, slots=True)

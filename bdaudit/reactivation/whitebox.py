@@ -23,6 +23,7 @@ from bdaudit.errors import BdauditError, ConfigError, DataError
 from bdaudit.foundation.memory import free_on_card
 from bdaudit.foundation.progress import Progress, Steps, reworded, within
 from bdaudit.perturbation import cross_entropy
+from bdaudit.precision import images_a_pass
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent, descend
 from bdaudit.reactivation.doubts import doubts_about_model, doubts_about_search, not_replayed
@@ -407,11 +408,12 @@ def _judge(
     classifier: nn.Module, craft: CraftSet, delta: Tensor, config: WhiteboxConfig
 ) -> tuple[float, float]:
     """Return the share of craft images + delta at their targets, and their mean cross-entropy."""
+    device = craft.images.device
     logits = predict_logits(
         classifier,
         craft.images,
-        batch_size=config.batch_size,
-        device=craft.images.device,
+        batch_size=images_a_pass(None, "cuda") if device.type == "cuda" else config.batch_size,
+        device=device,
         delta=delta,
     )
     targets = craft.targets.cpu()
