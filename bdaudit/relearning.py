@@ -20,7 +20,7 @@ models over the course of a few steps, the choice of the rate and the interval a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import inf, isfinite, sqrt
 from statistics import fmean
@@ -49,6 +49,7 @@ __all__ = [
     "Reading",
     "RelearnConfig",
     "Relearned",
+    "Teaching",
     "choose_rate",
     "compare_relearning",
     "ignores_trigger",
@@ -200,45 +201,97 @@ def relearn(
         DataError: Fewer images to draw from than shots, or none.
         NumericsError: The classifier itself returned NaN or infinite scores.
     """
-    if len(craft) < config.shots or len(labels) < 1 or len(held_out) < 1:
-        raise DataError(
-            f"relearning: expected {config.shots} images to draw shots from, clean images beside "
-            f"them and images to measure on, got {len(craft)}, {len(labels)} and {len(held_out)}"
-        )
-    device = device_of(classifier)
-    asked = torch.randperm(len(held_out), generator=generator)[: config.n_held_out].sort().values
-    shown = sent_if_small(torch.cat([held_out.triggered[asked], held_out.clean[asked]]), device)
-    targets = held_out.targets[asked].cpu()
-    lessons = [_draw_lesson(craft, len(labels), config, generator) for _ in range(config.draws)]
-    pupil = _Pupil(classifier, images, labels, craft, config)
-
-    def taken() -> Tensor:
-        """Return (2, N): whether each image with the trigger, and without it, goes there."""
-        labels = predict(pupil.answers, shown, batch_size=config.batch_size, device=device)
-        return labels.view(2, -1) == targets
-
-    before = taken()[0]
-    triggered: dict[float, Tensor] = {}
-    clean: dict[float, Tensor] = {}
-    diverged: list[float] = []
-    total = len(config.learning_rates) * config.draws
-    for place, rate in enumerate(config.learning_rates):
-        outcomes = []
-        try:
-            for number, lesson in enumerate(lessons):
-                yield Progress(
-                    f"relearning, learning rate {rate:g}", place * config.draws + number, total
-                )
-                outcomes += [taken() for _ in pupil.taught(lesson, rate)]
-        except NumericsError:
-            diverged.append(rate)
-            continue
-        found = torch.stack(outcomes).view(config.draws, len(config.steps), 2, len(targets))
-        triggered[rate], clean[rate] = found[:, :, 0], found[:, :, 1]
-    yield Progress("relearning", total, total)
-    return Relearned(
-        config=config, before=before, triggered=triggered, clean=clean, diverged=tuple(diverged)
+    teaching = Teaching(
+        classifier,
+        images,
+        labels,
+        craft=craft,
+        held_out=held_out,
+        config=config,
+        generator=generator,
     )
+    return (yield from teaching.at(config.learning_rates))
+
+
+class Teaching:
+    """One model, what it is taught and what it is asked: at one learning rate after another.
+
+    Arguments and errors as for `relearn`. Holds a copy of the classifier, and on a card what of it
+    is replayed.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        craft: Poisoned,
+        held_out: Poisoned,
+        config: RelearnConfig,
+        generator: torch.Generator,
+    ) -> None:
+        if len(craft) < config.shots or len(labels) < 1 or len(held_out) < 1:
+            raise DataError(
+                f"relearning: expected {config.shots} images to draw shots from, clean images "
+                f"beside them and images to measure on, got {len(craft)}, {len(labels)} and "
+                f"{len(held_out)}"
+            )
+        self.config = config
+        self._device = device_of(classifier)
+        asked = torch.randperm(len(held_out), generator=generator)[: config.n_held_out]
+        asked = asked.sort().values
+        shown = torch.cat([held_out.triggered[asked], held_out.clean[asked]])
+        self._shown = sent_if_small(shown, self._device)
+        self._targets = held_out.targets[asked].cpu()
+        self._lessons = [
+            _draw_lesson(craft, len(labels), config, generator) for _ in range(config.draws)
+        ]
+        self._pupil = _Pupil(classifier, images, labels, craft, config)
+        self._before = self._taken()[0]
+
+    def at(self, learning_rates: Sequence[float]) -> Steps[Relearned]:
+        """Teach at each of the rates, every draw from the model as it came.
+
+        Yields:
+            One `Progress` a draw.
+        """
+        config, n_rates = self.config, len(learning_rates)
+        triggered: dict[float, Tensor] = {}
+        clean: dict[float, Tensor] = {}
+        diverged: list[float] = []
+        total = n_rates * config.draws
+        for place, rate in enumerate(learning_rates):
+            outcomes = []
+            try:
+                for number, lesson in enumerate(self._lessons):
+                    yield Progress(
+                        f"relearning, learning rate {rate:g}", place * config.draws + number, total
+                    )
+                    outcomes += [self._taken() for _ in self._pupil.taught(lesson, rate)]
+            except NumericsError:
+                diverged.append(rate)
+                continue
+            shape = (2, config.draws, len(config.steps), len(self._targets))
+            triggered[rate], clean[rate] = torch.stack(outcomes, dim=1).view(shape)
+        yield Progress("relearning", total, total)
+        return Relearned(
+            config=replace(config, learning_rates=tuple(learning_rates)),
+            before=self._before,
+            triggered=triggered,
+            clean=clean,
+            diverged=tuple(diverged),
+        )
+
+    def _taken(self) -> Tensor:
+        """Return (2, N): whether each image with the trigger, and without it, goes there."""
+        labels = predict(
+            self._pupil.answers,
+            self._shown,
+            batch_size=self.config.batch_size,
+            device=self._device,
+        )
+        return labels.view(2, -1) == self._targets
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,16 +28,16 @@ part() { # NAME SECONDS COMMAND...
     "$([ $ended -eq 0 ] && echo "done" || echo "ended with $ended: see $name.txt")" | tee -a "$out/table.txt"
 }
 
-watch_card() { # how busy it is, and how much memory is taken, five times a second
-  [ "$device" = cpu ] || nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits -lms 200
-}
-
-watched() { # NAME SECONDS COMMAND...
-  watch_card >"$out/$1-card.txt" 2>/dev/null &
-  local watcher=$!
+watched() { # NAME SECONDS COMMAND...; sees five times a second how busy the card is, and what is taken of it
+  : >"$out/$1-card.txt"
+  local watcher=
+  if [ "$device" != cpu ]; then
+    nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits -lms 200 \
+      >"$out/$1-card.txt" 2>/dev/null &
+    watcher=$!
+  fi
   part "$@"
-  kill $watcher 2>/dev/null
-  wait $watcher 2>/dev/null
+  [ -z "$watcher" ] || { kill "$watcher" && wait "$watcher"; } 2>/dev/null
   awk -F, -v name="$1" '{ busy += $1; if ($2 > most) most = $2 }
     END { if (NR) printf "%-16s card %d %% busy, at most %d MiB taken\n", name, busy / NR, most }' \
     "$out/$1-card.txt" | tee -a "$out/table.txt"

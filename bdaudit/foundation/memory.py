@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["PeakMemory", "free_on_card", "sent_if_small"]
+__all__ = ["PeakMemory", "free_on_card", "is_half_free", "sent_if_small"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -51,6 +51,11 @@ def free_on_card(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + reserve
+
+
+def is_half_free(device: torch.device) -> bool:
+    """Return whether half of a CUDA device's memory can still be taken."""
+    return free_on_card(device) > torch.cuda.mem_get_info(device)[1] // 2
 
 
 def sent_if_small(tensor: Tensor, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from bdaudit.cases.subjects import Inputs, Subject
 from bdaudit.errors import ConfigError, ModelError, NumericsError
+from bdaudit.foundation.memory import is_half_free
 from bdaudit.foundation.progress import Progress, Steps, reworded
 from bdaudit.measuring.compute import Compute, derive_generator
 from bdaudit.records import RelearnCurve, Relearning, RelearningEvidence
@@ -14,12 +15,12 @@ from bdaudit.relearning import (
     GAP_LIMIT,
     RelearnConfig,
     Relearned,
+    Teaching,
     compare_relearning,
     ignores_trigger,
     read_gap,
     stays_upright,
 )
-from bdaudit.relearning import relearn as relearn_model
 
 __all__ = ["measure_relearning", "relearning_cost"]
 
@@ -60,9 +61,17 @@ def measure_relearning(
     more = len(references) + 1  # at the next larger rate
     total = len(references) * len(rates) + 1 + more
 
+    teachings: dict[str, Teaching] = {}
+
     def taught(subject: Subject, rate: float, done: int) -> Steps[Relearned]:
-        at_rate = replace(config, learning_rates=(rate,))
-        return _within(_taught(subject, inputs, compute, at_rate), subject, done, total)
+        teaching = teachings.get(subject.name) or _teaching(subject, inputs, compute, config)
+        found = yield from _within(teaching.at((rate,)), subject, done, total)
+        # What was recorded is worth its memory, where there is plenty.
+        if compute.device.type == "cuda" and is_half_free(compute.device):
+            teachings[subject.name] = teaching
+        else:
+            teachings.clear()
+        return found
 
     def keep(subject: Subject, found: Relearned) -> None:
         innocents[subject.name] = _joined(innocents.get(subject.name), found)
@@ -143,10 +152,10 @@ def relearning_cost(n_innocent: int, config: RelearnConfig) -> float:
     return once * (n_innocent + 1) * min(2, len(config.learning_rates))
 
 
-def _taught(
+def _teaching(
     subject: Subject, inputs: Inputs, compute: Compute, config: RelearnConfig
-) -> Steps[Relearned]:
-    return relearn_model(
+) -> Teaching:
+    return Teaching(
         subject.white.classifier,
         inputs.craft.images,
         inputs.craft.labels,
