@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bdaudit.detection import NOTHING, is_marked
 from bdaudit.errors import ConfigError
+from bdaudit.foundation.digests import digest_tensors
 from bdaudit.records import Condition
 from bdaudit.triggers import Poisoned
 
@@ -45,7 +47,7 @@ class Half:
         return int(self.targets.shape[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AttackImages:
     """One condition: the craft half and the held-out half, which never mix."""
 
@@ -58,6 +60,21 @@ class AttackImages:
     def has_trigger(self) -> bool:
         """Whether the attacked images carry the trigger."""
         return self.condition != "no_trigger"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all images and targets, worked out once: it reads a gigabyte where they do."""
+        return digest_tensors(
+            {
+                f"{half}.{name}": value
+                for half, part in (("craft", self.craft), ("held_out", self.held_out))
+                for name, value in (
+                    ("images", part.images),
+                    ("clean", part.clean),
+                    ("targets", part.targets),
+                )
+            }
+        )
 
 
 def attack_images(

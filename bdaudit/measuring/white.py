@@ -101,7 +101,7 @@ def whitebox_runs(
     started = time.perf_counter()
     searches = [
         Search(
-            triggered=images.craft.images,
+            triggered=compute.sent(images.craft.images),
             targets=images.craft.targets,
             config=config,
             generator=derive_generator(compute.seed, "white", images.condition, config.eps),
