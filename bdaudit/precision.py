@@ -1,4 +1,4 @@
-"""How networks are run on this machine: in which arithmetic, and on how many images at once."""
+"""The arithmetic that networks compute in: float32, or bfloat16 by autocast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from bdaudit.foundation.progress import Steps
 from bdaudit.settings import Precision, PrecisionChoice
 
-__all__ = ["autocasting", "computing_in", "images_a_pass", "settled"]
+__all__ = ["autocasting", "computing_in", "settled"]
 
 Result = TypeVar("Result")
 
@@ -26,27 +26,9 @@ def settled(precision: PrecisionChoice, device: str) -> Precision:
     """
     if precision != "auto":
         return precision
-    on_card = _is_card(device)
+    on_card = device != "cpu" and torch.cuda.is_available()
     has_it = on_card and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if has_it else "float32"
-
-
-_ON_A_PROCESSOR, _ON_A_CARD = 256, 1024
-"""Images in one forward pass; few small ones leave a card idle between its kernels."""
-
-
-def images_a_pass(batch_size: int | None, device: str) -> int:
-    """Return how many images are scored at once: what was asked for, or what suits the device.
-
-    Where a card has too little memory for so many, `scoring.predict` and its like halve it.
-    """
-    if batch_size is not None:
-        return batch_size
-    return _ON_A_CARD if _is_card(device) else _ON_A_PROCESSOR
-
-
-def _is_card(device: str) -> bool:
-    return device != "cpu" and torch.cuda.is_available()
 
 
 def autocasting(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

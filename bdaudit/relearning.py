@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import inf, isfinite, sqrt
 from statistics import fmean
@@ -346,10 +347,11 @@ class _Pupil:
         self._before = [tensor.detach().clone() for tensor in self._weights]
         on_card = self.device.type == "cuda"
         self.answers: Callable[[Tensor], Tensor] = Answers(self._model) if on_card else self._model
+        learn = partial(_learn, self._model, self._descent, config, self.device)
+        # Nothing here leads back to this object, so that the memory of a graph goes with it.
+        weights, descent = self._weights, self._descent
         self._step: Callable[..., None] = (
-            Replayed(self._learn, lambda: (*self._weights, *self._descent.sums))
-            if on_card
-            else self._learn
+            Replayed(learn, lambda: (*weights, *descent.sums), descent.judged) if on_card else learn
         )
 
     def taught(self, lesson: _Lesson, learning_rate: float) -> Iterator[None]:
@@ -376,13 +378,23 @@ class _Pupil:
                 self._model.eval()
                 yield
 
-    def _learn(self, batch: Tensor, wanted: Tensor, rate: float | Tensor) -> None:
-        precision: Precision = "bfloat16" if self.config.autocast == "bf16" else "float32"
-        self._descent.forget_gradients()
-        with autocasting(self.device, precision):
-            logits = self._model(batch)
-        functional.cross_entropy(logits.float(), wanted).backward()  # type: ignore[no-untyped-call]
-        self._descent.step(rate)
+
+def _learn(
+    model: nn.Module,
+    descent: Momentum,
+    config: RelearnConfig,
+    device: torch.device,
+    batch: Tensor,
+    wanted: Tensor,
+    rate: float | Tensor,
+) -> None:
+    """Take one step of training."""
+    precision: Precision = "bfloat16" if config.autocast == "bf16" else "float32"
+    descent.forget_gradients()
+    with autocasting(device, precision):
+        logits = model(batch)
+    functional.cross_entropy(logits.float(), wanted).backward()  # type: ignore[no-untyped-call]
+    descent.step(rate)
 
 
 def choose_rate(innocents: Sequence[Relearned], *, below: float = inf) -> float:

@@ -396,7 +396,7 @@ def pretended_graphs() -> Iterator[list[PretendedGraph]]:
         return made[-1]
 
     @contextmanager
-    def recorded(graph: PretendedGraph) -> Iterator[None]:
+    def recorded(graph: PretendedGraph, stream: object = None) -> Iterator[None]:
         recording = _Recording(graph)
 
         def waits(*_: object, **__: object) -> Any:
@@ -416,6 +416,8 @@ def pretended_graphs() -> Iterator[list[PretendedGraph]]:
         torch.cuda,
         CUDAGraph=begin,
         graph=recorded,
+        device=lambda _: nullcontext(),
+        set_stream=lambda _: None,
         Stream=lambda *_: stream,
         stream=lambda _: nullcontext(),
         current_stream=lambda *_: stream,

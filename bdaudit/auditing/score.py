@@ -19,7 +19,7 @@ from bdaudit.measuring.existence import existence_steps
 from bdaudit.measuring.speed import speed_on
 from bdaudit.measuring.standins import prepare_models
 from bdaudit.models import ModelSettings
-from bdaudit.precision import images_a_pass, settled
+from bdaudit.precision import settled
 from bdaudit.records import Diagnostic, ScoreFindings, ScoreRecord
 from bdaudit.relatives.standins import StandInConfig
 
@@ -96,8 +96,7 @@ def score(
         sources,
         existence=existence
         or ExistenceConfig(
-            batch_size=images_a_pass(compute.batch_size, compute.device),
-            precision=settled(compute.precision, compute.device),
+            batch_size=compute.batch_size, precision=settled(compute.precision, compute.device)
         ),
         stand_ins=stand_ins,
         stand_in=stand_in or StandInConfig(),

@@ -21,7 +21,7 @@ from bdaudit.foundation.cache import cache_folder
 from bdaudit.foundation.sources import parse_model
 from bdaudit.inversion import InversionConfig
 from bdaudit.models import ClipSettings, ModelSettings
-from bdaudit.precision import images_a_pass, settled
+from bdaudit.precision import settled
 from bdaudit.project import Project, ProjectFile
 from bdaudit.records import Mode
 from bdaudit.relatives.standins import StandInConfig
@@ -246,7 +246,7 @@ def existence_config(existence: Existence, compute: Compute) -> ExistenceConfig:
         estimator=existence.estimator,
         n_samples=existence.samples,
         n_bootstrap=existence.bootstrap,
-        batch_size=images_a_pass(compute.batch_size, compute.device),
+        batch_size=compute.batch_size,
         precision=settled(compute.precision, compute.device),
         include=existence.layer,
     )

@@ -12,7 +12,7 @@ from bdaudit.errors import ConfigError
 from bdaudit.foundation.modes import MODES
 from bdaudit.foundation.renamed import renamed
 from bdaudit.inversion import InversionConfig
-from bdaudit.precision import images_a_pass, settled
+from bdaudit.precision import settled
 from bdaudit.reactivation.transfer import Strategy
 from bdaudit.records import Condition, Mode
 from bdaudit.relatives.standins import StandInConfig
@@ -73,7 +73,7 @@ class ComputeSettings:
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: From which every random draw derives.
-        batch_size: Images in one forward pass when scoring; `None` becomes 256, on a card 1024.
+        batch_size: Images in one forward pass when scoring.
         precision: Of attacks, their scoring, BEC and everything that is trained: `float32`, or
             `bfloat16` by autocast. `auto` becomes one of the two when the settings are made:
             `bfloat16` where there is a card that computes it, `float32` elsewhere. Rates without a
@@ -85,14 +85,13 @@ class ComputeSettings:
 
     device: str = Compute.device
     seed: int = Compute.seed
-    batch_size: int | None = Compute.batch_size
+    batch_size: int = Compute.batch_size
     precision: PrecisionChoice = Compute.precision
 
     def __post_init__(self) -> None:
         _check(self, Compute)
         # What is computed in stands in the record, and in the keys of what is kept.
         object.__setattr__(self, "precision", settled(self.precision, self.device))
-        object.__setattr__(self, "batch_size", images_a_pass(self.batch_size, self.device))
 
     @property
     def autocast(self) -> Literal["bf16"] | None:

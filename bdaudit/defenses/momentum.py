@@ -7,7 +7,7 @@ again. `torch.optim.sgd.sgd` does the arithmetic for both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,14 @@ class Momentum:
             dampening=0.0,
             nesterov=False,
             maximize=False,
-            fused=isinstance(rate, Tensor),
+            fused=True if isinstance(rate, Tensor) else None,  # else torch's own choice
         )
+
+    def judged(self, buffers: Sequence[Tensor] = ()) -> list[list[Tensor]]:
+        """Return what a replay of a step is judged by: weights, sums, and a model's buffers."""
+        floating = [tensor for tensor in buffers if tensor.is_floating_point()]
+        groups = [[parameter.detach() for parameter in self.parameters], self.sums, floating]
+        return [group for group in groups if group]
 
     def restart(self) -> None:
         """Forget all that was summed up."""

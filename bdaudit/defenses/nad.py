@@ -111,6 +111,7 @@ def distil_attention(
                 here = attention_map(own[name], config.power)
                 loss = loss + beta * functional.mse_loss(here, wanted)
             loss.backward()  # type: ignore[no-untyped-call]
+            own.clear()  # what they hang on would keep a step from being recorded
             return loss.detach()
 
         yield from tune(

@@ -245,9 +245,11 @@ def tune(
     step: Callable[..., None] = take
     if replayed and device.type == "cuda" and n_steps >= _WORTH_RECORDING:
         rates = torch.tensor(rates, device=device)
+        buffers = list(classifier.buffers())
         step = Replayed(
             take,
-            lambda: (*classifier.parameters(), *classifier.buffers(), *descent.sums, latest, total),
+            lambda: (*classifier.parameters(), *buffers, *descent.sums, latest, total),
+            lambda: descent.judged(buffers),
         )
     classifier.train()
     for epoch in range(config.n_epochs):

@@ -18,6 +18,9 @@ __all__ = ["Answers", "Recording", "Replayed"]
 _NEAR = 0.05
 """How far a replay may end from the same step without a graph, as a share of the step."""
 
+_ROUNDING = 2.0**-23
+"""Of float32, relative: what a small step on large values differs by anyhow."""
+
 _WARM_UP = 3
 """Times a step is taken before it is recorded, in which libraries choose and load kernels."""
 
@@ -46,40 +49,52 @@ class Recording:
         inputs: Sequence[Tensor],
         *,
         state: Sequence[Tensor],
-        judged: Sequence[Tensor],
+        judged: Sequence[Sequence[Tensor]],
     ) -> Recording:
         """Record a step that was taken before with inputs of the same shapes.
 
-        The state is afterwards what it was before. What is recorded is a step with other inputs,
-        and its replay with these is held against the same step taken without a graph: so a model
-        that keeps something in Python from call to call is not taken for what it was once.
+        The state is afterwards what it was before, also on failure. What is recorded is a step with
+        other inputs, and its replay with these is held against the same step taken without a graph:
+        so a model that keeps something in Python from call to call is not taken for what it was
+        once.
 
         Args:
             step: Reads the inputs, and moves the state in place.
             inputs: On the card.
             state: All that the step moves.
-            judged: What of it a replay is judged by, in floating point.
+            judged: What of it a replay is judged by, in floating point, group by group: a group
+                that moves little is not hidden by one that moves much.
 
         Raises:
             RuntimeError: The step cannot be recorded, or its replay does something else.
         """
-        static = tuple(tensor.clone() for tensor in inputs)
-        static[0].copy_(inputs[0].flip(0))
-        before, there = _copied(state), _copied(judged)
-        side = torch.cuda.Stream(inputs[0].device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(inputs[0].device))
-        with torch.cuda.stream(side):  # libraries prepare something for every stream
-            step(*inputs)
-        torch.cuda.current_stream(inputs[0].device).wait_stream(side)
-        expected = _copied(judged)
-        _put(state, before)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step(*static)
-        made = cls(graph, static)
-        made.replay(inputs)
-        apart = float(_distance(judged, expected) / _distance(there, expected).clamp_min(1e-12))
-        _put(state, before)
+        device = inputs[0].device
+        static = tuple(map(_another, inputs))
+        before, there = _copied(state), [_copied(group) for group in judged]
+        stream = torch.cuda.current_stream(device)
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        try:
+            side.wait_stream(stream)
+            with torch.cuda.stream(side):  # libraries prepare something for every stream
+                step(*inputs)
+            stream.wait_stream(side)
+            expected = [_copied(group) for group in judged]
+            _put(state, before)
+            graph = torch.cuda.CUDAGraph()
+            # By default the device is the current one, which need not be that of the step.
+            with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
+                step(*static)
+            if any(float(_distance(*pair)) != 0.0 for pair in zip(judged, there, strict=True)):
+                raise RuntimeError("the step was taken and not recorded")
+            made = cls(graph, static)
+            made.replay(inputs)
+            groups = zip(judged, expected, there, strict=True)
+            apart = max((_apart(*group) for group in groups), default=0.0)
+        finally:
+            # A failed recording leaves its own stream as the current one.
+            torch.cuda.set_stream(stream)
+            stream.wait_stream(side)
+            _put(state, before)
         if not apart <= _NEAR:
             raise RuntimeError(f"a replay differs from the step itself by {apart:.0%}")
         return made
@@ -101,7 +116,7 @@ class Replayed:
         step: Reads the inputs it is given, and moves the state in place. It waits for nothing, and
             all that changes from one call to the next is in its inputs and in the state.
         state: Gives all that it moves, once it was taken.
-        judged: Gives what of that a replay is judged by; `None` takes what is in floating point.
+        judged: Gives what of that a replay is judged by, in groups, as in `Recording.of`.
         after: Times that it is taken before it is recorded, shape by shape; `None` records never.
         must_fit: Whether memory that runs out while it is recorded is raised, for somebody who can
             do with less, rather than a reason not to replay.
@@ -110,7 +125,7 @@ class Replayed:
 
     step: Callable[..., None]
     state: Callable[[], Sequence[Tensor]]
-    judged: Callable[[], Sequence[Tensor]] | None = None
+    judged: Callable[[], Sequence[Sequence[Tensor]]]
     after: int | None = _WARM_UP
     must_fit: bool = False
     why_not: str | None = None
@@ -136,10 +151,10 @@ class Replayed:
         return self.after is not None and self.why_not is None
 
     def _record(self, shapes: _Shapes, inputs: Sequence[Tensor]) -> None:
-        state = self.state()
-        judged = self.judged() if self.judged else [t for t in state if t.is_floating_point()]
         try:
-            self._recordings[shapes] = Recording.of(self.step, inputs, state=state, judged=judged)
+            self._recordings[shapes] = Recording.of(
+                self.step, inputs, state=self.state(), judged=self.judged()
+            )
         except torch.OutOfMemoryError:
             if self.must_fit:
                 raise
@@ -175,12 +190,21 @@ class Answers:
             def ask(batch: Tensor) -> None:
                 logits.copy_(self._classifier(batch))
 
-            self._asked[shape] = logits, Replayed(ask, lambda: (logits,), after=_WARM_UP - 1)
+            self._asked[shape] = logits, _asking(ask, logits)
             return first
         logits, ask_again = self._asked[shape]
         logits.zero_()  # so that a replay is judged by all of its answers
         ask_again(images)
         return logits.clone()
+
+
+def _asking(ask: Callable[[Tensor], None], logits: Tensor) -> Replayed:
+    return Replayed(ask, lambda: (logits,), lambda: ((logits,),), after=_WARM_UP - 1)
+
+
+def _another(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape that holds something else."""
+    return torch.zeros_like(tensor) if tensor.ndim == 0 else tensor.roll(1, 0)
 
 
 def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -193,10 +217,17 @@ def _put(state: Sequence[Tensor], values: Sequence[Tensor]) -> None:
             tensor.copy_(value)
 
 
+def _apart(found: Sequence[Tensor], expected: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """Return how far a replay ended from the step, as a share of the step; rounding left out."""
+    rounding = _ROUNDING * float(_distance(expected, [torch.zeros_like(t) for t in expected]))
+    step = float(_distance(before, expected))
+    return max(0.0, float(_distance(found, expected)) - rounding) / max(step, 1e-12)
+
+
 def _distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean distance of all values together."""
     squares = [
-        (a.detach().double() - b.double()).square().sum()
+        (a.detach().float() - b.float()).square().sum(dtype=torch.float64)
         for a, b in zip(first, second, strict=True)
     ]
     return torch.stack(squares).sum().sqrt()

@@ -56,11 +56,16 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
     Returns:
         Lower and upper end, both in [0, 1].
 
+    Raises:
+        ValueError: There are no successes of so many.
+
     Source: Wilson, JASA 22 (1927).
 
     >>> [round(end, 3) for end in wilson_interval(0, 20)]
     [0.0, 0.161]
     """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(f"expected 0 to {total} successes of 1 or more, got {successes}")
     # In closed form: scipy's comes with an exact test, which takes 3 ms a rate.
     z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
     share = successes / total

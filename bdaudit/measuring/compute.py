@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bdaudit.cases.settings import ComputeSettings
 from bdaudit.foundation.memory import sent_if_small
-from bdaudit.precision import images_a_pass, settled
+from bdaudit.precision import settled
 from bdaudit.settings import Precision
 
 __all__ = ["Compute", "derive_generator"]
@@ -41,8 +41,7 @@ class Compute:
     def of(cls, settings: ComputeSettings, device: torch.device) -> Compute:
         """Return what settings ask for, on the device that they come to here."""
         precision = settled(settings.precision, str(device))
-        n_images = images_a_pass(settings.batch_size, str(device))
-        return cls(device, settings.seed, n_images, precision)
+        return cls(device, settings.seed, settings.batch_size, precision)
 
     def sent(self, images: Tensor) -> Tensor:
         """Return `images` on a card, sent there once for as long as they live.

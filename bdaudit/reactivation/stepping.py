@@ -42,11 +42,17 @@ class Stepper:
     _replayed: Replayed = field(init=False)
 
     def __post_init__(self) -> None:
-        # Deltas move by signs, which turn where a gradient is near zero; sums are what to judge by.
+        objective, rules, deltas, sums = self.objective, self.rules, self.deltas, self.sums
+
+        # Nothing here leads back to this object, so that the memory of a graph goes with it.
+        def step(*inputs: Tensor) -> None:
+            _take(objective, rules, deltas, sums, MiniBatch(*inputs[:-1]), inputs[-1])
+
         self._replayed = Replayed(
-            lambda *inputs: self._step(MiniBatch(*inputs[:-1]), inputs[-1]),
-            state=lambda: (self.deltas, self.sums),
-            judged=lambda: (self.sums,),
+            step,
+            state=lambda: (deltas, sums),
+            # Deltas move by signs, which turn where a gradient is near zero.
+            judged=lambda: ((sums,),),
             after=self.record_after,
             must_fit=True,
         )
@@ -70,19 +76,27 @@ class Stepper:
         """Why the step is not a graph though it was to be one, once that is known."""
         return self._replayed.why_not
 
-    def _step(self, batch: MiniBatch, done: Tensor) -> None:
-        """Take one step; all shapes are fixed, and the device is not waited for."""
-        leaf = self.deltas.detach().requires_grad_()
-        losses, won = self.objective.evaluate(leaf, batch)
-        (gradients,) = torch.autograd.grad(losses.sum(), leaf)
-        n_images = batch.counted.sum(-1)
-        usable = losses.detach().isfinite() & gradients.isfinite().flatten(1).all(-1)
-        gradients = gradients.masked_fill(~usable[:, None, None, None], 0.0)
-        total_loss = (losses.detach() * n_images).masked_fill(~usable, 0.0)
-        flat = usable & (gradients == 0).flatten(1).all(-1) & (won < n_images)
-        self.sums += torch.stack((total_loss, usable * n_images, won, usable, flat), dim=1)
-        moved = [
-            rule(leaf.detach()[row : row + 1], gradients[row : row + 1], done[row])
-            for row, rule in enumerate(self.rules)
-        ]
-        self.deltas.copy_(torch.cat(moved))
+
+def _take(
+    objective: Objective,
+    rules: Sequence[Step],
+    deltas: Tensor,
+    sums: Tensor,
+    batch: MiniBatch,
+    done: Tensor,
+) -> None:
+    """Take one step; all shapes are fixed, and the device is not waited for."""
+    leaf = deltas.detach().requires_grad_()
+    losses, won = objective.evaluate(leaf, batch)
+    (gradients,) = torch.autograd.grad(losses.sum(), leaf)
+    n_images = batch.counted.sum(-1)
+    usable = losses.detach().isfinite() & gradients.isfinite().flatten(1).all(-1)
+    gradients = gradients.masked_fill(~usable[:, None, None, None], 0.0)
+    total_loss = (losses.detach() * n_images).masked_fill(~usable, 0.0)
+    flat = usable & (gradients == 0).flatten(1).all(-1) & (won < n_images)
+    sums += torch.stack((total_loss, usable * n_images, won, usable, flat), dim=1)
+    moved = [
+        rule(leaf.detach()[row : row + 1], gradients[row : row + 1], done[row])
+        for row, rule in enumerate(rules)
+    ]
+    deltas.copy_(torch.cat(moved))

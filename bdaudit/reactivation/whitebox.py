@@ -23,7 +23,6 @@ from bdaudit.errors import BdauditError, ConfigError, DataError
 from bdaudit.foundation.memory import free_on_card
 from bdaudit.foundation.progress import Progress, Steps, reworded, within
 from bdaudit.perturbation import cross_entropy
-from bdaudit.precision import images_a_pass
 from bdaudit.reactivation.config import WhiteboxConfig
 from bdaudit.reactivation.descent import Descent, descend
 from bdaudit.reactivation.doubts import doubts_about_model, doubts_about_search, not_replayed
@@ -52,6 +51,9 @@ _FEW = 8
 
 _MOST_IMAGES_ON_CARD = 1024
 """Images in one pass on a card; more fill none any better."""
+
+_JUDGED_ON_CARD = 256
+"""Images in one forward pass there, at least."""
 
 _MOST_IMAGES, _MOST_BYTES = 200, 64 * 2**20
 """Images in one pass on a processor, and what it may hold of them for the way back."""
@@ -412,7 +414,9 @@ def _judge(
     logits = predict_logits(
         classifier,
         craft.images,
-        batch_size=images_a_pass(None, "cuda") if device.type == "cuda" else config.batch_size,
+        batch_size=max(config.batch_size, _JUDGED_ON_CARD)
+        if device.type == "cuda"
+        else config.batch_size,
         device=device,
         delta=delta,
     )

@@ -217,7 +217,7 @@ def _distil(
             generator=generator,
             title="stand-in",
             gradients=gradients,
-            augment=partial(_mixed, num_classes=teacher.num_classes, lessons=config.lessons),
+            augment=partial(_mixed, lessons=config.lessons),
             watch=watched,
             replayed=True,
         )
@@ -290,13 +290,16 @@ def _imitation(teacher: nn.Module, config: StandInConfig) -> Gradients:
 
 
 def _schooling(config: StandInConfig) -> Gradients:
-    """Return the gradient of the cross-entropy with labels (n, K) mixed as the images are."""
+    """Return the gradient of the cross-entropy on mixtures, weighted as their labels are mixed."""
 
-    def backpropagate(student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def backpropagate(student: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
         images = images.contiguous(memory_format=training_order(student, images.device))
         with _autocasting(images, config):
             outputs = student(images)
-        loss = functional.cross_entropy(outputs.float(), labels)
+        labels, partners = answers[:, 0].long(), answers[:, 1].long()
+        own = functional.cross_entropy(outputs.float(), labels, reduction="none")
+        other = functional.cross_entropy(outputs.float(), partners, reduction="none")
+        loss = own.lerp(other, answers[:, 2].float()).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -313,13 +316,13 @@ def _mixed(
     config: TuningConfig,
     generator: torch.Generator,
     *,
-    num_classes: int,
     lessons: Literal["answers", "labels"],
 ) -> tuple[Tensor, Tensor]:
     """Shift and flip images, and mix each with another of them, in a share uniform in [0, 1].
 
     Returns:
-        The mixtures (n, C, H, W). Their labels, mixed likewise (n, K) where they are the lessons.
+        The mixtures (n, C, H, W). Where labels are the lessons, (n, 3): each image's own, its
+        partner's, and the partner's share.
     """
     images, labels = augmented(images, labels, config, generator)
     n = len(images)
@@ -328,8 +331,7 @@ def _mixed(
     mixed = images.lerp(images[partners], shares)
     if lessons == "answers":
         return mixed, labels
-    classes = torch.eye(num_classes, device=labels.device)[labels]
-    return mixed, classes.lerp(classes[partners], shares[:, 0, 0])
+    return mixed, torch.stack((labels.float(), labels[partners].float(), shares.flatten()), dim=1)
 
 
 def _loaded(teacher: LoadedModel, classifier: nn.Module, name: str, by: str) -> LoadedModel:

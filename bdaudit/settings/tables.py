@@ -448,12 +448,7 @@ class Compute(Table, panel=_COMPUTE):
     )
     device: str = option("auto", help="auto, cpu, cuda or cuda:N.", examples=("auto",))
     seed: int = option(0, help="Seed of all random draws.", examples=(0,), ge=0)
-    batch_size: int | None = option(
-        help="Images per forward pass.",
-        examples=(256,),
-        ge=1,
-        default_text="256; on a card 1024, or as many as fit",
-    )
+    batch_size: int = option(256, help="Images per forward pass.", examples=(256,), ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "float32",
         help="Precision of attacks, their scoring, BEC and all training; auto is bfloat16 on a "

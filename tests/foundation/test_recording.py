@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
@@ -15,11 +17,15 @@ import bdaudit
 from bdaudit.data import from_arrays, split_sample
 from bdaudit.defenses.momentum import Momentum
 from bdaudit.defenses.tuning import TuningConfig, tune
+from bdaudit.foundation import recording
 from bdaudit.foundation.progress import finish
 from bdaudit.foundation.recording import Answers, Replayed
 from bdaudit.models import wrap_module
+from bdaudit.reactivation.objective import standard_objective
+from bdaudit.reactivation.recipes import RECIPES
+from bdaudit.reactivation.stepping import N_SUMS, Stepper
 from bdaudit.relatives.standins import StandInConfig, make_stand_ins
-from bdaudit.relearning import RelearnConfig, Relearned, relearn
+from bdaudit.relearning import RelearnConfig, Relearned, Teaching, relearn
 from bdaudit.scoring import predict
 from bdaudit.triggers import poison
 from tests.defenses.pictures import pictures, small_net
@@ -56,7 +62,7 @@ def counting(step: Callable[..., None]) -> tuple[Callable[..., None], list[int]]
 def test_a_replayed_step_does_what_the_step_does(card: torch.device) -> None:
     sums = torch.zeros(3, device=card)
     step, calls = counting(lambda values: sums.add_(values.square()))
-    replayed = Replayed(step, lambda: (sums,))
+    replayed = Replayed(step, lambda: (sums,), lambda: ((sums,),))
     for number in range(20):
         replayed(torch.full((3,), float(number), device=card))
     assert sums.cpu().tolist() == [sum(n * n for n in range(20))] * 3
@@ -67,7 +73,7 @@ def test_a_replayed_step_does_what_the_step_does(card: torch.device) -> None:
 def test_every_shape_is_recorded_by_itself(card: torch.device) -> None:
     total = torch.zeros((), device=card)
     step, calls = counting(lambda values: total.add_(values.sum()))
-    replayed = Replayed(step, lambda: (total,))
+    replayed = Replayed(step, lambda: (total,), lambda: ((total,),))
     for number in range(12):
         replayed(torch.ones(3 + number % 2, device=card))
     assert float(total) == 6 * 3 + 6 * 4
@@ -86,12 +92,103 @@ def test_what_cannot_be_replayed_is_taken_as_it_is(kind: str, card: torch.device
         elif kind == "counts":
             total.add_(values.sum() * (calls[0] % 3))
 
-    replayed = Replayed(step, lambda: (total,))
+    replayed = Replayed(step, lambda: (total,), lambda: ((total,),))
     for _ in range(9):
         replayed(torch.ones(2, device=card))
     assert not replayed.may_replay or kind == "nothing moves"
     if kind == "waits":
         assert float(total) == 18.0
+
+
+def test_a_recording_that_fails_leaves_the_state_as_it_was(
+    card: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out once the step was taken to be held against its replay."""
+    total, copies = torch.zeros((), device=card), []
+    copied = recording._copied
+
+    def few(tensors: Sequence[Tensor]) -> list[Tensor]:
+        copies.append(1)
+        if len(copies) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return copied(tensors)
+
+    monkeypatch.setattr(recording, "_copied", few)
+    replayed = Replayed(
+        lambda values: total.add_(values.sum()), lambda: (total,), lambda: ((total,),)
+    )
+    ones = torch.ones(1, device=card)
+    for _ in range(6):
+        replayed(ones)
+    assert replayed.why_not == "too little memory"
+    assert float(total) == 6.0
+    must_fit = Replayed(lambda values: None, lambda: (total,), lambda: ((total,),), must_fit=True)
+    copies.clear()
+    for _ in range(3):
+        must_fit(ones)
+    with pytest.raises(torch.OutOfMemoryError):
+        must_fit(ones)
+
+
+@pytest.mark.skipif(REAL, reason="a real one records on its own device")
+def test_a_step_that_was_taken_instead_of_recorded_is_seen(
+    card: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another device records than the one the step is on: its graph is empty."""
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream=None: nullcontext())
+    total = torch.zeros((), device=card)
+    replayed = Replayed(
+        lambda values: total.add_(values.sum()), lambda: (total,), lambda: ((total,),)
+    )
+    for _ in range(8):
+        replayed(torch.ones(2, device=card))
+    assert replayed.why_not == "the step was taken and not recorded"
+    assert float(total) == 16.0
+
+
+def test_a_replay_that_moves_no_weights_is_seen(card: torch.device) -> None:
+    """However much else of the state moves: a small learning rate moves weights by little."""
+    weights, sums = torch.ones(4, device=card), torch.zeros(4, device=card)
+    calls = [0]
+
+    def step(values: Tensor) -> None:
+        calls[0] += 1
+        sums.add_(values)
+        if calls[0] <= 4:  # and not when it is recorded
+            weights.sub_(1e-4 * values)
+
+    replayed = Replayed(step, lambda: (weights, sums), lambda: ((weights,), (sums,)))
+    for _ in range(5):
+        replayed(torch.ones(4, device=card))
+    assert not replayed.may_replay
+
+
+def test_what_was_recorded_goes_with_what_it_was_for() -> None:
+    """At once, and not when Python looks for cycles: it holds the memory of a card."""
+    sample = twin_sample(60, seed=1)
+    poisoned = poison(sample, bdaudit.from_callable(twin_trigger, TARGET), 4)
+    teaching = Teaching(
+        dormant_twin(),
+        sample.images,
+        sample.labels,
+        craft=poisoned,
+        held_out=poisoned,
+        config=RelearnConfig(draws=1),
+        generator=torch.Generator().manual_seed(0),
+    )
+    stepper = Stepper(
+        standard_objective(dormant_twin(), RECIPES["default"].loss, bf16=False),
+        [],
+        deltas=torch.zeros(1, 1, 8, 8),
+        sums=torch.zeros(1, N_SUMS),
+    )
+    left = [weakref.ref(teaching._pupil._model), weakref.ref(stepper.deltas)]
+    gc.disable()
+    try:
+        del teaching, stepper
+        assert [gone() for gone in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_classifier_is_asked_by_replays_after_its_weights_moved(card: torch.device) -> None:
@@ -171,9 +268,22 @@ def test_relearning_by_replays_is_relearning(card: torch.device) -> None:
     trigger = bdaudit.from_callable(twin_trigger, TARGET)
     craft, held_out = (poison(half, trigger, 4) for half in (halves.craft, halves.held_out))
 
+    taught: list[int] = []
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = dormant_twin()
+
+        def forward(self, images: Tensor) -> Tensor:
+            taught.append(len(images))
+            answers: Tensor = self.net(images)
+            return answers
+
     def found(where: torch.device | str) -> Relearned:
+        taught.clear()
         steps = relearn(
-            dormant_twin().to(where),
+            Counted().to(where),
             halves.craft.images,
             halves.craft.labels,
             craft=craft,
@@ -183,7 +293,9 @@ def test_relearning_by_replays_is_relearning(card: torch.device) -> None:
         )
         return finish(steps)
 
-    expected, replayed = found("cpu"), found(card)
+    expected, n_calls = found("cpu"), len(taught)
+    replayed = found(card)
+    assert len(taught) < n_calls / 4
     for rate in (1e-3, 1e-2):
         for name in ("triggered", "clean"):
             same = getattr(replayed, name)[rate] == getattr(expected, name)[rate]
@@ -200,7 +312,10 @@ def test_a_stand_in_taught_by_replays_learns_the_task(lessons: str, card: torch.
         config=StandInConfig(n_images=3_000, batch_size=30, max_shift=0.0, lessons=lessons),  # type: ignore[arg-type]
         generator=torch.Generator().manual_seed(0),
     )
+    calls = [0]
+    taught.classifier.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     (made,) = finish(steps)
+    assert calls[0] < 20  # its fresh copies count too; there are 100 steps
     images, labels = pictures(300, seed=12)
     answers = predict(made.classifier, images, batch_size=100, device=card)
     assert (answers == labels).double().mean() > 0.8
