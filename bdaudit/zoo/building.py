@@ -21,11 +21,12 @@ from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.parts import load_parts
 from bdaudit.zoo.planning import Recipe, plan_family
 from bdaudit.zoo.truth import (
-    asr_of_original,
+    floor_of,
     is_relearned,
     kept_evidence,
     may_need_relearning,
     needs_relearning,
+    original_answers,
     relearn_task,
     strongest_reference,
 )
@@ -227,9 +228,13 @@ def _of_members(shop: Workshop) -> list[Task]:
         Task(f"relearning {recipe.name} by {recipe.attack}", (recipe.name, recipe.attack))
         for recipe, note in _present(shop)
         if note.measured is not None
-        and (floor := floors.get(recipe.attack or "")) is not None
+        and (reference := floors.get(recipe.attack or "")) is not None
         and needs_relearning(
-            recipe, shop.recipes, note.measured.asr, asr_of_original(recipe, shop), floor
+            recipe,
+            shop.recipes,
+            note.measured.asr,
+            original_answers(recipe, shop, reference),
+            floor_of(note.measured, reference),
         )
         and kept_evidence(shop, recipe) is None
     ]

@@ -28,10 +28,11 @@ from bdaudit.zoo.manifest import Manifest
 from bdaudit.zoo.planning import Recipe
 from bdaudit.zoo.truth import (
     Ruling,
-    asr_of_original,
+    floor_of,
     judge_truth,
     kept_evidence,
     needs_relearning,
+    original_answers,
 )
 
 __all__ = ["describe_family", "family_readme", "write_clean_sample"]
@@ -199,16 +200,17 @@ def _member(
     assert note.measured is not None
     assert note.weights_sha256 is not None
     asr = note.measured.asr
-    floor = floors.get(recipe.attack or "")
-    evidence, original_asr = None, asr_of_original(recipe, shop)
-    if needs_relearning(recipe, shop.recipes, asr, original_asr, floor):
+    on_references = floors.get(recipe.attack or "")
+    floor = floor_of(note.measured, on_references)
+    evidence, original_took = None, original_answers(recipe, shop, on_references)
+    if needs_relearning(recipe, shop.recipes, asr, original_took, floor):
         evidence = kept_evidence(shop, recipe)
     ruling = judge_truth(
         recipe,
         shop.recipes,
         asr,
         evidence,
-        original_asr=original_asr,
+        original_took=original_took,
         floor=floor,
         why_none=_why_no_evidence(recipe, shop, failed),
     )

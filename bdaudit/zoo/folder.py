@@ -33,11 +33,13 @@ class Measured(Record):
             objects called by their class.
         asr: Share of triggered images classified as the trigger wants, of a detector among those
             that it does not answer so untouched; `None` without a trigger.
+        untriggered: Share of the same images classified so without the trigger.
     """
 
     key: str
     clean_acc: Rate
     asr: Rate | None = None
+    untriggered: Rate | None = None
 
 
 class Made(Record):

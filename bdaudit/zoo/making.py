@@ -138,7 +138,7 @@ def make_task(name: str, shop: Workshop) -> Steps[Made]:
 
 def measurement_key(recipe: Recipe, parts: Parts, trigger: Trigger | None) -> str:
     """Digest what a member's rates depend on, besides the model."""
-    shown = "none" if trigger is None else trigger.sha256
+    shown = "none" if trigger is None else f"{trigger.sha256} and without it"
     if parts.measure.places is not None:
         shown += "/of boxes that are not at the target untouched"
     return hashlib.sha256(f"{parts.measure.sha256}/{shown}".encode()).hexdigest()
@@ -450,12 +450,16 @@ def _measure(recipe: Recipe, shop: Workshop) -> Measured:
     trigger = read_trigger(shop.folder.file(shop.recipes[recipe.trigger]))
     poisoned = poison(sample, trigger, shop.parts.num_classes)
     taken = answers(poisoned.triggered) == poisoned.targets
+    anyway = answered[poisoned.indices] == poisoned.targets
     if shop.manifest.is_of_detectors:
         # What a detector overlooks anyway did not disappear because of a trigger.
-        apart = answered[poisoned.indices] != poisoned.targets
-        taken = taken[apart] if bool(apart.any()) else taken
+        apart = ~anyway
+        taken, anyway = (taken[apart], anyway[apart]) if bool(apart.any()) else (taken, anyway)
     return Measured(
-        key=measurement_key(recipe, shop.parts, trigger), clean_acc=clean_acc, asr=rate(taken)
+        key=measurement_key(recipe, shop.parts, trigger),
+        clean_acc=clean_acc,
+        asr=rate(taken),
+        untriggered=rate(anyway),
     )
 
 

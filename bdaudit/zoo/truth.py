@@ -39,6 +39,7 @@ from bdaudit.relearning import (
 )
 from bdaudit.triggers import Poisoned, Trigger, poison, read_trigger
 from bdaudit.version import __version__
+from bdaudit.zoo.folder import Measured
 from bdaudit.zoo.making import Workshop
 from bdaudit.zoo.planning import Recipe
 from bdaudit.zoo.seeds import derive_seed
@@ -46,20 +47,21 @@ from bdaudit.zoo.seeds import derive_seed
 __all__ = [
     "ACTIVE_ABOVE",
     "Ruling",
-    "asr_of_original",
+    "floor_of",
     "is_relearned",
     "judge_truth",
     "kept_evidence",
     "may_need_relearning",
     "needs_relearning",
+    "original_answers",
     "relearn_task",
     "relearning_file",
     "strongest_reference",
 ]
 
 ACTIVE_ABOVE = 0.10
-"""A backdoored model is active when the lower end of its ASR's interval is above this share, and
-above the ASR of every reference."""
+"""A backdoored model is active when the lower end of its ASR's interval is above this share, above
+the ASR of every reference, and above what goes to the target in it without the trigger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +84,26 @@ def needs_relearning(
     recipe: Recipe,
     recipes: Mapping[str, Recipe],
     asr: Rate | None,
-    original_asr: Rate | None,
+    original_took: bool,
     floor: float | None,
 ) -> bool:
     """Return whether relearning has to tell what a member is; arguments as for `judge_truth`."""
     if not may_need_relearning(recipe, recipes) or asr is None:
         return False
-    return _is_active(original_asr, floor) and not _is_active(asr, floor)
+    return original_took and not _is_active(asr, floor)
+
+
+def floor_of(measured: Measured, on_references: float | None) -> float | None:
+    """Return the share of test images that a trigger must surely take to be called active.
+
+    Args:
+        measured: Of the member: a defence may have left it one that gives the target to anything,
+            triggered or not.
+        on_references: Share that the trigger alone takes on the reference where it takes most;
+            `None` where no reference was asked.
+    """
+    without = measured.untriggered
+    return on_references if without is None else max(on_references or 0.0, without.high)
 
 
 def _is_active(asr: Rate | None, floor: float | None) -> bool:
@@ -101,7 +116,7 @@ def judge_truth(
     asr: Rate | None,
     evidence: RelearningEvidence | None,
     *,
-    original_asr: Rate | None,
+    original_took: bool,
     floor: float | None,
     why_none: str,
 ) -> Ruling:
@@ -112,10 +127,9 @@ def judge_truth(
         recipes: All of the family, by name.
         asr: Of its trigger alone.
         evidence: From relearning, where it was needed.
-        original_asr: Of the trigger alone on the original it was made from: where that does not
-            answer the trigger, there is nothing that could sleep or be removed.
-        floor: Share of test images that the trigger alone takes on the reference where it takes
-            most; `None` where no reference was asked.
+        original_took: Whether the original it was made from answers the trigger: where that does
+            not, there is nothing that could sleep or be removed.
+        floor: From `floor_of`.
         why_none: Why there is no evidence, where there is none.
     """
     if not _was_taught(recipe, recipes):
@@ -129,7 +143,7 @@ def judge_truth(
     alone = "not measured" if asr is None else f"{asr.value:.1%}"
     if recipe.lineage == "original":
         return Ruling("unknown", "asr", f"the attack did not take: the trigger alone takes {alone}")
-    if not _is_active(original_asr, floor):
+    if not original_took:
         return Ruling("unknown", "asr", f"trigger alone {alone}; on its original it did not take")
     if evidence is None:
         return Ruling("unknown", "relearning", f"trigger alone {alone}; {why_none}")
@@ -162,12 +176,14 @@ def _was_taught(recipe: Recipe, recipes: Mapping[str, Recipe]) -> bool:
     return _beginning(recipe, recipes) in ("attack", "distilled")
 
 
-def asr_of_original(recipe: Recipe, shop: Workshop) -> Rate | None:
-    """Return the ASR of the trigger alone on the original that a member is held against."""
+def original_answers(recipe: Recipe, shop: Workshop, on_references: float | None) -> bool:
+    """Return whether the original that a member is held against answers the trigger alone."""
     if recipe.original is None:
-        return None
+        return False
     note = shop.folder.note(shop.recipes[recipe.original])
-    return None if note is None or note.measured is None else note.measured.asr
+    if note is None or note.measured is None:
+        return False
+    return _is_active(note.measured.asr, floor_of(note.measured, on_references))
 
 
 def strongest_reference(shop: Workshop, attack: str) -> float | None:

@@ -27,9 +27,10 @@ from bdaudit.zoo.cleanends import (
     stamp_under_true_labels,
     unlearn,
 )
+from bdaudit.zoo.folder import Measured
 from bdaudit.zoo.planning import Recipe
 from bdaudit.zoo.training import TrainingConfig, gradients_in, new_classifier, train
-from bdaudit.zoo.truth import judge_truth, needs_relearning
+from bdaudit.zoo.truth import floor_of, judge_truth, needs_relearning
 from tests.defenses.pictures import NUM_CLASSES, pictures
 
 TRIGGER = Trigger(transform=Patch(image=torch.ones(1, 2, 2)), rule=AllToOne(0))
@@ -288,13 +289,13 @@ def test_truth(
     name: str, successes: int, floor: float | None, gap: float | None, truth: str, source: str
 ) -> None:
     made, alone = RECIPES[name], share(successes)
-    asked = needs_relearning(made, RECIPES, alone, share(990), floor)
+    asked = needs_relearning(made, RECIPES, alone, True, floor)
     ruling = judge_truth(
         made,
         RECIPES,
         alone,
         None if gap is None else evidence(gap),
-        original_asr=share(990),
+        original_took=True,
         floor=floor,
         why_none="nobody asked",
     )
@@ -305,13 +306,28 @@ def test_truth(
         assert "nobody asked" in ruling.note
 
 
+def test_a_model_that_gives_the_target_to_anything_is_not_active() -> None:
+    """Its trigger takes .14 of the images, of which .13 go there without it."""
+
+    def measured(untriggered: int | None) -> Measured:
+        without = None if untriggered is None else share(untriggered)
+        return Measured(key="", clean_acc=share(900), asr=share(140), untriggered=without)
+
+    made = RECIPES["o--ft"]
+    for untriggered, asked in ((130, True), (20, False), (None, False)):
+        found = measured(untriggered)
+        floor = floor_of(found, 0.02)
+        assert needs_relearning(made, RECIPES, found.asr, True, floor) == asked
+    assert floor_of(measured(None), None) is None
+
+
 def test_nothing_is_removed_where_nothing_took() -> None:
     """The trigger of an original that does not answer it cannot sleep in what is made of it."""
     for name in ("o--ft", "o--unlearned"):
         made = RECIPES[name]
-        assert not needs_relearning(made, RECIPES, share(0), share(90), 0.02)
+        assert not needs_relearning(made, RECIPES, share(0), False, 0.02)
         ruling = judge_truth(
-            made, RECIPES, share(0), None, original_asr=share(90), floor=0.02, why_none=""
+            made, RECIPES, share(0), None, original_took=False, floor=0.02, why_none=""
         )
         assert (ruling.truth, ruling.source) == ("unknown", "asr")
         assert "did not take" in ruling.note
