@@ -24,10 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import exp, hypot, pi, sqrt
 
 import numpy as np
-from scipy import stats
+from scipy import special  # and not stats, which takes half a second to import
 
 from bdaudit.foundation.statistics import probit, share_of_probit
 from bdaudit.records import AttackRun, Comparison, Rate
@@ -157,7 +157,7 @@ class Prediction:
 
     def bound(self, confidence: float, *, upper: bool) -> float:
         """Return a two-sided prediction bound (Hahn 1969) of one more draw, as a share."""
-        t = float(stats.t.ppf((1.0 + confidence) / 2.0, self.n_placebos - 1))
+        t = float(special.stdtrit(self.n_placebos - 1, (1.0 + confidence) / 2.0))
         return share_of_probit(self.deviate + (t if upper else -t) * self.spread)
 
 
@@ -193,7 +193,8 @@ def predict(model: Reached, innocents: Sequence[Reached], *, innocents_differ: f
 def _standard_error(rate: Rate) -> float:
     """Return that of a rate's deviate, by the delta method."""
     share = (rate.successes + 0.5) / (rate.total + 1.0)
-    return sqrt(share * (1.0 - share) / rate.total) / float(stats.norm.pdf(stats.norm.ppf(share)))
+    density = exp(-(float(special.ndtri(share)) ** 2) / 2.0) / sqrt(2.0 * pi)
+    return sqrt(share * (1.0 - share) / rate.total) / density
 
 
 def _deviate(rate: Rate) -> float:
