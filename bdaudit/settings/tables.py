@@ -450,7 +450,7 @@ class Compute(Table, panel=_COMPUTE):
     seed: int = option(0, help="Seed of all random draws.", examples=(0,), ge=0)
     batch_size: int = option(256, help="Images per forward pass.", examples=(256,), ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "float32",
+        "auto",
         help="Precision of attacks, their scoring, BEC and all training; auto is bfloat16 on a "
         "card that has it, and float32 elsewhere. Clean accuracy and the ASR of the trigger alone "
         "are always measured in float32.",
