@@ -6,9 +6,11 @@ Where there is a card, these are tests of it (`pytest -m cuda`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +21,14 @@ from bdaudit.defenses.finetune import FinetuneConfig, finetune
 from bdaudit.defenses.tuning import TuningConfig
 from bdaudit.detection import NOTHING, mark, pixels_of
 from bdaudit.foundation.progress import finish
-from bdaudit.models import build_network
+from bdaudit.models import ClipSettings, build_network, load_model
+from bdaudit.reactivation import WhiteboxConfig, reactivate_whitebox
 from bdaudit.relatives.standins import StandInConfig
 from bdaudit.triggers import AllToOne, OnObject, Trigger
 from bdaudit.zoo.attacks import ATTACKS, attack_config
 from bdaudit.zoo.cleanends import UnlearningConfig, unlearn
 from tests.auditing.test_relearn import CONFIG as RELEARN
+from tests.clips import ARCH, NAMES, TEMPLATES, new_clip, write_configs
 from tests.defenses.pictures import pictures, small_net
 from tests.pretend import WrongDeviceError, pretended_card
 from tests.twins import (
@@ -204,6 +208,50 @@ def test_every_step_of_an_audit_stays_on_the_card(kind: str, card: torch.device)
     assert record.verdict is not None
     assert record.verdict.outcome == "dormant"
     assert (record.relearning is not None) == (kind == "relearning")
+
+
+def test_existence_and_relearning_by_themselves_stay_on_the_card(card: torch.device) -> None:
+    common: dict[str, Any] = {
+        "data": twin_sample(200, seed=1),
+        "trigger": TRIGGER,
+        "reference": [innocent_twin()],
+        "stand_ins": 0,
+        "compute": ON_CARD,
+    }
+    scored = bdaudit.score(dormant_twin(), original=original_twin(), **common)
+    assert scored.environment.device.startswith("cuda (")
+    assert [bec.value is not None for bec in scored.bec] == [True]
+    taught = bdaudit.relearn(dormant_twin(), config=RELEARN, **common)
+    assert taught.environment.device.startswith("cuda (")
+    assert taught.relearning.outcome == "dormant"
+
+
+@pytest.mark.parametrize("tower", ["vit", "rn"])
+def test_a_clip_answers_is_attacked_and_taught_on_the_card(
+    tower: str, card: torch.device, tmp_path: Path
+) -> None:
+    path = tmp_path / "clip.safetensors"
+    safetensors.torch.save_file(
+        {k: v.clone() for k, v in new_clip(tower).state_dict().items()}, path
+    )
+    clip = ClipSettings(
+        class_names=NAMES, templates=TEMPLATES, config_folder=write_configs(tmp_path / "configs")
+    )
+    model = load_model(path, name="clip", arch=ARCH[tower], clip=clip, device=card)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(12, *model.image_shape, generator=draw)
+    labels = torch.arange(12) % 4
+    steps = reactivate_whitebox(
+        model.classifier,
+        images,
+        labels.new_zeros(12),
+        config=WhiteboxConfig(eps=0.05, n_passes=2),
+        generator=draw,
+    )
+    assert finish(steps).delta.shape == (1, *model.image_shape)
+    config = FinetuneConfig(tuning=TuningConfig(n_epochs=1, batch_size=6))
+    tuned = finish(finetune(model.classifier, images, labels, config=config, generator=draw))
+    assert tuned(images.to(card)).device == card
 
 
 @pytest.mark.parametrize(
