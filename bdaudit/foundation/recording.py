@@ -73,28 +73,28 @@ class Recording:
         before, there = _copied(state), [_copied(group) for group in judged]
         stream = torch.cuda.current_stream(device)
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        try:
-            side.wait_stream(stream)
-            with torch.cuda.stream(side):  # libraries prepare something for every stream
-                step(*inputs)
-            stream.wait_stream(side)
-            expected = [_copied(group) for group in judged]
-            _put(state, before)
-            graph = torch.cuda.CUDAGraph()
-            # By default the device is the current one, which need not be that of the step.
-            with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
-                step(*static)
-            if any(float(_distance(*pair)) != 0.0 for pair in zip(judged, there, strict=True)):
-                raise RuntimeError("the step was taken and not recorded")
-            made = cls(graph, static)
-            made.replay(inputs)
-            groups = zip(judged, expected, there, strict=True)
-            apart = max((_apart(*group) for group in groups), default=0.0)
-        finally:
-            # A failed recording leaves its own stream as the current one.
-            torch.cuda.set_stream(stream)
-            stream.wait_stream(side)
-            _put(state, before)
+        with torch.cuda.device(device):  # else the current one records, and sees nothing
+            try:
+                side.wait_stream(stream)
+                with torch.cuda.stream(side):  # libraries prepare something for every stream
+                    step(*inputs)
+                stream.wait_stream(side)
+                expected = [_copied(group) for group in judged]
+                _put(state, before)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=side):
+                    step(*static)
+                if any(float(_distance(*pair)) != 0.0 for pair in zip(judged, there, strict=True)):
+                    raise RuntimeError("the step was taken and not recorded")
+                made = cls(graph, static)
+                made.replay(inputs)
+                groups = zip(judged, expected, there, strict=True)
+                apart = max((_apart(*group) for group in groups), default=0.0)
+            finally:
+                # A failed recording leaves its own stream as the current one.
+                torch.cuda.set_stream(stream)
+                stream.wait_stream(side)
+                _put(state, before)
         if not apart <= _NEAR:
             raise RuntimeError(f"a replay differs from the step itself by {apart:.0%}")
         return made
