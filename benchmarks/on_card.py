@@ -200,7 +200,8 @@ def measure_bec(bench: Bench) -> None:
             images.to(bench.device) for images in bec_cost.make_images(bench.images, size)
         )
         # A ViT in float32 takes many times as long, and says no more.
-        for precision in {bench.precision, "float32" if arch != "vit_b_16" else bench.precision}:
+        others = () if arch == "vit_b_16" else ("float32",)
+        for precision in dict.fromkeys((*others, bench.precision)):
             bare = partial(
                 bec_cost.run_bare,
                 models,

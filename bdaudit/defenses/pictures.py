@@ -166,13 +166,12 @@ class Lessons:
         generator: torch.Generator,
         title: str,
         gradients: Gradients | None = None,
-        replayed: bool | None = None,
+        replayed: bool = False,
     ) -> Steps[None]:
         """Train in place, as `tuning.tune` does; by default with the plain gradient.
 
         A gradient of the caller's own is replayed only where `replayed` says that it may be.
         """
-        may_be = gradients is None if replayed is None else replayed
         yield from tune(
             classifier,
             self.images,
@@ -182,7 +181,7 @@ class Lessons:
             title=title,
             gradients=gradients or self.backpropagate,
             augment=self.augment,
-            replayed=self.replayed and may_be,
+            replayed=self.replayed and (gradients is None or replayed),
         )
 
 

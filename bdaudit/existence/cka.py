@@ -69,9 +69,9 @@ def _scaled(products: Tensor, norms: Tensor) -> Tensor:
     """Bring products (L, N, N) to a mean diagonal of 1, or to zero where features are constant."""
     totals = products.diagonal(dim1=-2, dim2=-1).sum(-1)
     # By `where`, since a branch would wait for the card.
-    factors = torch.where(totals.sqrt() <= _CONSTANT * norms, 0.0, products.shape[-1] / totals)
-    scaled = products * factors[:, None, None]
-    return torch.where(factors[:, None, None] == 0.0, torch.zeros_like(scaled), scaled)
+    constant = totals.sqrt() <= _CONSTANT * norms
+    scaled = products * (products.shape[-1] / totals)[:, None, None]
+    return torch.where(constant[:, None, None], torch.zeros_like(products), scaled)
 
 
 def half_samples(n_inputs: int, count: int, generator: torch.Generator) -> Tensor:

@@ -185,12 +185,7 @@ class Answers:
         shape = tuple(images.shape)
         if shape not in self._asked:
             first: Tensor = self._classifier(images)
-            logits = torch.zeros_like(first)
-
-            def ask(batch: Tensor) -> None:
-                logits.copy_(self._classifier(batch))
-
-            self._asked[shape] = logits, _asking(ask, logits)
+            self._asked[shape] = _asking(self._classifier, torch.zeros_like(first))
             return first
         logits, ask_again = self._asked[shape]
         logits.zero_()  # so that a replay is judged by all of its answers
@@ -198,8 +193,13 @@ class Answers:
         return logits.clone()
 
 
-def _asking(ask: Callable[[Tensor], None], logits: Tensor) -> Replayed:
-    return Replayed(ask, lambda: (logits,), lambda: ((logits,),), after=_WARM_UP - 1)
+def _asking(classifier: nn.Module, logits: Tensor) -> tuple[Tensor, Replayed]:
+    """Return logits, and what fills them; apart from `Answers`, whose graphs then go with it."""
+
+    def ask(batch: Tensor) -> None:
+        logits.copy_(classifier(batch))
+
+    return logits, Replayed(ask, lambda: (logits,), lambda: ((logits,),), after=_WARM_UP - 1)
 
 
 def _another(tensor: Tensor) -> Tensor:

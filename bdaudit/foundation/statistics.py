@@ -57,7 +57,7 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
         Lower and upper end, both in [0, 1].
 
     Raises:
-        ValueError: There are no successes of so many.
+        ValueError: There are more successes than there were trials, or no trials.
 
     Source: Wilson, JASA 22 (1927).
 
@@ -65,7 +65,7 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
     [0.0, 0.161]
     """
     if total < 1 or not 0 <= successes <= total:
-        raise ValueError(f"expected 0 to {total} successes of 1 or more, got {successes}")
+        raise ValueError(f"expected 0 to N successes of N of 1 or more, got {successes} of {total}")
     # In closed form: scipy's comes with an exact test, which takes 3 ms a rate.
     z2 = float(special.ndtri((1 + confidence) / 2)) ** 2
     share = successes / total

@@ -182,11 +182,14 @@ def test_what_was_recorded_goes_with_what_it_was_for() -> None:
         deltas=torch.zeros(1, 1, 8, 8),
         sums=torch.zeros(1, N_SUMS),
     )
-    left = [weakref.ref(teaching._pupil._model), weakref.ref(stepper.deltas)]
+    net = small_net().eval()
+    answers = Answers(net)
+    answers(pictures(4, seed=0)[0])
+    left = [weakref.ref(part) for part in (teaching._pupil._model, stepper.deltas, answers)]
     gc.disable()
     try:
-        del teaching, stepper
-        assert [gone() for gone in left] == [None, None]
+        del teaching, stepper, answers
+        assert [gone() for gone in left] == [None, None, None]
     finally:
         gc.enable()
 
